@@ -1,0 +1,42 @@
+"""Anomaly detection with pretrained features: the library behind the notebooks.
+
+The names below are loaded on first use, so that `import pandalib` is instant and `python -m pandalib doctor` can
+speak even where torch is broken.
+"""
+
+from importlib import import_module
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Backbone": "backbones",
+    "load_backbone": "backbones",
+    "FeatureCache": "cache",
+    "DN2": "detectors",
+    "PixelKNN": "detectors",
+    "KNN": "knn",
+    "knn_scores": "knn",
+    "leave_one_out_scores": "knn",
+    "roc_auc": "metrics",
+    "roc_curve": "metrics",
+    "bootstrap_interval": "metrics",
+    "threshold_at": "metrics",
+    "OneClassTask": "tasks",
+    "load_task": "tasks",
+    "sibling_tasks": "tasks",
+    "banner": "tiers",
+    "current_tier": "tiers",
+    "use": "tiers",
+    "run": "runs",
+}
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str):
+    if name in _HOME:
+        return getattr(import_module(f"pandalib.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'pandalib' has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted([*globals(), *__all__])

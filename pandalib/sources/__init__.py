@@ -1,0 +1,1 @@
+"""Where images come from: drawn by code, or a folder of your own."""

@@ -1,0 +1,91 @@
+"""The one-class task: learn from normal images only, then rank test images by how anomalous they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class OneClassTask:
+    """Training images without labels, because all are normal, and a labelled test set that chooses nothing.
+
+    Attributes
+    ----------
+    name : for example "pictograms:star" or "folder:parts:good".
+    train : uint8 (N, 3, H, W), normal images only; an array, or a sequence whose slices are such arrays.
+    test : uint8 (n_test, 3, H, W), likewise.
+    labels : int64 (n_test,), 0 normal, 1 anomalous.
+    kinds : the class or defect of each test image.
+    masks : bool (n_test, H, W) where the anomalous pixels are known, else None.
+    files : the path of each test image, for images from a folder.
+    """
+
+    name: str
+    train: Sequence
+    test: Sequence
+    labels: np.ndarray
+    kinds: tuple[str, ...]
+    masks: np.ndarray | None = None
+    files: tuple[str, ...] | None = None
+
+
+def load_task(
+    spec: str,
+    *,
+    seed: int = 0,
+    n_train: int | None = None,
+    n_test: int | None = None,
+    size: int | None = None,
+    level: str | None = None,
+) -> OneClassTask:
+    """Load a task by name.
+
+    Parameters
+    ----------
+    spec : "pictograms:star" (any of the ten symbols), "folder:PATH" (MVTec layout) or "folder:PATH:CLASS"
+        (one folder per class; CLASS is normal).
+    seed : draws the images (pictograms) or the split and the sample (folder).
+    n_train, n_test : number of training images, and of test images per class; None: the source's default.
+    size : side of the square image in pixels, for folders (default 224). Pictograms are 64.
+    level : difficulty of the pictograms.
+
+    Raises
+    ------
+    ValueError naming what was given and what there is, when the source or the class is unknown.
+    """
+    source, _, name = spec.partition(":")
+    counts = {key: value for key, value in (("n_train", n_train), ("n_test", n_test)) if value is not None}
+    if source == "pictograms":
+        from pandalib.sources import pictograms
+
+        if size not in (None, 64):
+            raise ValueError(f"size={size}: pictograms are 64 x 64. Leave the size out.")
+        return pictograms.load_task(name, seed=seed, **counts, **({"level": level} if level else {}))
+    if source == "folder":
+        from pandalib.sources import folders
+
+        if level:
+            raise ValueError(f"level={level!r}: only pictograms have levels. Leave it out.")
+        return folders.load_task(str(Path(name).expanduser()), seed=seed, size=size or 224, **counts)
+    raise ValueError(f"task {spec!r} is unknown: expected pictograms:SYMBOL, folder:PATH or folder:PATH:CLASS.")
+
+
+def sibling_tasks(spec: str) -> list[str]:
+    """The tasks of the same data set, each class normal in turn: results are averaged over these.
+
+    Pooling several classes as one normal set is another, harder experiment.
+    """
+    source, _, name = spec.partition(":")
+    if source == "pictograms":
+        from pandalib.sources.pictograms import SYMBOLS
+
+        return [f"pictograms:{symbol}" for symbol in SYMBOLS]
+    if source == "folder":
+        from pandalib.sources import folders
+
+        return [f"folder:{task}" for task in folders.class_specs(name)]
+    raise ValueError(f"task {spec!r} is unknown: expected pictograms:SYMBOL, folder:PATH or folder:PATH:CLASS.")
