@@ -1,0 +1,62 @@
+"""`python -m pandalib doctor | run`: the same code without a browser."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from pandalib import doctor
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m pandalib", description="Anomaly detection with pretrained features.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    doctor_parser = commands.add_parser("doctor", help="what works here, what is missing, how to get it")
+    doctor.add_arguments(doctor_parser)
+    run_parser = commands.add_parser("run", help="one method on one task, one JSON object")
+    run_parser.add_argument("--task", required=True, help="pictograms:star, folder:PATH (MVTec layout) or folder:PATH:CLASS")
+    run_parser.add_argument("--method", required=True, help="pixels, dn2 or whitened")
+    run_parser.add_argument("--tier", default="embedded", help="embedded, standard or paper: defaults of the network and size")
+    run_parser.add_argument("--seed", type=int, default=0)
+    run_parser.add_argument("--backbone", help="glyphs_resnet4, or a ResNet or SqueezeNet of torchvision")
+    run_parser.add_argument("--weights", help="embedded, imagenet, random, or a file (.safetensors, .pth)")
+    run_parser.add_argument("--last", help="cut the network after this stage, as layer3")
+    run_parser.add_argument("--size", type=int, help="side of the images in pixels")
+    run_parser.add_argument("--n-train", type=int, help="number of normal training images")
+    run_parser.add_argument("--n-test", type=int, help="number of test images of each class")
+    run_parser.add_argument("--level", help="difficulty of the pictograms: plain, easy, medium or hard")
+    run_parser.add_argument("--json", metavar="FILE", help="write the result there; - is standard output")
+    options = vars(parser.parse_args(arguments))
+    command = options.pop("command")
+    if command == "doctor":
+        return doctor.main(argparse.Namespace(**options))
+    return run_command(options)
+
+
+def run_command(options: dict) -> int:
+    target = options.pop("json")
+    try:
+        from pandalib.files import write_atomically
+        from pandalib.runs import run
+
+        result = run(**options)
+        text = json.dumps(result, allow_nan=False)
+        if target and target != "-":
+            write_atomically(Path(target), (text + "\n").encode())
+    except (ValueError, OSError) as error:
+        print(f"pandalib: {error}", file=sys.stderr)
+        return 2
+    except (ImportError, RuntimeError) as error:  # a broken torch or torchvision shows as one of these
+        print(f"pandalib: {error}\nRun `python -m pandalib doctor`: it says what is missing.", file=sys.stderr)
+        return 2
+    if target == "-":
+        print(text)
+    else:
+        print(f"{result['task']}  {result['method']}  ROC-AUC {result['roc_auc']:.4f}  {result['seconds']:.1f} s")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,76 @@
+"""Tiers: the same notebooks on embedded, standard or paper-sized networks and images.
+
+No result of one tier may be taken for another's, so every notebook prints `banner(...)` first.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+_chosen: Tier | None = None
+
+
+class Tier(NamedTuple):
+    """What a notebook works on unless it is told otherwise."""
+
+    name: str
+    backbone: str
+    weights: str
+    last: str | None  # the stage after which the network is cut; None: whole
+    size: int  # side of an image in pixels
+    task: str
+    needs: str
+
+
+TIERS = {
+    "embedded": Tier("embedded", "glyphs_resnet4", "embedded", None, 64, "pictograms:star", "nothing: no network, no GPU"),
+    "standard": Tier("standard", "resnet18", "imagenet", None, 224, "", "one download of weights, a laptop, a folder of images"),
+    "paper": Tier("paper", "resnet152", "imagenet", None, 224, "", "weights, the data sets, a GPU"),
+}
+
+
+def use(name: str, **changes) -> Tier:
+    """Choose the tier for this session; `changes` replace single fields, for example `task="folder:photos:good"`.
+
+    Raises ValueError for a name that is none of embedded, standard, paper.
+    """
+    global _chosen
+    if name not in TIERS:
+        raise ValueError(f"tier {name!r} is unknown: choose one of {', '.join(TIERS)}.")
+    _chosen = TIERS[name]._replace(**changes)
+    return _chosen
+
+
+def current_tier() -> Tier:
+    """The tier chosen by `use`, else by PANDALIB_TIER and PANDALIB_TASK, else embedded.
+
+    Raises ValueError when the tier has no images of its own and none were named.
+    """
+    if _chosen is not None:
+        tier = _chosen
+    else:
+        name = os.environ.get("PANDALIB_TIER") or "embedded"
+        if name not in TIERS:
+            raise ValueError(f"PANDALIB_TIER={name!r} is unknown: choose one of {', '.join(TIERS)}.")
+        tier = TIERS[name]
+        if os.environ.get("PANDALIB_TASK"):
+            tier = tier._replace(task=os.environ["PANDALIB_TASK"])
+    if not tier.task:
+        raise ValueError(
+            f"tier {tier.name!r} brings no images of its own: name some, as in PANDALIB_TASK=folder:PATH:CLASS "
+            f"or pandalib.use({tier.name!r}, task='folder:PATH:CLASS')."
+        )
+    return tier
+
+
+def banner(tier: Tier, task=None, backbone=None) -> None:
+    """Print what the numbers below were made with: tier, images, network, hash of its weights, versions."""
+    from importlib.metadata import version
+
+    print(f"tier      {tier.name} (needs {tier.needs})")
+    if task is not None:
+        print(f"images    {task.name}: {len(task.train)} normal to learn from, {len(task.test)} to test")
+    if backbone is not None:
+        print(f"network   {backbone.name} up to {backbone.last}, weights SHA-256 {backbone.weights_sha256[:12]}")
+    print("versions  " + ", ".join(f"{name} {version(name)}" for name in ("torch", "torchvision", "numpy", "faiss-cpu")))
