@@ -1,0 +1,159 @@
+"""Every figure of the course, each with a sentence that says what it shows.
+
+`show` attaches that sentence to the picture as alternative text (nbconvert and the built book carry it) and prints
+it below as the caption, because JupyterLab drops the attachment: there the caption is the alternative.
+Normal and anomalous differ in marker and line style as well as in colour, and the colours are told apart by
+colour-blind readers (Okabe and Ito 2008).
+"""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from matplotlib.figure import Figure
+
+NORMAL, ANOMALOUS, NEUTRAL = "#0072B2", "#D55E00", "#4D4D4D"
+STYLES = {  # of curves and points, by what they stand for
+    "normal": dict(color=NORMAL, linestyle="-", marker="o"),
+    "anomalous": dict(color=ANOMALOUS, linestyle="--", marker="^"),
+    "neutral": dict(color=NEUTRAL, linestyle=":", marker="s"),
+}
+# Further series, in this order: colour, marker and line style all differ from one to the next.
+SERIES = (
+    dict(color="#4D4D4D", linestyle=":", marker="s"),
+    dict(color="#D55E00", linestyle="--", marker="^"),
+    dict(color="#0072B2", linestyle="-", marker="o"),
+    dict(color="#009E73", linestyle="-.", marker="D"),
+    dict(color="#AA4499", linestyle=(0, (5, 1, 1, 1)), marker="v"),
+)
+DPI = 110
+FONT = 11
+
+
+def show(fig: Figure, alt: str) -> None:
+    """Display a figure with its alternative text, and the same sentence as its caption.
+
+    Parameters
+    ----------
+    fig : a figure from `figure`.
+    alt : a full sentence with the finding in it, not a title; no number that another machine may round differently.
+
+    Raises
+    ------
+    ValueError when `alt` is no sentence: screen readers read it aloud, and it is all that some readers get.
+    """
+    from IPython.display import Markdown, display
+
+    if len(alt.split()) < 6 or not alt.rstrip().endswith("."):
+        raise ValueError(f"alt text {alt!r}: expected a full sentence, ending with a full stop, that says what the figure shows.")
+    display({"image/png": png(fig)}, raw=True, metadata={"image/png": {"alt": alt}})
+    display(Markdown(f"*Figure: {alt}*"))
+
+
+def png(fig: Figure) -> bytes:
+    buffer = io.BytesIO()
+    fig.savefig(buffer, format="png", dpi=DPI, bbox_inches="tight", facecolor="white", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def figure(rows: int = 1, columns: int = 1, *, width: float = 7.0, height: float = 3.2, **options):
+    """A figure and its axes, (rows, columns) inches wide and high; not registered with pyplot, so nothing shows twice."""
+    fig = Figure(figsize=(width, height), layout="constrained")
+    axes = fig.subplots(rows, columns, **options)
+    for axis in np.atleast_1d(axes).ravel():
+        axis.tick_params(labelsize=FONT - 1)
+        axis.xaxis.label.set_size(FONT)
+        axis.yaxis.label.set_size(FONT)
+        axis.title.set_size(FONT)
+        axis.spines[["top", "right"]].set_visible(False)
+    return fig, axes
+
+
+def image_grid(images, *, columns: int = 10, titles=None, anomalous=None, cell: float = 0.9) -> Figure:
+    """Images uint8 (n, 3, H, W) in rows; `anomalous` (n,) frames each in its class's colour and line style."""
+    images = np.asarray(images)
+    rows = -(-len(images) // columns)
+    fig, axes = figure(rows, columns, width=columns * cell, height=rows * (cell + (0.22 if titles is not None else 0.0)), squeeze=False)
+    for number, axis in enumerate(axes.ravel()):
+        axis.set_xticks([])
+        axis.set_yticks([])
+        axis.spines[:].set_visible(False)
+        if number >= len(images):
+            axis.set_visible(False)
+            continue
+        axis.imshow(images[number].transpose(1, 2, 0), interpolation="nearest")
+        if titles is not None:
+            axis.set_title(titles[number], fontsize=FONT - 1, pad=3)
+        if anomalous is not None:
+            style = STYLES["anomalous" if anomalous[number] else "normal"]
+            axis.spines[:].set(visible=True, color=style["color"], linestyle=style["linestyle"], linewidth=2.5)
+    return fig
+
+
+def score_histogram(scores, labels, *, threshold: float | None = None, axis=None, xlabel: str = "anomaly score"):
+    """Distributions of the scores of normal and of anomalous images, each of area one, on shared bins."""
+    scores, labels = np.asarray(scores, dtype=float), np.asarray(labels).astype(bool)
+    fig = None
+    if axis is None:
+        fig, axis = figure()
+    bins = np.linspace(scores.min(), np.quantile(scores, 0.995), 41)
+    for anomalous, name, hatch in ((False, "normal", None), (True, "anomalous", "///")):
+        style = STYLES[name]
+        axis.hist(
+            np.clip(scores[labels == anomalous], None, bins[-1]), bins=bins, density=True, histtype="stepfilled", alpha=0.35,
+            color=style["color"], hatch=hatch, edgecolor=style["color"], linestyle=style["linestyle"], linewidth=1.8, label=name,
+        )  # fmt: skip
+    if threshold is not None:
+        axis.axvline(threshold, color="black", linewidth=1.5, label="threshold")
+    axis.set_xlabel(xlabel)
+    axis.set_ylabel("density")
+    axis.legend(frameon=False, fontsize=FONT - 1)
+    return fig
+
+
+def roc_curves(curves: dict[str, tuple[np.ndarray, np.ndarray]], *, axis=None):
+    """ROC curves by name: (false-positive rates, true-positive rates), with the diagonal of guessing."""
+    fig = None
+    if axis is None:
+        fig, axis = figure(width=4.2, height=4.0)
+    axis.plot([0, 1], [0, 1], color="#999999", linewidth=1, label="guessing")
+    for style, (name, (false_positive, true_positive)) in zip(SERIES, curves.items()):
+        axis.plot(false_positive, true_positive, label=name, **{**style, "marker": None}, linewidth=2)
+    axis.set_xlabel("false-positive rate (false alarms)")
+    axis.set_ylabel("true-positive rate (found)")
+    axis.set_aspect("equal")
+    axis.legend(frameon=False, fontsize=FONT - 1, loc="lower right")
+    return fig
+
+
+def dots(values: dict[str, np.ndarray], labels: list[str], *, xlabel: str = "ROC-AUC", chance: float | None = 0.5) -> Figure:
+    """One row for each label, one marker for each series (name -> values), a line at chance."""
+    fig, axis = figure(width=7.0, height=0.9 + 0.3 * len(labels))
+    rows = np.arange(len(labels))[::-1]
+    for style, (name, series) in zip(SERIES, values.items()):
+        axis.plot(series, rows, label=name, color=style["color"], marker=style["marker"], linestyle="none", markersize=7)
+    if chance is not None:
+        axis.axvline(chance, color="#999999", linewidth=1)
+    axis.set_yticks(rows, labels, fontsize=FONT - 1)
+    axis.set_xlabel(xlabel)
+    axis.grid(axis="y", color="#E5E5E5")
+    axis.set_axisbelow(True)
+    axis.legend(frameon=False, fontsize=FONT - 1, loc="upper center", bbox_to_anchor=(0.5, 1.0 + 0.7 / len(labels) + 0.1), ncols=len(values))
+    return fig
+
+
+def lines(x, values: dict[str, np.ndarray], *, xlabel: str, ylabel: str, log_x: bool = False) -> Figure:
+    """Curves by name over a shared x axis; each series has its own colour, marker and line style."""
+    fig, axis = figure(width=6.4, height=3.4)
+    for style, (name, series) in zip(SERIES, values.items()):
+        axis.plot(x, series, label=name, linewidth=2, markersize=6, **style)
+    if log_x:
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(x, [str(value) for value in x])
+        axis.minorticks_off()
+    axis.set_xlabel(xlabel)
+    axis.set_ylabel(ylabel)
+    axis.grid(color="#E5E5E5")
+    axis.legend(frameon=False, fontsize=FONT - 1)
+    return fig

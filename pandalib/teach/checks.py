@@ -1,0 +1,228 @@
+"""Checks of the exercises: each calls the reader's function on fresh inputs and knows the usual wrong answers.
+
+A check passes with one line, or raises `CheckFailed`, which a notebook shows as one line as well. The messages say
+where to look and never give the solution; they stand in `strings/`, under the names used here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from pandalib.teach.strings import text
+
+
+class CheckFailed(AssertionError):
+    """The exercise is not solved yet; the message says what to look at."""
+
+    def _render_traceback_(self) -> list[str]:  # IPython shows this instead of a traceback through the library
+        return [f"Not yet: {self}"]
+
+
+class NotSolved(NotImplementedError):
+    """The stub has not been touched."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [f"Not yet: {self}"]
+
+
+class Exercise:
+    """The inputs of an exercise, its solution, and the wrong answers that are recognised.
+
+    cases : argument tuples, fresh ones of every size and kind that matters.
+    solution : the right result for such a tuple.
+    wrong : name in the strings table -> the result that this mistake gives.
+    """
+
+    def __init__(self, cases: Callable[[], list[tuple]], solution: Callable, wrong: dict[str, Callable], tolerance: float = 1e-5):
+        self.cases, self.solution, self.wrong, self.tolerance = cases, solution, wrong, tolerance
+
+
+EXERCISES: dict[str, Exercise] = {}
+
+
+def check(key: str, function: Callable) -> None:
+    """Check the reader's `function` for exercise `key`.
+
+    Raises
+    ------
+    CheckFailed with one line about what to look at; NotSolved when the stub still raises NotImplementedError.
+    """
+    exercise, strings = EXERCISES.get(key), text("exercise", key)
+    if exercise is None:
+        raise ValueError(f"there is no exercise {key!r}: choose one of {', '.join(EXERCISES)}.")
+    if not callable(function):
+        raise CheckFailed(f"{key}: hand over the function itself, as in check({key!r}, my_function), not its result.")
+    cases = exercise.cases()
+    answers = [_call(key, function, case) for case in cases]
+    expected = [exercise.solution(*case) for case in cases]
+    if all(_close(answer, right, exercise.tolerance) for answer, right in zip(answers, expected)):
+        print(f"Right: {strings['praise']}")
+        return
+    for name, mistake in exercise.wrong.items():
+        if all(_close(answer, mistake(*case), exercise.tolerance) for answer, case in zip(answers, cases)):
+            raise CheckFailed(f"{key}: {strings['wrong'][name]}")
+    for answer, right in zip(answers, expected):
+        _same_form(key, answer, right)
+    number = next(i for i, (a, b) in enumerate(zip(answers, expected)) if not _close(a, b, exercise.tolerance))
+    raise CheckFailed(f"{key}: {strings['otherwise']} ({_describe(cases[number])})")
+
+
+def _call(key: str, function: Callable, case: tuple):
+    try:
+        # Copies: a function that sorts its argument in place must not change what it is compared with.
+        answer = function(*(argument.copy() if isinstance(argument, np.ndarray) else argument for argument in case))
+    except NotImplementedError:
+        raise NotSolved(f"{key} is still the stub. Write its body, then run the cell again.") from None
+    except Exception as error:  # whatever the reader's code raises is the reader's to see, in one line
+        raise CheckFailed(f"{key}: your function raised {type(error).__name__}: {error} ({_describe(case)})") from None
+    if answer is None:
+        raise CheckFailed(f"{key}: your function returned None. Is the `return` missing?")
+    if hasattr(answer, "detach"):
+        answer = answer.detach().cpu()
+    try:
+        return np.asarray(answer, dtype=float)
+    except (TypeError, ValueError):
+        raise CheckFailed(f"{key}: your function returned {type(answer).__name__}: expected numbers.") from None
+
+
+def _same_form(key: str, answer: np.ndarray, right) -> None:
+    shape = np.shape(right)
+    if answer.shape != shape:
+        kind = "one number" if shape == () else f"an array of shape {shape}"
+        raise CheckFailed(f"{key}: your function returned an array of shape {answer.shape}: expected {kind}.")
+    if np.isnan(answer).any():
+        raise CheckFailed(f"{key}: your result contains NaN. Is something divided by zero, or a root taken of a negative number?")
+
+
+def _close(answer: np.ndarray, right, tolerance: float) -> bool:
+    right = np.asarray(right, dtype=float)
+    if answer.shape != right.shape:
+        return False
+    scale = max(1.0, float(np.abs(right[np.isfinite(right)]).max(initial=0.0)))
+    return bool(np.allclose(answer, right, rtol=0, atol=tolerance * scale))
+
+
+def _describe(case: tuple) -> str:
+    parts = [f"array {argument.shape}" if isinstance(argument, np.ndarray) and argument.size > 8 else repr(argument) for argument in case]
+    return "called with " + ", ".join(part.replace("\n", "") for part in parts)
+
+
+# --- lesson 00 ---------------------------------------------------------------------------------------------------
+
+
+def _labelled_scores() -> list[tuple]:
+    rng = np.random.default_rng(5)
+    cases = [(np.array([0, 0, 1, 1]), np.array([0.1, 0.4, 0.35, 0.8]))]
+    for n, digits in ((30, 3), (80, 1), (50, 0)):  # few digits: many ties
+        labels = rng.permutation(np.arange(n) % 3 == 0).astype(int)
+        cases.append((labels, np.round(rng.normal(size=n) + labels, digits)))
+    return cases
+
+
+def _pairs(labels, scores, tie: float) -> float:
+    normal, anomalous = scores[labels == 0], scores[labels == 1]
+    greater = (anomalous[:, None] > normal[None]).mean()
+    return float(greater + tie * (anomalous[:, None] == normal[None]).mean())
+
+
+def _accuracy(labels, scores) -> float:
+    return float(((scores > np.median(scores)).astype(int) == labels).mean())
+
+
+EXERCISES["roc_auc_by_pairs"] = Exercise(
+    _labelled_scores,
+    lambda labels, scores: _pairs(labels, scores, 0.5),
+    {
+        "direction": lambda labels, scores: 1 - _pairs(labels, scores, 0.5),
+        "ties_lost": lambda labels, scores: _pairs(labels, scores, 0.0),
+        "ties_won": lambda labels, scores: _pairs(labels, scores, 1.0),
+        "count": lambda labels, scores: _pairs(labels, scores, 0.5) * (labels == 0).sum() * (labels == 1).sum(),
+        "accuracy": _accuracy,
+    },
+)
+
+
+def _normal_scores() -> list[tuple]:
+    rng = np.random.default_rng(6)
+    return [(rng.gamma(4.0, size=n), rate) for n, rate in ((99, 0.05), (200, 0.10), (400, 0.02))]
+
+
+def _order_statistic(scores, rate: float, extra: int) -> float:
+    return float(np.sort(scores)[int(np.ceil((1 - rate) * (len(scores) + extra))) - 1])
+
+
+EXERCISES["threshold_from_normals"] = Exercise(
+    _normal_scores,
+    lambda scores, rate: _order_statistic(scores, rate, 1),
+    {
+        "wrong_tail": lambda scores, rate: float(np.sort(scores)[int(np.ceil(rate * (len(scores) + 1))) - 1]),
+        "no_correction": lambda scores, rate: _order_statistic(scores, rate, 0),
+        "quantile": lambda scores, rate: float(np.quantile(scores, 1 - rate)),
+        "maximum": lambda scores, rate: float(scores.max()),
+        "gaussian": lambda scores, rate: float(scores.mean() + 2 * scores.std()),
+    },
+    tolerance=1e-9,
+)
+
+# --- lesson 01 ---------------------------------------------------------------------------------------------------
+
+
+def _two_sets() -> list[tuple]:
+    rng = np.random.default_rng(7)
+    return [(rng.normal(size=(n, d)), rng.normal(size=(m, d))) for n, m, d in ((5, 3, 2), (20, 7, 16), (1, 4, 3))]
+
+
+def _squared(gallery, queries) -> np.ndarray:
+    return ((queries[:, None, :] - gallery[None, :, :]) ** 2).sum(-1)
+
+
+EXERCISES["squared_distances"] = Exercise(
+    _two_sets,
+    _squared,
+    {
+        "root": lambda gallery, queries: np.sqrt(_squared(gallery, queries)),
+        "transposed": lambda gallery, queries: _squared(gallery, queries).T,
+        "no_factor": lambda gallery, queries: _squared(gallery, queries) + queries @ gallery.T,
+        "sign": lambda gallery, queries: _squared(gallery, queries) + 4 * queries @ gallery.T,
+        "product_only": lambda gallery, queries: queries @ gallery.T,
+        "mean": lambda gallery, queries: _squared(gallery, queries) / queries.shape[1],
+    },
+    tolerance=1e-6,
+)
+
+
+def _features_with_twins() -> list[tuple]:
+    rng = np.random.default_rng(8)
+    cases = []
+    for n, d, k in ((12, 3, 2), (30, 8, 1), (25, 4, 3)):
+        features = rng.normal(size=(n, d))
+        features[n // 2] = features[0]  # an image that is in the set twice
+        cases.append((features, k))
+    return cases
+
+
+def _nearest_sums(features, k: int, *, drop: str, power: float = 1.0, reduce=np.sum) -> np.ndarray:
+    distances = _squared(features, features) ** power
+    if drop == "self":
+        np.fill_diagonal(distances, np.inf)
+    elif drop == "zeros":
+        distances[distances == 0] = np.inf
+    return reduce(np.sort(distances, axis=1)[:, :k], axis=1)
+
+
+EXERCISES["leave_one_out"] = Exercise(
+    _features_with_twins,
+    lambda features, k: _nearest_sums(features, k, drop="self"),
+    {
+        "self_kept": lambda features, k: _nearest_sums(features, k, drop="nothing"),
+        "zeros_dropped": lambda features, k: _nearest_sums(features, k, drop="zeros"),
+        "root": lambda features, k: _nearest_sums(features, k, drop="self", power=0.5),
+        "mean": lambda features, k: _nearest_sums(features, k, drop="self", reduce=np.mean),
+        "last_only": lambda features, k: _nearest_sums(features, k, drop="self", reduce=lambda a, axis: a[:, -1]),
+        "sign": lambda features, k: -_nearest_sums(features, k, drop="self"),
+    },
+    tolerance=1e-6,
+)
+# k = 1 makes sum, mean and last the same: a mistake must agree on every case, so the other cases decide.

@@ -1,0 +1,68 @@
+"""Execute the notebooks in place, so that what is committed is what ran: `make notebooks`.
+
+    python tools/notebooks.py [NOTEBOOK ...]      default: all of notebooks/
+
+Prints for each its seconds and the seconds from the kernel's start to its first figure. A notebook that fails is left
+as it was. No times, no widget state and no version of this machine's Python stay in the files.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+from pandalib.files import write_atomically  # noqa: E402
+
+LARGEST = 1_000_000  # bytes of one notebook
+
+
+def execute(path: Path) -> tuple[float, float | None]:
+    """Run one notebook and write it back: (seconds in all, seconds to the first figure or None)."""
+    notebook = nbformat.read(path, as_version=4)
+    start, first_figure = time.perf_counter(), None
+
+    def note_figure(cell, cell_index, **_):
+        nonlocal first_figure
+        if first_figure is None and any("image/png" in output.get("data", {}) for output in cell.get("outputs", [])):
+            first_figure = time.perf_counter() - start
+
+    client = NotebookClient(
+        notebook,
+        timeout=600,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(path.parent)}},
+        record_timing=False,
+        on_cell_executed=note_figure,
+    )
+    client.execute()
+    notebook.metadata.pop("widgets", None)
+    notebook.metadata["language_info"] = {"name": "python"}
+    text = nbformat.writes(notebook) + "\n"
+    if len(text) > LARGEST:
+        raise ValueError(f"{path} would have {len(text)} bytes: at most {LARGEST} are allowed. Make its figures smaller or fewer.")
+    write_atomically(path, text.encode())
+    return time.perf_counter() - start, first_figure
+
+
+def main(names: list[str]) -> int:
+    failed = False
+    for path in [Path(name) for name in names] or sorted((ROOT / "notebooks").glob("*.ipynb")):
+        try:
+            seconds, first_figure = execute(path)
+            figure = f"first figure after {first_figure:.1f} s" if first_figure is not None else "no figure"
+            print(f"{path.name}: {seconds:.1f} s, {figure}, {path.stat().st_size / 1e3:.0f} kB", flush=True)
+        except (CellExecutionError, ValueError) as error:
+            print(f"{path.name}: left as it was.\n{error}", file=sys.stderr)
+            failed = True
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
