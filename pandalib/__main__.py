@@ -26,6 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
     run_parser.add_argument("--size", type=int, help="side of the images in pixels")
     run_parser.add_argument("--n-train", type=int, help="number of normal training images")
     run_parser.add_argument("--n-test", type=int, help="number of test images of each class")
+    run_parser.add_argument("--missing-masks", default="error", help="anomalous images without a mask: error, drop or none (use no mask)")
     run_parser.add_argument("--level", help="difficulty of the pictograms: plain, easy, medium or hard")
     run_parser.add_argument("--json", metavar="FILE", help="write the result there; - is standard output")
     options = vars(parser.parse_args(arguments))

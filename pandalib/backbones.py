@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
+import warnings
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -111,9 +112,7 @@ class Backbone(nn.Module):
         shape = (len(images), *self.stem(first).shape[1:])
         key = content_key(self.stem_sha256(), str(MEAN + STD), str(tuple(first.shape[1:])), images)
         chunks = (self.stem(batch).float().cpu().numpy() for batch in self._batches(images))
-        stored = cache.get(key, shape, chunks)
-        stored.flags.writeable or stored.setflags(write=False)
-        return _as_tensor(stored)
+        return _as_tensor(cache.get(key, shape, chunks))
 
     @torch.inference_mode()
     def head_features(self, stem_features: torch.Tensor, *, batch_size: int = 512) -> np.ndarray:
@@ -147,7 +146,7 @@ def normalise(images) -> torch.Tensor:
 
     Raises ValueError when the images are anything else.
     """
-    images = torch.as_tensor(images)
+    images = images if isinstance(images, torch.Tensor) else torch.from_numpy(np.ascontiguousarray(images))
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
         kind = f"{str(images.dtype).removeprefix('torch.')} {tuple(images.shape)}"
         raise ValueError(f"images are {kind}: expected uint8 (N, 3, H, W), red, green and blue from 0 to 255.")
@@ -365,8 +364,6 @@ def _imagenet_file(name: str) -> Path:
 
 def _as_tensor(array: np.ndarray) -> torch.Tensor:
     """A tensor over a read-only array, without torch's warning that writing to it would be undefined."""
-    import warnings
-
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         return torch.from_numpy(array)

@@ -82,7 +82,8 @@ def image_grid(images, *, columns: int = 10, titles=None, anomalous=None, cell: 
         if number >= len(images):
             axis.set_visible(False)
             continue
-        axis.imshow(images[number].transpose(1, 2, 0), interpolation="nearest")
+        # The last two bits are noise that nobody sees and no PNG compresses: a third of the file.
+        axis.imshow(images[number].transpose(1, 2, 0) & 0xFC, interpolation="nearest")
         if titles is not None:
             axis.set_title(titles[number], fontsize=FONT - 1, pad=3)
         if anomalous is not None:
@@ -97,7 +98,7 @@ def score_histogram(scores, labels, *, threshold: float | None = None, axis=None
     fig = None
     if axis is None:
         fig, axis = figure()
-    bins = np.linspace(scores.min(), np.quantile(scores, 0.995), 41)
+    bins = np.linspace(scores.min(), np.quantile(scores, 0.995), 26)
     for anomalous, name, hatch in ((False, "normal", None), (True, "anomalous", "///")):
         style = STYLES[name]
         axis.hist(
@@ -128,13 +129,14 @@ def roc_curves(curves: dict[str, tuple[np.ndarray, np.ndarray]], *, axis=None):
 
 
 def dots(values: dict[str, np.ndarray], labels: list[str], *, xlabel: str = "ROC-AUC", chance: float | None = 0.5) -> Figure:
-    """One row for each label, one marker for each series (name -> values), a line at chance."""
+    """One row for each label, one marker for each series (name -> values in 0..1), a line at chance; the whole range is shown."""
     fig, axis = figure(width=7.0, height=0.9 + 0.3 * len(labels))
     rows = np.arange(len(labels))[::-1]
     for style, (name, series) in zip(SERIES, values.items()):
         axis.plot(series, rows, label=name, color=style["color"], marker=style["marker"], linestyle="none", markersize=7)
     if chance is not None:
         axis.axvline(chance, color="#999999", linewidth=1)
+    axis.set_xlim(0, 1.02)
     axis.set_yticks(rows, labels, fontsize=FONT - 1)
     axis.set_xlabel(xlabel)
     axis.grid(axis="y", color="#E5E5E5")

@@ -33,13 +33,14 @@ def run(
     size: int | None = None,
     n_train: int | None = None,
     n_test: int | None = None,
+    missing_masks: str = "error",
     level: str | None = None,
 ) -> dict:
     """Fit `method` on the normal images of `task`, score its test images, measure.
 
     Parameters
     ----------
-    task, seed, n_train, n_test, size, level : as in `load_task`.
+    task, seed, n_train, n_test, size, missing_masks, level : as in `load_task`.
     method : one of `METHODS`.
     tier : gives the defaults of backbone, weights, last and size.
     backbone, weights, last : as in `load_backbone`. A backbone without weights gets ImageNet's.
@@ -59,8 +60,13 @@ def run(
     if tier not in tiers.TIERS:
         raise ValueError(f"tier {tier!r} is unknown: choose one of {', '.join(tiers.TIERS)}.")
     defaults = tiers.TIERS[tier]
-    drawn = task.startswith("pictograms:")
-    data = load_task(task, seed=seed, n_train=n_train, n_test=n_test, level=level, size=size if drawn else size or defaults.size)
+    if not task.startswith("pictograms:"):  # drawn images have the size that they have
+        size, resize = size or defaults.size, defaults.resize if size is None else None
+    else:
+        resize = None
+    data = load_task(
+        task, seed=seed, n_train=n_train, n_test=n_test, size=size, resize=resize, missing_masks=missing_masks, level=level
+    )
     network = None
     if method not in WITHOUT_BACKBONE:
         name = backbone or defaults.backbone

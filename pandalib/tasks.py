@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -40,6 +39,8 @@ def load_task(
     n_train: int | None = None,
     n_test: int | None = None,
     size: int | None = None,
+    resize: int | None = None,
+    missing_masks: str = "error",
     level: str | None = None,
 ) -> OneClassTask:
     """Load a task by name.
@@ -51,6 +52,8 @@ def load_task(
     seed : draws the images (pictograms) or the split and the sample (folder).
     n_train, n_test : number of training images, and of test images per class; None: the source's default.
     size : side of the square image in pixels, for folders (default 224). Pictograms are 64.
+    resize : of the shorter side before the centre crop (default `size`: the whole central square; the paper: 256 for 224).
+    missing_masks : for folders in MVTec layout, what to do about anomalous images without a mask: "error", "drop" or "none".
     level : difficulty of the pictograms.
 
     Raises
@@ -70,7 +73,9 @@ def load_task(
 
         if level:
             raise ValueError(f"level={level!r}: only pictograms have levels. Leave it out.")
-        return folders.load_task(str(Path(name).expanduser()), seed=seed, size=size or 224, **counts)
+        if not name:
+            raise ValueError(f"task {spec!r} names no folder: expected folder:PATH or folder:PATH:CLASS.")
+        return folders.load_task(name, seed=seed, size=size or 224, resize=resize, missing_masks=missing_masks, **counts)
     raise ValueError(f"task {spec!r} is unknown: expected pictograms:SYMBOL, folder:PATH or folder:PATH:CLASS.")
 
 

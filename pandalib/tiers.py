@@ -19,14 +19,15 @@ class Tier(NamedTuple):
     weights: str
     last: str | None  # the stage after which the network is cut; None: whole
     size: int  # side of an image in pixels
+    resize: int | None  # of the shorter side before the centre crop; None: as `size`, so that no border is lost
     task: str
     needs: str
 
 
 TIERS = {
-    "embedded": Tier("embedded", "glyphs_resnet4", "embedded", None, 64, "pictograms:star", "nothing: no network, no GPU"),
-    "standard": Tier("standard", "resnet18", "imagenet", None, 224, "", "one download of weights, a laptop, a folder of images"),
-    "paper": Tier("paper", "resnet152", "imagenet", None, 224, "", "weights, the data sets, a GPU"),
+    "embedded": Tier("embedded", "glyphs_resnet4", "embedded", None, 64, None, "pictograms:star", "nothing: no network, no GPU"),
+    "standard": Tier("standard", "resnet18", "imagenet", None, 224, None, "", "one download of weights, a laptop, a folder of images"),
+    "paper": Tier("paper", "resnet152", "imagenet", None, 224, 256, "", "weights, the data sets, a GPU"),
 }
 
 
@@ -66,11 +67,11 @@ def current_tier() -> Tier:
 
 def banner(tier: Tier, task=None, backbone=None) -> None:
     """Print what the numbers below were made with: tier, images, network, hash of its weights, versions."""
-    from importlib.metadata import version
+    from pandalib.doctor import version_of
 
     print(f"tier      {tier.name} (needs {tier.needs})")
     if task is not None:
         print(f"images    {task.name}: {len(task.train)} normal to learn from, {len(task.test)} to test")
     if backbone is not None:
         print(f"network   {backbone.name} up to {backbone.last}, weights SHA-256 {backbone.weights_sha256[:12]}")
-    print("versions  " + ", ".join(f"{name} {version(name)}" for name in ("torch", "torchvision", "numpy", "faiss-cpu")))
+    print("versions  " + ", ".join(f"{name} {version_of(name)}" for name in ("torch", "torchvision", "numpy", "faiss-cpu")))

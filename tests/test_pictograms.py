@@ -64,8 +64,9 @@ def test_levels_differ_in_what_their_names_say():
     assert pictograms.DEFAULT_LEVEL in LEVELS
     noise = [LEVELS[name].noise for name in ("plain", "easy", "medium", "hard")]
     clutter = [LEVELS[name].clutter for name in ("plain", "easy", "medium", "hard")]
-    assert noise == sorted(noise) and clutter == sorted(clutter)
-    assert LEVELS["plain"].distractors == 0 and LEVELS["hard"].distractors > LEVELS["medium"].distractors
+    contrast = [LEVELS[name].contrast for name in ("plain", "easy", "medium", "hard")]
+    assert noise == sorted(noise) and clutter == sorted(clutter) and contrast == sorted(contrast, reverse=True)
+    assert [LEVELS[name].distractors for name in ("plain", "easy", "medium", "hard")] == [0, 0, 0, 2]
     with pytest.raises(ValueError, match="'brutal' is unknown: choose one of plain, easy"):
         Pictograms("star", 3, level="brutal")
     with pytest.raises(ValueError, match="'stra' is unknown: choose one of star"):
@@ -134,6 +135,8 @@ def test_task():
         ("pictogram:star", {}, "task 'pictogram:star' is unknown: expected pictograms:SYMBOL"),
         ("pictograms:star", {"size": 128}, "size=128: pictograms are 64 x 64"),
         ("pictograms:star", {"n_train": 1}, "n_train=1, n_test=60: at least 2 training images"),
+        ("folder:", {}, "task 'folder:' names no folder"),
+        ("folder:.", {"level": "easy"}, "level='easy': only pictograms have levels"),
         ("pictograms:star", {"level": "brutal"}, "level 'brutal' is unknown"),
     ],
 )

@@ -10,21 +10,16 @@ from collections.abc import Callable
 
 import numpy as np
 
+from pandalib.teach.lesson import OneLine
 from pandalib.teach.strings import text
 
 
-class CheckFailed(AssertionError):
+class CheckFailed(OneLine, AssertionError):
     """The exercise is not solved yet; the message says what to look at."""
 
-    def _render_traceback_(self) -> list[str]:  # IPython shows this instead of a traceback through the library
-        return [f"Not yet: {self}"]
 
-
-class NotSolved(NotImplementedError):
+class NotSolved(OneLine, NotImplementedError):
     """The stub has not been touched."""
-
-    def _render_traceback_(self) -> list[str]:
-        return [f"Not yet: {self}"]
 
 
 class Exercise:
@@ -53,7 +48,7 @@ def check(key: str, function: Callable) -> None:
     if exercise is None:
         raise ValueError(f"there is no exercise {key!r}: choose one of {', '.join(EXERCISES)}.")
     if not callable(function):
-        raise CheckFailed(f"{key}: hand over the function itself, as in check({key!r}, my_function), not its result.")
+        raise CheckFailed(f"Not yet, {key}: hand over the function itself, as in check({key!r}, my_function), not its result.")
     cases = exercise.cases()
     answers = [_call(key, function, case) for case in cases]
     expected = [exercise.solution(*case) for case in cases]
@@ -62,11 +57,11 @@ def check(key: str, function: Callable) -> None:
         return
     for name, mistake in exercise.wrong.items():
         if all(_close(answer, mistake(*case), exercise.tolerance) for answer, case in zip(answers, cases)):
-            raise CheckFailed(f"{key}: {strings['wrong'][name]}")
+            raise CheckFailed(f"Not yet, {key}: {strings['wrong'][name]}")
     for answer, right in zip(answers, expected):
         _same_form(key, answer, right)
     number = next(i for i, (a, b) in enumerate(zip(answers, expected)) if not _close(a, b, exercise.tolerance))
-    raise CheckFailed(f"{key}: {strings['otherwise']} ({_describe(cases[number])})")
+    raise CheckFailed(f"Not yet, {key}: {strings['otherwise']} ({_describe(cases[number])})")
 
 
 def _call(key: str, function: Callable, case: tuple):
@@ -74,26 +69,26 @@ def _call(key: str, function: Callable, case: tuple):
         # Copies: a function that sorts its argument in place must not change what it is compared with.
         answer = function(*(argument.copy() if isinstance(argument, np.ndarray) else argument for argument in case))
     except NotImplementedError:
-        raise NotSolved(f"{key} is still the stub. Write its body, then run the cell again.") from None
+        raise NotSolved(f"Not yet, {key} is still the stub. Write its body, then run the cell again.") from None
     except Exception as error:  # whatever the reader's code raises is the reader's to see, in one line
-        raise CheckFailed(f"{key}: your function raised {type(error).__name__}: {error} ({_describe(case)})") from None
+        raise CheckFailed(f"Not yet, {key}: your function raised {type(error).__name__}: {error} ({_describe(case)})") from None
     if answer is None:
-        raise CheckFailed(f"{key}: your function returned None. Is the `return` missing?")
+        raise CheckFailed(f"Not yet, {key}: your function returned None. Is the `return` missing?")
     if hasattr(answer, "detach"):
         answer = answer.detach().cpu()
     try:
         return np.asarray(answer, dtype=float)
     except (TypeError, ValueError):
-        raise CheckFailed(f"{key}: your function returned {type(answer).__name__}: expected numbers.") from None
+        raise CheckFailed(f"Not yet, {key}: your function returned {type(answer).__name__}: expected numbers.") from None
 
 
 def _same_form(key: str, answer: np.ndarray, right) -> None:
     shape = np.shape(right)
     if answer.shape != shape:
         kind = "one number" if shape == () else f"an array of shape {shape}"
-        raise CheckFailed(f"{key}: your function returned an array of shape {answer.shape}: expected {kind}.")
+        raise CheckFailed(f"Not yet, {key}: your function returned an array of shape {answer.shape}: expected {kind}.")
     if np.isnan(answer).any():
-        raise CheckFailed(f"{key}: your result contains NaN. Is something divided by zero, or a root taken of a negative number?")
+        raise CheckFailed(f"Not yet, {key}: your result contains NaN. Is something divided by zero, or a root taken of a negative number?")
 
 
 def _close(answer: np.ndarray, right, tolerance: float) -> bool:

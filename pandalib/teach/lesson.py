@@ -7,11 +7,19 @@ import math
 from pandalib.teach.strings import text
 from pandalib.tiers import current_tier
 
+
+class OneLine(Exception):
+    """An exception that a notebook shows as one line, not as a traceback through the library."""
+
+    def _render_traceback_(self) -> list[str]:  # IPython asks for this first
+        return [str(self)]
+
+
 _predictions: dict[str, str] = {}  # kept for the session: the reveal speaks to the answer given
 _hints_given: dict[str, int] = {}
 
 
-class OutOfBand(AssertionError):
+class OutOfBand(OneLine, AssertionError):
     """A result has left the band in which the lesson's text is true."""
 
 

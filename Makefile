@@ -1,0 +1,54 @@
+# Short names for the project's commands. `make help` lists them.
+
+# Was PYTHON asked for, or is it the default? Only then is an environment of another version remade.
+PYTHON_GIVEN := $(if $(filter undefined,$(origin PYTHON)),,--python-given)
+PYTHON ?= python3
+VENV ?= .venv
+TORCH_INDEX ?=
+ARGS ?=
+
+# Quoted throughout: the folders may have spaces in their names.
+RUN = "$(VENV)/bin/python"
+# The address in place of the file's name: then it is also the one that --no-browser prints. No pop-ups on news and updates.
+LAB = $(RUN) -m jupyterlab --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb \
+	--LabApp.news_url=None --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate
+# Jupyter refuses to run as root, as in a container, unless told so.
+AS_ROOT = $(if $(filter 0,$(shell id -u)),--allow-root)
+
+.PHONY: help install lab test notebooks student doctor lock clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@echo
+	@echo '  VENV=.venv          the virtual environment (now: $(VENV))'
+	@echo '  PYTHON=python3      the Python it is made with, 3.11 or newer (now: $(PYTHON))'
+	@echo '  TORCH_INDEX=        address of an index of CPU-only torch, or a folder of wheels: no CUDA, under 2 GB in place of 6;'
+	@echo '                      remembered until `make clean`'
+	@echo '  ARGS=               more arguments for lab, test, notebooks, student, doctor, lock:'
+	@echo '                      make lab ARGS="--no-browser --port 8899"'
+
+install: ## build the virtual environment from requirements.lock; quick when nothing has changed
+	@"$(PYTHON)" tools/install.py --venv "$(VENV)" --torch-index "$(TORCH_INDEX)" $(PYTHON_GIVEN)
+
+lab: install ## install, then open the course in JupyterLab
+	$(LAB) $(AS_ROOT) $(ARGS)
+
+test: install ## install, then run every test and every notebook with the network cut
+	$(RUN) tools/offline.py $(RUN) -m pytest $(ARGS)
+
+notebooks: install ## execute all notebooks again, in place
+	$(RUN) tools/notebooks.py $(ARGS)
+
+student: install ## make the students' copies of the notebooks again
+	$(RUN) tools/student.py $(ARGS)
+
+doctor: install ## say what works on this machine, what is missing and how to get it
+	$(RUN) -m pandalib doctor $(ARGS)
+
+lock: ## make requirements.lock again from pyproject.toml (needs the network)
+	"$(PYTHON)" tools/lock.py $(ARGS)
+
+clean: ## delete the virtual environment, the cache and what tests leave behind
+	@"$(PYTHON)" tools/install.py --venv "$(VENV)" --remove
+	rm -rf data/cache .pytest_cache build *.egg-info
+	find pandalib tests tools notebooks \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} + 2>/dev/null || true
