@@ -146,7 +146,7 @@ def normalise(images) -> torch.Tensor:
 
     Raises ValueError when the images are anything else.
     """
-    images = images if isinstance(images, torch.Tensor) else torch.from_numpy(np.array(images))  # a copy: torch takes no negative strides
+    images = images if isinstance(images, torch.Tensor) else torch.from_numpy(np.array(images, order="C"))  # a copy without negative strides
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
         kind = f"{str(images.dtype).removeprefix('torch.')} {tuple(images.shape)}"
         raise ValueError(f"images are {kind}: expected uint8 (N, 3, H, W), red, green and blue from 0 to 255.")

@@ -92,11 +92,10 @@ def test_cached_stem_is_found_again_and_only_for_the_same_content(embedded, tmp_
     assert not torch.allclose(other.stem_features(IMAGES, cache=cache).float(), first.float())
     embedded.stem_features(IMAGES[::-1], cache=cache)
     assert len(list(tmp_path.iterdir())) == 3
-    whole_batches = Backbone._batches
-    calls = []
-    monkeypatch.setattr(Backbone, "_batches", lambda self, images: calls.append(len(images)) or whole_batches(self, images))
+    processed = []
+    monkeypatch.setattr(backbones, "normalise", lambda images: processed.append(len(images)) or normalise(images))
     assert torch.equal(embedded.stem_features(IMAGES.copy(), cache=cache), first)
-    assert calls == [1]  # one image for the shape, none for the features
+    assert processed == [1]  # one image for the shape, none for the features
 
 
 def test_lazy_sequences_and_tensors_give_the_same(embedded):
