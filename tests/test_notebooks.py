@@ -61,6 +61,7 @@ def test_few_cells_ignore_their_output(name):
 def test_cells_are_short(name):
     for cell in code_cells(name):
         assert len(cell.source.splitlines()) <= 30, cell.id
+        assert max(map(len, cell.source.splitlines())) <= 88, f"{cell.id}: a browser cuts longer lines"
     assert np.mean([len(cell.source.splitlines()) for cell in code_cells(name)]) <= 11
 
 
