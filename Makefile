@@ -9,9 +9,9 @@ ARGS ?=
 
 # Quoted throughout: the folders may have spaces in their names.
 RUN = "$(VENV)/bin/python"
-# The address in place of the file's name: then it is also the one that --no-browser prints. No pop-ups on news and updates.
+# The address in place of the file's name: then it is also the one that --no-browser prints. The settings: no pop-up that asks about news and updates.
 LAB = $(RUN) -m jupyterlab --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb \
-	--LabApp.news_url=None --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate
+	--LabApp.app_settings_dir="$(CURDIR)/tools/lab_settings"
 # Jupyter refuses to run as root, as in a container, unless told so.
 AS_ROOT = $(if $(filter 0,$(shell id -u)),--allow-root)
 
