@@ -42,7 +42,7 @@ class Backbone(nn.Module):
     Attributes
     ----------
     stem, head : the stages before and from `adapt_from`, as `nn.Sequential`. BatchNorm is folded into the stem's
-        convolutions: exact to rounding, and a third faster.
+        convolutions: exact to rounding, and faster.
     classifier : from the last feature map to the logits of the pretraining task, or None for a cut network.
     weights_sha256 : hash of the weights' file; of the tensors, when they were drawn at random.
     """

@@ -27,7 +27,7 @@ class FeatureCache:
     Parameters
     ----------
     folder : default PANDALIB_CACHE, else data/cache. Deleting it is safe.
-    dtype : "float16" (half the size; features off by about 3e-5 of their norm) or "float32".
+    dtype : "float16" (half the size, rounded) or "float32".
     limit_gb : when the folder grows beyond this, the files unused for longest go. An array that is larger by
         itself is computed in memory and not kept.
     """
