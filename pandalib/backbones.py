@@ -99,7 +99,7 @@ class Backbone(nn.Module):
                     found[name] = x
         return {**found, "pooled": pool(x)}
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def features(self, images, *, cache: FeatureCache | None = None) -> np.ndarray:
         """Pooled features of images, uint8 (N, 3, H, W) or a lazy sequence of them -> float32 (N, d).
 
@@ -113,7 +113,7 @@ class Backbone(nn.Module):
             return self.head_features(self.stem_features(images, cache=cache))
         return np.concatenate([self(batch)["pooled"].float().cpu().numpy() for batch in self._batches(images)])
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def stem_features(self, images, *, cache: FeatureCache | None = None) -> torch.Tensor:
         """What the frozen stem makes of the images: (N, C, h, w), float32, or the cache's own type, on the CPU."""
         if cache is None:
@@ -124,7 +124,7 @@ class Backbone(nn.Module):
         chunks = (self.stem(batch).float().cpu().numpy() for batch in self._batches(images))
         return _as_tensor(cache.get(key, shape, chunks))
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def head_features(self, stem_features: torch.Tensor, *, batch_size: int = 512, bf16: bool = False) -> np.ndarray:
         """From the stem's activations (N, C, h, w) to pooled features, float32 (N, d).
 
@@ -175,6 +175,7 @@ def load_backbone(
     *,
     last: str | None = None,
     adapt_from: str = "layer3",
+    bias_free: bool = False,
     seed: int = 0,
     device: str | torch.device | None = None,
 ) -> Backbone:
@@ -187,6 +188,7 @@ def load_backbone(
         once), "random" (untrained, from `seed`), or a file: .safetensors, or .pth/.pt with nothing but tensors in it.
     last : cut the network after this stage, for example "layer3"; None keeps it whole.
     adapt_from : the first stage of the head.
+    bias_free : take away every bias, and shift and scale of BatchNorm: DeepSVDD's constraint on a pretrained network.
     device : None takes a CUDA device where there is one, else the CPU.
 
     Raises
@@ -220,7 +222,10 @@ def load_backbone(
     if state is not None:
         wanted = {id(parameter) for part in [*stages.values(), classifier] if part is not None for parameter in _tensors(part)}
         classifier = _load(network, state, wanted, classifier, where=f"{weights} ({name})")
-    digest = digest or state_sha256(network.state_dict())
+    if bias_free:
+        remove_biases(network)
+    if bias_free or digest is None:
+        digest = state_sha256(network.state_dict())
     n_classes = embedded_facts()["n_glyphs"] if weights == "embedded" else None
     backbone = Backbone(stages, classifier, name=name, weights_sha256=digest, adapt_from=adapt_from, n_classes=n_classes)
     return backbone.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -300,6 +305,15 @@ def fold_batchnorm(module: nn.Module) -> None:
     for part, conv, norm in pairs:
         setattr(part, conv, fuse_conv_bn_eval(getattr(part, conv), getattr(part, norm)))
         setattr(part, norm, nn.Identity())
+
+
+def remove_biases(module: nn.Module) -> None:
+    """Take the biases of convolutions and linear layers, and shift and scale of BatchNorm, out of the module, in place."""
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d | nn.Linear):
+            part.bias = None
+        elif isinstance(part, nn.BatchNorm2d):
+            part.affine, part.weight, part.bias = False, None, None
 
 
 def _build(name: str, n_classes: int | None) -> nn.Module:
