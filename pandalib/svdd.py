@@ -36,17 +36,17 @@ def away_from_zero(centre: torch.Tensor, least: float = NEAREST_TO_ZERO) -> torc
 
 
 def svdd_network(n_features: int = 128, *, seed: int = 0) -> nn.Sequential:
-    """Four blocks of 5 x 5 convolution, BatchNorm, leaky ReLU and pooling, then a linear layer, and no bias anywhere.
+    """Three blocks of 5 x 5 convolution, BatchNorm, leaky ReLU and pooling, then a linear layer, and no bias anywhere.
 
-    Images (B, 3, H, W) of at least 16 x 16 -> features (B, n_features).
+    Images (B, 3, H, W), averaged down to 32 x 32 -> features (B, n_features).
     """
-    layers: list[nn.Module] = []
+    layers: list[nn.Module] = [nn.AdaptiveAvgPool2d(32)]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        for narrow, wide in ((3, 32), (32, 64), (64, 128), (128, 128)):
+        for narrow, wide in ((3, 32), (32, 64), (64, 128)):
             conv = nn.Conv2d(narrow, wide, 5, padding=2, bias=False)
             layers += [conv, nn.BatchNorm2d(wide, eps=1e-4, affine=False), nn.LeakyReLU(), nn.MaxPool2d(2)]
-        layers += [nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(128 * 16, n_features, bias=False)]
+        layers += [nn.Flatten(), nn.Linear(128 * 16, n_features, bias=False)]
     return nn.Sequential(*layers).to(memory_format=torch.channels_last)
 
 
@@ -69,7 +69,7 @@ class DeepSVDD:
 
     def __init__(
         self,
-        epochs: int = 30,
+        epochs: int = 15,
         *,
         lr: float = 1e-3,
         batch_size: int = 64,
