@@ -1,7 +1,10 @@
 """A notebook may take twice the minutes that it states, and no more: its last cell fails then."""
 
+import os
+
 import pytest
 
+os.environ["PANDALIB_QUIET"] = "1"  # the kernels inherit it: a progress bar would differ from run to run
 seconds = {}  # notebook -> time its cells have taken so far
 
 

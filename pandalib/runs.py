@@ -6,19 +6,22 @@ import resource
 import sys
 import time
 
-from pandalib import tiers
-from pandalib.backbones import load_backbone
-from pandalib.detectors import DN2, PixelKNN
-from pandalib.metrics import roc_auc
-from pandalib.tasks import load_task
+import numpy as np
 
-# Each method makes an unfitted detector from a backbone; one that needs no backbone says so in WITHOUT_BACKBONE.
-METHODS = {
-    "pixels": lambda backbone, seed: PixelKNN(),
-    "dn2": lambda backbone, seed: DN2(backbone),
-    "whitened": lambda backbone, seed: DN2(backbone, whiten=True),
-}
-WITHOUT_BACKBONE = {"pixels"}
+from pandalib import tiers
+from pandalib.adapt import diagnose, effective_rank, epochs_for, feature_variance
+from pandalib.backbones import EMBEDDED, Backbone, load_backbone
+from pandalib.cache import FeatureCache
+from pandalib.detectors import DN2, Adapted, PixelKNN, SampleWise
+from pandalib.ewc import EWC, Fisher, fisher_information, linear_probe, upstream_fisher
+from pandalib.metrics import roc_auc
+from pandalib.svdd import DeepSVDD
+from pandalib.tasks import OneClassTask, load_task
+
+METHODS = ("pixels", "dn2", "whitened", "compactness", "early", "ses", "ewc", "svdd")
+WITHOUT_BACKBONE = {"pixels", "svdd"}
+WORK = {"compactness": "long", "early": "early", "ses": "sample_wise", "ewc": "long"}  # which budget of the tier's pace
+CHECKPOINTS = 10  # about so many go into the history of a run
 
 
 def run(
@@ -35,6 +38,13 @@ def run(
     n_test: int | None = None,
     missing_masks: str = "error",
     level: str | None = None,
+    epochs: int | None = None,
+    lr: float | None = None,
+    clip: float | None = None,
+    strength: float | None = None,
+    fisher: str | None = None,
+    fisher_images: str | None = None,
+    bf16: bool = False,
 ) -> dict:
     """Fit `method` on the normal images of `task`, score its test images, measure.
 
@@ -44,6 +54,12 @@ def run(
     method : one of `METHODS`.
     tier : gives the defaults of backbone, weights, last and size.
     backbone, weights, last : as in `load_backbone`. A backbone without weights gets ImageNet's.
+    epochs, lr, clip : of the adaptation; None: the pace of the tier (of DeepSVDD, its own).
+    strength : lambda of EWC; None: the tier's.
+    fisher : a file with the Fisher information (`Fisher.save`).
+    fisher_images : a folder with one folder of images per class, from which to compute it. With neither, the embedded
+        network takes its own pretraining task, another whole network its own predictions on the training images.
+    bf16 : adapt and score in bfloat16.
 
     Returns
     -------
@@ -72,7 +88,12 @@ def run(
         name = backbone or defaults.backbone
         default_weights = defaults.weights if name == defaults.backbone else "imagenet"
         network = load_backbone(name, weights or default_weights, last=last or defaults.last, seed=seed)
-    detector = METHODS[method](network, seed).fit(data.train)
+    cache = None if tier == "embedded" else FeatureCache()
+    history: list[dict] = []
+    detector = _detector(
+        method, network, data, history, cache=cache, pace=defaults.pace, epochs=epochs, lr=lr, clip=clip, strength=strength,
+        fisher=fisher, fisher_images=fisher_images, seed=seed, bf16=bf16,
+    ).fit(data.train)  # fmt: skip
     scores = detector.score(data.test)
     return dict(
         task=data.name,
@@ -88,8 +109,85 @@ def run(
         pro=None,
         seconds=round(time.perf_counter() - start, 3),
         peak_rss_mb=round(peak_rss_mb(), 1),
-        history=[],
+        history=history,
     )
+
+
+def _detector(
+    method, backbone, data, history, *, cache, pace, epochs, lr, clip, strength, fisher, fisher_images, seed, bf16
+):  # fmt: skip
+    """The unfitted detector of a method, which will fill `history` while it is fitted."""
+    if method == "pixels":
+        return PixelKNN()
+    if method in ("dn2", "whitened"):
+        return DN2(backbone, whiten=method == "whitened", cache=cache)
+    if method == "svdd":
+        options = {key: value for key, value in (("epochs", epochs), ("lr", lr)) if value is not None}
+        detector = DeepSVDD(seed=seed, **options)
+        detector.on_epoch = lambda done: history.append(_svdd_record(done, data)) if done.epoch % max(1, detector.epochs // CHECKPOINTS) == 0 else None
+        return detector
+    epochs = epochs or epochs_for(getattr(pace, WORK[method]), len(data.train))
+    options = dict(
+        epochs=epochs, lr=lr or pace.lr, clip=clip or pace.clip, every=max(1, epochs // CHECKPOINTS), seed=seed, bf16=bf16,
+        cache=cache, on_checkpoint=_recorder(backbone, data, history, cache, bf16),
+    )  # fmt: skip
+    if method == "ses":
+        return SampleWise(backbone, **options)
+    penalty = None
+    if method == "ewc":
+        penalty = EWC(backbone, pace.strength if strength is None else strength, fisher_of(backbone, data.train, fisher, fisher_images, seed=seed))
+    return Adapted(backbone, penalty=penalty, **options)
+
+
+def fisher_of(backbone: Backbone, normal_images, file: str | None = None, images: str | None = None, *, size: int | None = None, seed: int = 0) -> Fisher:
+    """The Fisher information for EWC, from the best source at hand.
+
+    Parameters
+    ----------
+    file : as written by `Fisher.save`; refused when it belongs to other weights.
+    images : a folder with one folder of images per class. A whole network predicts on them; a cut one is first given a
+        linear classifier of those classes.
+    normal_images : uint8 (N, 3, H, W); without file and folder a whole network predicts on these, the embedded network
+        on its own pretraining task.
+
+    Raises ValueError when there is neither a classifier nor a folder, or the file belongs to other weights.
+    """
+    from pandalib.sources.folders import labelled_images
+
+    if file is not None:
+        return Fisher.load(file, backbone)
+    if images is not None:
+        pictures, labels = labelled_images(images, size=size or np.shape(normal_images[:1])[-1])
+        classifier = backbone.classifier or linear_probe(backbone, pictures, labels, seed=seed)
+        return fisher_information(backbone, pictures, classifier=classifier, seed=seed)
+    if backbone.name == EMBEDDED and backbone.n_classes is not None and backbone.classifier is not None:
+        return upstream_fisher(backbone)
+    if backbone.classifier is None:
+        raise ValueError(f"{backbone.name} up to {backbone.last} has no classifier, so EWC needs fisher_images=FOLDER (one folder of images per class) or fisher=FILE.")
+    return fisher_information(backbone, normal_images, seed=seed)
+
+
+def _recorder(backbone: Backbone, data: OneClassTask, history: list[dict], cache: FeatureCache | None, bf16: bool):
+    """A callback that measures each checkpoint on the test images. Its ROC-AUC is for looking at: nothing is chosen by it."""
+    train, test = (backbone.stem_features(images, cache=cache) for images in (data.train, data.test))
+    centre = backbone.head_features(train, bf16=bf16).mean(axis=0)
+
+    def record(checkpoint) -> None:
+        gallery, features = (checkpoint.backbone.head_features(stem, bf16=bf16) for stem in (train, test))
+        history.append(dict(epoch=checkpoint.epoch) | diagnose(gallery, features, data.labels, centre=centre))
+
+    return record
+
+
+def _svdd_record(done, data: OneClassTask) -> dict:
+    features = done.detector.features(data.test)
+    scores = np.square(features - done.detector.centre_.numpy()).mean(axis=1)
+    anomalous = data.labels.astype(bool)
+    return dict(
+        epoch=done.epoch, loss=None if done.epoch == 0 else done.loss, roc_auc=roc_auc(data.labels, scores),
+        feature_variance=feature_variance(features), effective_rank=effective_rank(features),
+        normal_distance=float(scores[~anomalous].mean()), anomalous_distance=float(scores[anomalous].mean()),
+    )  # fmt: skip
 
 
 def peak_rss_mb() -> float:

@@ -8,6 +8,7 @@ as it was. No times, no widget state and no version of this machine's Python sta
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -20,6 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from pandalib.files import write_atomically  # noqa: E402
 
+os.environ["PANDALIB_QUIET"] = "1"  # no progress bar in the files
 LARGEST = 1_000_000  # bytes of one notebook
 
 

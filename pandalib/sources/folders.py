@@ -107,6 +107,19 @@ def load_task(
     )
 
 
+def labelled_images(path, *, size: int, resize: int | None = None) -> tuple[ImageFolder, np.ndarray]:
+    """Images and class numbers of a folder with one folder of images per class: (sequence of N images, int64 (N,)).
+
+    Class numbers follow the sorted folder names. Raises ValueError when there are fewer than two classes.
+    """
+    root = Path(path).expanduser()
+    files = {kind: list_images(root / kind) for kind in subfolders(root)}
+    if sum(map(bool, files.values())) < 2:
+        raise ValueError(f"the folder {str(root)!r} holds {len(files)} class folder(s) with images: expected at least 2, one per class.")
+    labels = np.repeat(np.arange(len(files)), [len(names) for names in files.values()])
+    return ImageFolder([file for names in files.values() for file in names], *check_geometry(size, resize)), labels
+
+
 def class_specs(path_spec) -> list[str]:
     """The tasks of a folder, each class normal in turn: "PATH:CLASS" by class name; for the MVTec layout only "PATH".
 
