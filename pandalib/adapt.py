@@ -26,7 +26,7 @@ from numpy.typing import ArrayLike
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from pandalib.backbones import Backbone
+from pandalib.backbones import Backbone, state_sha256
 from pandalib.features import as_features
 from pandalib.files import write_atomically
 from pandalib.knn import KNN
@@ -135,7 +135,7 @@ def adapt(
     if len(stem_features) == 0:
         raise ValueError("there are no images to adapt to: expected stem features (N, C, h, w) with N of at least 1.")
     for name, value, low in (("epochs", epochs, 1), ("batch_size", batch_size, 1), ("every", every, 1)):
-        if value != int(value) or value < low:
+        if not isinstance(value, int | np.integer) or value < low:
             raise ValueError(f"{name}={value!r}: expected a whole number of at least {low}.")
     for name, value in (("lr", lr), ("clip", clip)):
         if value is not None and not (value > 0 and math.isfinite(value)):
@@ -152,7 +152,7 @@ def adapt(
     # What makes two runs the same run. Not the number of epochs: a run may be continued for longer.
     identity = dict(
         weights_sha256=backbone.weights_sha256, centre=hashlib.sha256(centre.cpu().numpy().tobytes()).hexdigest(), n=len(stem_features),
-        lr=lr, clip=clip, momentum=momentum, weight_decay=weight_decay, batch_size=batch_size, seed=seed, every=every, bf16=bf16,
+        lr=lr, clip=clip, momentum=momentum, weight_decay=weight_decay, batch_size=batch_size, seed=seed, bf16=bf16,
         penalty=None if penalty is None else penalty.identity(),
     )  # fmt: skip
 
@@ -161,7 +161,7 @@ def adapt(
         if on_checkpoint is not None:
             on_checkpoint(Checkpoint(epoch, loss, checkpoints[-1]))
 
-    first = _resume(checkpoints, head, optimiser, identity, epochs) if folder is not None else 0
+    first = _resume(checkpoints, head, optimiser, identity, epochs, every) if folder is not None else 0
     if first == 0:
         checkpoint(0, math.nan)
     for epoch in bar(range(first + 1, epochs + 1), "adapting", shown=progress):
@@ -205,9 +205,10 @@ def effective_rank(features: ArrayLike) -> float:
     Features (n, d) -> 1 to min(n - 1, d); 0 when they are constant.
     """
     features = as_features(features)
-    centred = features - features.mean(axis=0, dtype=np.float64).astype(np.float32)
+    centred = features - features[:1].astype(np.float64)  # equal rows become exact zeros, which a rounded mean would miss
+    centred -= centred.mean(axis=0)
     gram = centred @ centred.T if len(centred) < centred.shape[1] else centred.T @ centred
-    eigenvalues = np.clip(np.linalg.eigvalsh(gram.astype(np.float64)), 0, None)
+    eigenvalues = np.clip(np.linalg.eigvalsh(gram), 0, None)
     if eigenvalues.sum() == 0:
         return 0.0
     share = eigenvalues / eigenvalues.sum()
@@ -285,14 +286,17 @@ def hold_out(n: int, share: float, seed: int = 0) -> tuple[np.ndarray, np.ndarra
 
 def _write(path: Path, tensors: dict[str, torch.Tensor], metadata: dict) -> None:
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_atomically(path, save(tensors, metadata={"pandalib": json.dumps(metadata)}))
+    write_atomically(path, save(tensors, metadata={"pandalib": json.dumps({**metadata, "sha256": state_sha256(tensors)})}))
 
 
 def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = json.loads((file.metadata() or {})["pandalib"])
-            return {name: file.get_tensor(name) for name in file.keys()}, metadata
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+        if metadata["sha256"] != state_sha256(tensors):
+            raise ValueError("its numbers are not those that were written")
+        return tensors, metadata
     except FileNotFoundError:
         raise FileNotFoundError(f"checkpoint {path} is missing: empty its folder and adapt again.") from None
     except (SafetensorError, KeyError, ValueError):
@@ -309,7 +313,7 @@ def _save_resume(checkpoints: Checkpoints, head, optimiser, identity: dict) -> N
     _write(checkpoints.folder / RESUME, tensors, state)
 
 
-def _resume(checkpoints: Checkpoints, head, optimiser, identity: dict, epochs: int) -> int:
+def _resume(checkpoints: Checkpoints, head, optimiser, identity: dict, epochs: int, every: int) -> int:
     """Go on from the newest state in the folder; returns the number of epochs already done."""
     path = checkpoints.folder / RESUME
     if not path.exists():
@@ -322,11 +326,16 @@ def _resume(checkpoints: Checkpoints, head, optimiser, identity: dict, epochs: i
         raise ValueError(f"{checkpoints.folder} holds checkpoints of another run ({key} was {theirs.get(key)!r}, now {ours[key]!r}): choose an empty folder.")
     if state["epoch"] > epochs:
         raise ValueError(f"{checkpoints.folder} holds a run of {state['epoch']} epochs, more than epochs={epochs}: choose an empty folder, or read its checkpoints.")
+    # As if it had run through: the last epoch of a shorter run is a checkpoint of this one only where `every` says so.
+    wanted = [epoch for epoch in range(state["epoch"] + 1) if epoch % every == 0 or epoch == epochs]
+    lacking = sorted(set(wanted) - set(state["epochs"]))
+    if lacking:
+        raise ValueError(f"{checkpoints.folder} kept no checkpoint of epoch {lacking[0]}, which every={every} asks for: choose an empty folder.")
     with torch.no_grad():
         for name, parameter in head.named_parameters():
             parameter.copy_(tensors[f"parameter.{name}"])
             optimiser.state[parameter]["momentum_buffer"] = tensors[f"momentum.{name}"].to(parameter).clone()
-    checkpoints.epochs = list(state["epochs"])
+    checkpoints.epochs = wanted
     checkpoints.losses = list(state["losses"])
     checkpoints._states = [checkpoints.folder / f"epoch-{epoch:04d}.safetensors" for epoch in checkpoints.epochs]
     return state["epoch"]

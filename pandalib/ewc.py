@@ -174,7 +174,7 @@ def upstream_fisher(backbone: Backbone, n_samples: int = 600, *, seed: int = 0, 
     """
     from pandalib.sources import glyphs
 
-    if backbone.name != EMBEDDED or backbone.classifier is None:
+    if backbone.name != EMBEDDED or backbone.classifier is None or backbone.n_classes is None:  # n_classes: its own weights
         raise ValueError(f"{backbone.name} up to {backbone.last} was not pretrained on glyphs: give labelled images to fisher_information.")
     name = f"fisher-{backbone.weights_sha256[:12]}-{backbone.adapt_from}-{n_samples}-{seed}.safetensors"
     path = cache_folder() / name

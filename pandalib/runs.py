@@ -124,11 +124,12 @@ def _detector(
     if method == "svdd":
         options = {key: value for key, value in (("epochs", epochs), ("lr", lr)) if value is not None}
         detector = DeepSVDD(seed=seed, **options)
-        detector.on_epoch = lambda done: history.append(_svdd_record(done, data)) if done.epoch % max(1, detector.epochs // CHECKPOINTS) == 0 else None
+        step = max(1, detector.epochs // CHECKPOINTS)
+        detector.on_epoch = lambda done: history.append(_svdd_record(done, data)) if done.epoch % step == 0 or done.epoch == detector.epochs else None
         return detector
-    epochs = epochs or epochs_for(getattr(pace, WORK[method]), len(data.train))
+    epochs = epochs_for(getattr(pace, WORK[method]), len(data.train)) if epochs is None else epochs
     options = dict(
-        epochs=epochs, lr=lr or pace.lr, clip=clip or pace.clip, every=max(1, epochs // CHECKPOINTS), seed=seed, bf16=bf16,
+        epochs=epochs, lr=pace.lr if lr is None else lr, clip=pace.clip if clip is None else clip, every=max(1, epochs // CHECKPOINTS), seed=seed, bf16=bf16,
         cache=cache, on_checkpoint=_recorder(backbone, data, history, cache, bf16),
     )  # fmt: skip
     if method == "ses":
