@@ -12,7 +12,6 @@ _HOME = {
     "Backbone": "backbones",
     "load_backbone": "backbones",
     "FeatureCache": "cache",
-    "adapt": "adapt",
     "Checkpoints": "adapt",
     "compactness": "adapt",
     "diagnose": "adapt",

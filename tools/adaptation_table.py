@@ -19,8 +19,8 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from pandalib import DN2, EWC, DeepSVDD, SampleWise, adapt, diagnose, load_backbone, roc_auc, sample_wise, upstream_fisher  # noqa: E402
-from pandalib.adapt import epochs_for  # noqa: E402
+from pandalib import DN2, EWC, DeepSVDD, SampleWise, diagnose, load_backbone, roc_auc, sample_wise, upstream_fisher  # noqa: E402
+from pandalib.adapt import adapt, epochs_for  # noqa: E402
 from pandalib.files import cache_folder, write_atomically  # noqa: E402
 from pandalib.knn import KNN  # noqa: E402
 from pandalib.sources.pictograms import DEFAULT_LEVEL, SYMBOLS, Pictograms  # noqa: E402
@@ -32,15 +32,8 @@ N_TRAIN, N_TEST = 400, 60
 LONG, EARLY, SAMPLE_WISE = (epochs_for(work, N_TRAIN) for work in (EMBEDDED.long, EMBEDDED.early, EMBEDDED.sample_wise))
 
 
-def measure(symbol: str, seed: int, symbols: list[str]) -> dict:
-    """All methods on one symbol and seed; ROC-AUC by name, curves as lists over epochs."""
-    import torch
-
-    torch.set_num_threads(1)  # two processes of one thread do more than one of two
-    backbone = load_backbone()
-    train = Pictograms(symbol, N_TRAIN, split="train", seed=seed)[:]
-    test = np.concatenate([Pictograms(other, N_TEST, split="test", seed=seed)[:] for other in symbols])
-    labels = np.repeat([int(other != symbol) for other in symbols], N_TEST)
+def measure(backbone, bare, train, test, labels, *, fisher, strength: float, seed: int, long: int = LONG) -> dict:
+    """All methods on one task; ROC-AUC by name, curves as lists over epochs. `bare` is the network without biases."""
     stem, stem_test = backbone.stem_features(train), backbone.stem_features(test)
     found: dict = {}
 
@@ -54,26 +47,37 @@ def measure(symbol: str, seed: int, symbols: list[str]) -> dict:
         adapt(network, stems[0], epochs=epochs, lr=lr, clip=EMBEDDED.clip, every=every, bf16=True, seed=seed, on_checkpoint=record, progress=False, **options)
         return {key: [record[key] for record in records] for key in ("epoch", "roc_auc", "feature_variance")}
 
-    found["compactness"] = course(LONG)
+    found["compactness"] = course(long)
     found["whitened"] = float(roc_auc(labels, DN2(backbone, whiten=True).fit(train).score(test)))
     sampled = SampleWise(backbone, epochs=4 * SAMPLE_WISE, lr=EMBEDDED.lr, clip=EMBEDDED.clip, seed=seed, bf16=True, progress=False).fit(train)
     curves = sampled.curves(test)
     found["ses"] = [float(roc_auc(labels, sample_wise(curves[: t + 1], sampled.held_out_scores_[: t + 1])[0])) for t in range(len(curves))]
-    fisher = upstream_fisher(backbone, progress=False)
-    found["ewc"] = course(2 * LONG, every=LONG // 2, lr=EMBEDDED.ewc_lr, penalty=EWC(backbone, EMBEDDED.strength, fisher))
-    found["l2"] = course(LONG, every=LONG, lr=EMBEDDED.ewc_lr, penalty=EWC(backbone, EMBEDDED.strength * fisher.mean(), None))
+    found["ewc"] = course(2 * long, every=long // 2, lr=EMBEDDED.ewc_lr, penalty=EWC(backbone, strength, fisher))
+    found["l2"] = course(2 * long, every=long, lr=EMBEDDED.ewc_lr, penalty=EWC(backbone, strength * fisher.mean(), None))
     found["svdd"] = float(roc_auc(labels, DeepSVDD(seed=seed, progress=False).fit(train).score(test)))
-    bare = load_backbone(bias_free=True)
-    found["bias_free"] = course(LONG, every=LONG // 2, network=bare, stems=(bare.stem_features(train), bare.stem_features(test)))
+    found["bias_free"] = course(long, every=long // 2, network=bare, stems=(bare.stem_features(train), bare.stem_features(test)))
     return found
 
 
+def measure_symbol(symbol: str, seed: int, symbols: list[str]) -> dict:
+    """`measure` on drawn images."""
+    import torch
+
+    torch.set_num_threads(1)  # two processes of one thread do more than one of two
+    backbone = load_backbone()
+    train = Pictograms(symbol, N_TRAIN, split="train", seed=seed)[:]
+    test = np.concatenate([Pictograms(other, N_TEST, split="test", seed=seed)[:] for other in symbols])
+    labels = np.repeat([int(other != symbol) for other in symbols], N_TEST)
+    fisher = upstream_fisher(backbone, progress=False)
+    return measure(backbone, load_backbone(bias_free=True), train, test, labels, fisher=fisher, strength=EMBEDDED.strength, seed=seed)
+
+
 def measured(symbol: str, seed: int, symbols: list[str]) -> dict:
-    """`measure`, or what it found before with the same weights and settings."""
+    """`measure_symbol`, or what it found before with the same weights and settings."""
     key = hashlib.sha256(json.dumps([load_backbone().weights_sha256, EMBEDDED, N_TRAIN, N_TEST, symbol, seed, symbols]).encode()).hexdigest()[:16]
     path = cache_folder() / "adaptation" / f"{key}.json"
     if not path.is_file():
-        write_atomically(path, json.dumps(measure(symbol, seed, symbols)).encode())
+        write_atomically(path, json.dumps(measure_symbol(symbol, seed, symbols)).encode())
     return json.loads(path.read_text())
 
 
@@ -100,7 +104,8 @@ def columns(results: list[list[dict]]) -> dict[str, np.ndarray]:
         "SES": pick(lambda r: r["ses"][SAMPLE_WISE]),
         "EWC": pick(lambda r: r["ewc"]["roc_auc"][2]),
         "EWC, twice": pick(lambda r: r["ewc"]["roc_auc"][-1]),
-        "L2": pick(lambda r: r["l2"]["roc_auc"][-1]),
+        "L2": pick(lambda r: r["l2"]["roc_auc"][1]),
+        "L2, twice": pick(lambda r: r["l2"]["roc_auc"][-1]),
         "DeepSVDD": pick(lambda r: r["svdd"]),
         "no biases, DN2": pick(lambda r: r["bias_free"]["roc_auc"][0]),
         "no biases, end": pick(lambda r: r["bias_free"]["roc_auc"][-1]),
