@@ -334,7 +334,8 @@ def _resume(checkpoints: Checkpoints, head, optimiser, identity: dict, epochs: i
     with torch.no_grad():
         for name, parameter in head.named_parameters():
             parameter.copy_(tensors[f"parameter.{name}"])
-            optimiser.state[parameter]["momentum_buffer"] = tensors[f"momentum.{name}"].to(parameter).clone()
+            # In the parameter's own order in memory (channels_last): the fused step walks through both side by side.
+            optimiser.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(tensors[f"momentum.{name}"])
     checkpoints.epochs = wanted
     checkpoints.losses = list(state["losses"])
     checkpoints._states = [checkpoints.folder / f"epoch-{epoch:04d}.safetensors" for epoch in checkpoints.epochs]

@@ -159,3 +159,43 @@ def lines(x, values: dict[str, np.ndarray], *, xlabel: str, ylabel: str, log_x: 
     axis.grid(color="#E5E5E5")
     axis.legend(frameon=False, fontsize=FONT - 1)
     return fig
+
+
+def stacked(x, panels: dict[str, dict[str, np.ndarray]], *, xlabel: str, columns: int = 1, marks: dict[str, float] | None = None, zero: bool = False) -> Figure:
+    """Small multiples over one shared x axis: y label -> curves by name. `marks` are named vertical lines; `zero` starts every y axis there."""
+    rows = -(-len(panels) // columns)
+    fig, axes = figure(rows, columns, width=6.8 if columns == 1 else 4.0 * columns, height=2.1 * rows + 0.3, sharex=True, squeeze=False)
+    for axis, (ylabel, curves) in zip(axes.ravel(), panels.items()):
+        for style, (name, series) in zip(SERIES, curves.items()):
+            axis.plot(x, series, label=name, linewidth=2, markersize=5, **style)
+        for name, position in (marks or {}).items():
+            axis.axvline(position, color="#999999", linewidth=1.2)
+            # Above the axes, where no curve can cross the word.
+            axis.annotate(name, (position, 1), xycoords=("data", "axes fraction"), xytext=(0, 2), textcoords="offset points", ha="center", fontsize=FONT - 2)
+        axis.set_ylabel(ylabel)
+        axis.grid(color="#E5E5E5")
+        if zero:
+            axis.set_ylim(bottom=0)
+        if len(curves) > 1:
+            axis.legend(frameon=False, fontsize=FONT - 1)
+    for axis in axes[-1]:
+        axis.set_xlabel(xlabel)
+    for axis in axes.ravel()[len(panels) :]:
+        axis.set_visible(False)
+    return fig
+
+
+def scatter_strip(points: dict[str, np.ndarray], labels, *, shared: bool, xlabel: str, ylabel: str) -> Figure:
+    """One panel for each title: points (n, 2), normal over anomalous; `shared` gives all panels the same axes."""
+    labels = np.asarray(labels).astype(bool)
+    fig, axes = figure(1, len(points), width=3.1 * len(points), height=3.2, sharex=shared, sharey=shared, squeeze=False)
+    for axis, (title, where) in zip(axes[0], points.items()):
+        for name, rows, size in (("anomalous", labels, 12), ("normal", ~labels, 20)):
+            style = STYLES[name]
+            axis.scatter(*where[rows].T, s=size, color=style["color"], marker=style["marker"], alpha=0.55, linewidths=0, label=name)
+        axis.set_title(title)
+        axis.set_xlabel(xlabel)
+    axes[0, 0].set_ylabel(ylabel)
+    handles, names = axes[0, 0].get_legend_handles_labels()
+    fig.legend(handles, names, frameon=False, fontsize=FONT - 1, ncols=2, loc="outside upper center")
+    return fig

@@ -2,8 +2,9 @@
 
 Ruff et al. 2018. A network without biases maps the zero image to zero, so it cannot be the constant f(x) = c by its
 biases alone: no bias in a convolution or a linear layer, no shift and scale in BatchNorm, and no entry of the centre
-near zero, which zero weights would reach. It is trained from scratch on the distance to the centre, and that distance
-is the score. A pretrained network has biases, and loses what it knows with them: the point where PANDA begins.
+near zero, which zero weights would reach. (BatchNorm still subtracts its running means: these follow the images, not
+the loss.) It is trained from scratch on the distance to the centre, and that distance is the score. A pretrained
+network has biases, and loses what it knows with them: the point where PANDA begins.
 """
 
 from __future__ import annotations

@@ -33,11 +33,21 @@ def leave_one_out_by_loop(features, k):
     return result  # a list is as good as an array
 
 
+def effective_rank_by_covariance(features):
+    from scipy.stats import entropy
+
+    eigenvalues = np.linalg.eigvals(np.cov(features.T)).real
+    return np.exp(entropy(eigenvalues[eigenvalues > 0]))
+
+
 OTHER_SOLUTIONS = {
     "roc_auc_by_pairs": auc_by_ranks,
     "threshold_from_normals": threshold_by_partition,
     "squared_distances": distances_by_scipy,
     "leave_one_out": leave_one_out_by_loop,
+    "compactness_loss": lambda features, centre: np.mean([np.dot(row - centre, row - centre) / len(centre) for row in features]),
+    "clip_gradient": lambda gradient, limit: gradient / max(1.0, np.sqrt(gradient @ gradient) / limit),
+    "effective_rank": effective_rank_by_covariance,
 }
 every = pytest.mark.parametrize("key", EXERCISES)
 

@@ -221,3 +221,80 @@ EXERCISES["leave_one_out"] = Exercise(
     tolerance=1e-6,
 )
 # k = 1 makes sum, mean and last the same: a mistake must agree on every case, so the other cases decide.
+
+# --- lesson 02 ---------------------------------------------------------------------------------------------------
+
+
+def _batches_with_a_centre() -> list[tuple]:
+    rng = np.random.default_rng(9)
+    return [(rng.normal(size=(n, d)) + 1.5, rng.normal(size=d)) for n, d in ((4, 3), (32, 16), (7, 5))]
+
+
+EXERCISES["compactness_loss"] = Exercise(
+    _batches_with_a_centre,
+    lambda features, centre: float(((features - centre) ** 2).mean()),
+    {
+        "batch_centre": lambda features, centre: float(((features - features.mean(axis=0)) ** 2).mean()),
+        "not_over_d": lambda features, centre: float(((features - centre) ** 2).sum(axis=1).mean()),
+        "total": lambda features, centre: float(((features - centre) ** 2).sum()),
+        "root": lambda features, centre: float(np.sqrt(((features - centre) ** 2).sum(axis=1)).mean()),
+        "absolute": lambda features, centre: float(np.abs(features - centre).mean()),
+        "each_image": lambda features, centre: ((features - centre) ** 2).mean(axis=1),
+        "mean_first": lambda features, centre: float(((features.mean(axis=0) - centre) ** 2).mean()),
+    },
+    tolerance=1e-6,
+)
+
+
+def _gradients_with_a_limit() -> list[tuple]:
+    rng = np.random.default_rng(10)
+    # Two beyond the limit and two within it, of which one is small: what is short enough must stay as it is.
+    return [(size * rng.normal(size=n), limit) for n, size, limit in ((6, 2.0, 1.0), (50, 1.0, 0.1), (5, 0.01, 0.1), (20, 0.1, 3.0))]
+
+
+def _cut(gradient, limit: float, norm: float) -> np.ndarray:
+    return gradient * min(1.0, limit / norm)
+
+
+EXERCISES["clip_gradient"] = Exercise(
+    _gradients_with_a_limit,
+    lambda gradient, limit: _cut(gradient, limit, np.linalg.norm(gradient)),
+    {
+        "each_entry": lambda gradient, limit: np.clip(gradient, -limit, limit),
+        "always": lambda gradient, limit: gradient * limit / np.linalg.norm(gradient),
+        "squared_norm": lambda gradient, limit: _cut(gradient, limit, (gradient**2).sum()),
+        "largest_entry": lambda gradient, limit: _cut(gradient, limit, np.abs(gradient).max()),
+        "unit": lambda gradient, limit: gradient if np.linalg.norm(gradient) <= limit else gradient / np.linalg.norm(gradient),
+        "untouched": lambda gradient, limit: gradient,
+    },
+    tolerance=1e-5,
+)
+
+
+def _features_off_centre() -> list[tuple]:
+    rng = np.random.default_rng(11)
+    return [(rng.normal(size=(n, d)) * np.geomspace(3, 0.3, d) + 2.0,) for n, d in ((40, 5), (12, 4), (60, 16))]
+
+
+def _rank(features, *, centred: bool = True, power: float = 2.0, result: str = "exp") -> float:
+    if centred:
+        features = features - features.mean(axis=0)
+    weights = np.linalg.svd(features, compute_uv=False) ** power
+    share = weights / weights.sum()
+    entropy = -(share * np.log(share)).sum()
+    return {"exp": float(np.exp(entropy)), "entropy": float(entropy), "participation": float(1 / (share**2).sum())}[result]
+
+
+EXERCISES["effective_rank"] = Exercise(
+    _features_off_centre,
+    _rank,
+    {
+        "not_centred": lambda features: _rank(features, centred=False),
+        "singular_values": lambda features: _rank(features, power=1.0),
+        "entropy_only": lambda features: _rank(features, result="entropy"),
+        "participation": lambda features: _rank(features, result="participation"),
+        "plain_rank": lambda features: float(np.linalg.matrix_rank(features - features.mean(axis=0))),
+        "sign": lambda features: 1 / _rank(features),
+    },
+    tolerance=1e-4,
+)

@@ -1,0 +1,56 @@
+"""For the tests of adaptation: a ResNet so small that a definition can be worked out by a plain loop in no time."""
+
+import copy
+from collections import OrderedDict
+
+import numpy as np
+import torch
+from torch import nn
+from torchvision.models.resnet import BasicBlock
+
+from pandalib.backbones import MEAN, STD, Backbone, state_sha256
+
+CLASSES = 5
+
+
+def images(n: int, side: int = 32, seed: int = 0) -> np.ndarray:
+    """Blotches of colour, uint8 (n, 3, side, side)."""
+    coarse = np.random.default_rng(seed).integers(0, 256, size=(n, 3, 4, 4), dtype=np.uint8)
+    return coarse.repeat(side // 4, axis=2).repeat(side // 4, axis=3)
+
+
+def normalised(pictures: np.ndarray) -> torch.Tensor:
+    """What torchvision's weights expect, written out."""
+    mean, std = torch.tensor(MEAN).view(1, 3, 1, 1), torch.tensor(STD).view(1, 3, 1, 1)
+    return (torch.from_numpy(pictures.astype(np.float32)) / 255 - mean) / std
+
+
+def plain_network(seed: int = 0, widths=(8, 8, 12, 16, 20)) -> nn.Sequential:
+    """Stages conv, layer1 ... layer4 and the classifier; BatchNorm with the statistics of some training, nothing folded."""
+    torch.manual_seed(seed)
+    conv = OrderedDict(conv1=nn.Conv2d(3, widths[0], 7, 2, 3, bias=False), bn1=nn.BatchNorm2d(widths[0]), relu=nn.ReLU(), maxpool=nn.MaxPool2d(3, 2, 1))
+    stages = OrderedDict(conv=nn.Sequential(conv))
+    for i in (1, 2, 3, 4):
+        stride, shortcut = (1, None) if i == 1 else (2, nn.Sequential(nn.Conv2d(widths[i - 1], widths[i], 1, 2, bias=False), nn.BatchNorm2d(widths[i])))
+        stages[f"layer{i}"] = nn.Sequential(BasicBlock(widths[i - 1], widths[i], stride, shortcut))
+    stages["classifier"] = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[4], CLASSES))
+    network = nn.Sequential(stages)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.3)
+            module.running_var.uniform_(0.5, 2)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.2)
+    nn.init.normal_(network.classifier[2].weight)
+    return network.eval()
+
+
+def small_backbone(seed: int = 0, last: str = "layer4", **options) -> Backbone:
+    """The same network as a backbone (a copy: folding BatchNorm into the stem leaves `plain_network` alone)."""
+    network = copy.deepcopy(plain_network(seed))
+    stages = OrderedDict(network.named_children())
+    classifier = stages.pop("classifier")
+    digest = state_sha256(network.state_dict())
+    if last != "layer4":
+        stages, classifier = OrderedDict(list(stages.items())[: list(stages).index(last) + 1]), None
+    return Backbone(stages, classifier, name="small", weights_sha256=digest, **options)
