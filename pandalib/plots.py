@@ -199,3 +199,17 @@ def scatter_strip(points: dict[str, np.ndarray], labels, *, shared: bool, xlabel
     handles, names = axes[0, 0].get_legend_handles_labels()
     fig.legend(handles, names, frameon=False, fontsize=FONT - 1, ncols=2, loc="outside upper center")
     return fig
+
+
+def contours(x, y, surfaces: dict[str, np.ndarray], levels, *, points: dict[str, tuple[float, float]] | None = None, xlabel: str, ylabel: str) -> Figure:
+    """Level lines of several surfaces (len(y), len(x)) over one plane, the same levels for all, each surface in its own colour and line style; `points` are named marks."""
+    fig, axis = figure(width=6.4, height=3.8)
+    for style, (name, surface) in zip(SERIES[::-1], surfaces.items()):
+        axis.contour(x, y, surface, levels=levels, colors=style["color"], linestyles=[style["linestyle"]], linewidths=2)
+        axis.plot([], [], color=style["color"], linestyle=style["linestyle"], linewidth=2, label=name)
+    for marker, (name, where) in zip("*XPd", (points or {}).items()):
+        axis.plot(*where, color="black", marker=marker, linestyle="none", markersize=11, label=name)
+    axis.set_xlabel(xlabel)
+    axis.set_ylabel(ylabel)
+    axis.legend(frameon=False, fontsize=FONT - 1, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return fig

@@ -48,6 +48,9 @@ OTHER_SOLUTIONS = {
     "compactness_loss": lambda features, centre: np.mean([np.dot(row - centre, row - centre) / len(centre) for row in features]),
     "clip_gradient": lambda gradient, limit: gradient / max(1.0, np.sqrt(gradient @ gradient) / limit),
     "effective_rank": effective_rank_by_covariance,
+    "fisher_diagonal": lambda gradients: np.einsum("ij,ij->j", gradients, gradients) / len(gradients),
+    "penalty_gradient": lambda theta, start, fisher, strength: np.diag(strength * fisher) @ theta - strength * fisher * start,
+    "translate_strength": lambda strength, theirs, ours: strength / (ours.sum() / theirs.sum()),
 }
 every = pytest.mark.parametrize("key", EXERCISES)
 

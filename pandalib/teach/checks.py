@@ -298,3 +298,74 @@ EXERCISES["effective_rank"] = Exercise(
     },
     tolerance=1e-4,
 )
+
+# --- lesson 04 ---------------------------------------------------------------------------------------------------
+
+
+def _sample_gradients() -> list[tuple]:
+    rng = np.random.default_rng(41)
+    # With a mean that is not zero, as true labels give it: the square of the mean is then another number than zero.
+    return [(rng.normal(size=(n, p)) * np.geomspace(2, 0.3, p) + 0.4,) for n, p in ((8, 5), (32, 12), (50, 2))]
+
+
+EXERCISES["fisher_diagonal"] = Exercise(
+    _sample_gradients,
+    lambda gradients: (gradients**2).mean(axis=0),
+    {
+        "square_of_mean": lambda gradients: gradients.mean(axis=0) ** 2,
+        "sum": lambda gradients: (gradients**2).sum(axis=0),
+        "mean": lambda gradients: gradients.mean(axis=0),
+        "absolute": lambda gradients: np.abs(gradients).mean(axis=0),
+        "variance": lambda gradients: gradients.var(axis=0),
+        "root": lambda gradients: np.sqrt((gradients**2).mean(axis=0)),
+        "each_sample": lambda gradients: (gradients**2).mean(axis=1),
+        "matrix": lambda gradients: gradients.T @ gradients / len(gradients),
+    },
+    tolerance=1e-6,
+)
+
+
+def _moved_parameters() -> list[tuple]:
+    rng = np.random.default_rng(42)
+    return [(rng.normal(size=n), rng.normal(size=n), rng.gamma(1.0, size=n), strength) for n, strength in ((4, 10.0), (30, 0.5), (7, 3.0))]
+
+
+EXERCISES["penalty_gradient"] = Exercise(
+    _moved_parameters,
+    lambda theta, start, fisher, strength: strength * fisher * (theta - start),
+    {
+        "no_strength": lambda theta, start, fisher, strength: fisher * (theta - start),
+        "no_fisher": lambda theta, start, fisher, strength: strength * (theta - start),
+        "half": lambda theta, start, fisher, strength: strength / 2 * fisher * (theta - start),
+        "twice": lambda theta, start, fisher, strength: 2 * strength * fisher * (theta - start),
+        "sign": lambda theta, start, fisher, strength: strength * fisher * (start - theta),
+        "to_zero": lambda theta, start, fisher, strength: strength * fisher * theta,
+        "squared": lambda theta, start, fisher, strength: strength * fisher * (theta - start) ** 2,
+        "value": lambda theta, start, fisher, strength: strength / 2 * (fisher * (theta - start) ** 2).sum(),
+    },
+    tolerance=1e-6,
+)
+
+
+def _two_recipes() -> list[tuple]:
+    rng = np.random.default_rng(43)
+    cases = []
+    for n, strength, factor in ((6, 1e4, 32), (40, 50.0, 8), (15, 3.0, 0.25)):
+        theirs = rng.gamma(0.5, size=n) + 0.01
+        cases.append((strength, theirs, theirs * rng.uniform(0.7, 1.3, size=n) / factor))
+    return cases
+
+
+EXERCISES["translate_strength"] = Exercise(
+    _two_recipes,
+    lambda strength, theirs, ours: float(strength * theirs.mean() / ours.mean()),
+    {
+        "upside_down": lambda strength, theirs, ours: float(strength * ours.mean() / theirs.mean()),
+        "unchanged": lambda strength, theirs, ours: float(strength),
+        "ours_left_out": lambda strength, theirs, ours: float(strength * theirs.mean()),
+        "mean_of_ratios": lambda strength, theirs, ours: float(strength * (theirs / ours).mean()),
+        "each_parameter": lambda strength, theirs, ours: strength * theirs / ours,
+        "difference": lambda strength, theirs, ours: float(strength + theirs.mean() - ours.mean()),
+    },
+    tolerance=1e-6,
+)
