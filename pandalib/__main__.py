@@ -53,7 +53,7 @@ def run_command(options: dict) -> int:
         text = json.dumps(result, allow_nan=False)
         if target and target != "-":
             write_atomically(Path(target), (text + "\n").encode())
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         print(f"pandalib: {error}", file=sys.stderr)
         return 2
     except (ImportError, RuntimeError) as error:  # a broken torch or torchvision shows as one of these

@@ -188,7 +188,8 @@ def load_backbone(
         once), "random" (untrained, from `seed`), or a file: .safetensors, or .pth/.pt with nothing but tensors in it.
     last : cut the network after this stage, for example "layer3"; None keeps it whole.
     adapt_from : the first stage of the head.
-    bias_free : take away every bias, and shift and scale of BatchNorm: DeepSVDD's constraint on a pretrained network.
+    bias_free : take away every bias, and shift and scale of BatchNorm, which keeps its running statistics: DeepSVDD's
+        constraint on a pretrained network.
     device : None takes a CUDA device where there is one, else the CPU.
 
     Raises

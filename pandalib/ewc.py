@@ -224,7 +224,8 @@ class EWC:
     Parameters
     ----------
     backbone : the pretrained network; its head is theta*.
-    strength : lambda. 0 lets everything move, a very large one freezes the head.
+    strength : lambda. 0 lets everything move, a large one freezes the head. Where learning rate x lambda x F is above
+        about 2, a parameter swings around its old value instead: lower the learning rate.
     fisher : F, checked against the backbone; None sets every F_i to 1, plain L2 towards the pretrained parameters.
     """
 

@@ -151,10 +151,12 @@ def fisher_of(backbone: Backbone, normal_images, file: str | None = None, images
     normal_images : uint8 (N, 3, H, W); without file and folder a whole network predicts on these, the embedded network
         on its own pretraining task.
 
-    Raises ValueError when there is neither a classifier nor a folder, or the file belongs to other weights.
+    Raises ValueError when both are given, when there is neither a classifier nor a folder, or the file belongs to other weights.
     """
     from pandalib.sources.folders import labelled_images
 
+    if file is not None and images is not None:
+        raise ValueError(f"fisher={file!r} and fisher_images={images!r}: give one of them.")
     if file is not None:
         return Fisher.load(file, backbone)
     if images is not None:

@@ -88,6 +88,8 @@ class DeepSVDD:
 
         Raises ValueError for images of another form or fewer than 2 of them (BatchNorm needs two).
         """
+        if self.epochs != int(self.epochs) or self.epochs < 1:
+            raise ValueError(f"epochs={self.epochs!r}: expected a whole number of at least 1.")
         if len(normal_images) < 2:
             raise ValueError(f"{len(normal_images)} normal images: DeepSVDD needs at least 2.")
         self.network_ = svdd_network(self.n_features, seed=self.seed)

@@ -212,6 +212,12 @@ def test_folder_task_by_command(tmp_path, capsys):
         (["--task", "pictograms:star", "--method", "dn2", "--tier", "huge"], "tier 'huge' is unknown"),
         (["--task", "pictograms:star", "--method", "dn2", "--weights", "no.pth"], "weights no.pth: there is no such file"),
         (["--task", "pictograms:star", "--method", "dn2", "--n-train", "1"], "n_train=1"),
+        (["--task", "pictograms:star", "--method", "ewc", "--fisher", "a", "--fisher-images", "b", "--n-train", "9", "--n-test", "2"], "give one of them"),
+        (["--task", "pictograms:star", "--method", "svdd", "--epochs", "0", "--n-train", "9", "--n-test", "2"], "epochs=0"),
+        (
+            ["--task", "pictograms:star", "--method", "early", "--lr", "1e30", "--clip", "1e30", "--n-train", "9", "--n-test", "2"],
+            "lower lr (now 1e+30)",
+        ),
         (["--task", "pictograms:star", "--method", "pixels", "--json", "/proc/none/x.json"], "/proc/none"),
     ],
 )

@@ -369,3 +369,95 @@ EXERCISES["translate_strength"] = Exercise(
     },
     tolerance=1e-6,
 )
+
+# --- lesson 03 ---------------------------------------------------------------------------------------------------
+
+
+def _amounts_of_work() -> list[tuple]:
+    return [(2300, 5000, 32), (39, 400, 32), (40, 100, 32), (30, 65, 16), (3, 1000, 32), (75, 64, 32), (100, 450, 32)]
+
+
+def _whole_epochs(minibatches, n_images, batch_size, *, per_epoch=np.ceil, whole=round, least=1) -> float:
+    return max(least, whole(minibatches / per_epoch(n_images / batch_size)))
+
+
+EXERCISES["epochs_for_work"] = Exercise(
+    _amounts_of_work,
+    _whole_epochs,
+    {
+        "last_batch_lost": lambda *case: _whole_epochs(*case, per_epoch=np.floor),
+        "not_whole": lambda *case: _whole_epochs(*case, whole=float, least=0),
+        "none_at_all": lambda *case: _whole_epochs(*case, least=0),
+        "rounded_down": lambda *case: _whole_epochs(*case, whole=np.floor),
+        "rounded_up": lambda *case: _whole_epochs(*case, whole=np.ceil),
+        "images": lambda minibatches, n_images, batch_size: max(1, round(minibatches / n_images)),
+        "one_batch_size": lambda minibatches, n_images, batch_size: _whole_epochs(minibatches, n_images, 32),
+    },
+)
+
+
+def _courses_with_held_out() -> list[tuple]:
+    rng = np.random.default_rng(12)
+    cases = []
+    for n_checkpoints, n, m in ((5, 7, 4), (21, 60, 40), (9, 30, 6)):
+        # All scores shrink, at a pace that differs from image to image, as they do when features are drawn together.
+        shrink = np.exp(-np.linspace(0, 2, n_checkpoints))[:, None]
+        test = shrink ** rng.uniform(0.5, 1.5, size=n) * rng.gamma(5, 0.4, size=(n_checkpoints, n))
+        cases.append((test, shrink * rng.gamma(2, 0.5, size=(n_checkpoints, m))))
+    return cases
+
+
+def _ratios(test_scores, held_out_scores) -> np.ndarray:
+    return test_scores / held_out_scores.mean(axis=1, keepdims=True)
+
+
+EXERCISES["sample_wise_scores"] = Exercise(
+    _courses_with_held_out,
+    lambda test, held_out: _ratios(test, held_out).max(axis=0),
+    {
+        "minimum": lambda test, held_out: _ratios(test, held_out).min(axis=0),
+        "not_normalised": lambda test, held_out: test.max(axis=0),
+        "test_mean": lambda test, held_out: (test / test.mean(axis=1, keepdims=True)).max(axis=0),
+        "maximum_first": lambda test, held_out: test.max(axis=0) / held_out.mean(axis=1).max(),
+        "level_of_all": lambda test, held_out: test.max(axis=0) / held_out.mean(),
+        "when": lambda test, held_out: _ratios(test, held_out).argmax(axis=0),
+        "one_for_all": lambda test, held_out: _ratios(test, held_out)[_ratios(test, held_out).mean(axis=1).argmax()],
+        "last": lambda test, held_out: _ratios(test, held_out)[-1],
+        "mean": lambda test, held_out: _ratios(test, held_out).mean(axis=0),
+        "median": lambda test, held_out: (test / np.median(held_out, axis=1, keepdims=True)).max(axis=0),
+        "each_image": lambda test, held_out: _ratios(test, held_out).max(axis=1),
+    },
+)
+
+
+def _courses_with_labels() -> list[tuple]:
+    rng = np.random.default_rng(13)
+    cases = []
+    for n_checkpoints, n in ((6, 24), (12, 80), (9, 40), (20, 60)):
+        labels = (np.arange(n) % 3 > 0).astype(int)
+        chooser = np.arange(n) % 2 == 0  # of either kind in either part
+        order = rng.permutation(n)
+        scores = rng.normal(size=(n_checkpoints, n)) + labels * rng.uniform(0, 1, size=(n_checkpoints, 1))
+        cases.append((scores[:, order], labels[order], chooser[order]))
+    return cases
+
+
+def _picked_and_judged(scores, labels, choose, judge, best=np.argmax) -> float:
+    course = [_pairs(labels[choose], row[choose], 0.5) for row in scores]
+    return _pairs(labels[judge], scores[best(course)][judge], 0.5)
+
+
+EXERCISES["pick_then_judge"] = Exercise(
+    _courses_with_labels,
+    lambda scores, labels, chooser: _picked_and_judged(scores, labels, chooser, ~chooser),
+    {
+        "same_images": lambda scores, labels, chooser: _picked_and_judged(scores, labels, chooser, chooser),
+        "test_labels": lambda scores, labels, chooser: _picked_and_judged(scores, labels, chooser | True, chooser | True),
+        "picked_on_all": lambda scores, labels, chooser: _picked_and_judged(scores, labels, chooser | True, ~chooser),
+        "best_of_the_rest": lambda scores, labels, chooser: _picked_and_judged(scores, labels, ~chooser, ~chooser),
+        "judged_on_all": lambda scores, labels, chooser: _picked_and_judged(scores, labels, chooser, chooser | True),
+        "swapped": lambda scores, labels, chooser: _picked_and_judged(scores, labels, ~chooser, chooser),
+        "worst": lambda scores, labels, chooser: _picked_and_judged(scores, labels, chooser, ~chooser, np.argmin),
+        "when": lambda scores, labels, chooser: float(np.argmax([_pairs(labels[chooser], row[chooser], 0.5) for row in scores])),
+    },
+)
