@@ -213,3 +213,35 @@ def contours(x, y, surfaces: dict[str, np.ndarray], levels, *, points: dict[str,
     axis.set_ylabel(ylabel)
     axis.legend(frameon=False, fontsize=FONT - 1, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return fig
+
+
+def own_moments(ratios, labels, shown) -> Figure:
+    """Sample-wise stopping: the courses of a few images, and the epochs that all images pick.
+
+    Left, ratios[:, i] over the epochs for each i of `shown`, a ring at its maximum; right, for either kind, the share of
+    images whose ratio is largest at each epoch. `ratios` (T, n), `labels` (n,).
+    """
+    ratios, labels = np.asarray(ratios), np.asarray(labels).astype(bool)
+    epochs = np.arange(len(ratios))
+    fig, (left, right) = figure(1, 2, width=9.0, height=3.4)
+    left.axhline(1, color="#999999", linewidth=1.2, label="usual")
+    named = set()
+    for number in shown:
+        name = "anomalous" if labels[number] else "normal"
+        left.plot(epochs, ratios[:, number], linewidth=1.8, markersize=5, label=None if name in named else name, **STYLES[name])
+        named.add(name)
+        best = ratios[:, number].argmax()
+        left.plot(best, ratios[best, number], marker="o", markersize=13, markerfacecolor="none", markeredgecolor="black", linestyle="none")
+    left.set(xlabel="epoch (0: pretrained)", ylabel="ratio to the usual")
+    left.set_ylim(bottom=0)
+    left.set_xticks(epochs[:: max(1, len(epochs) // 8)])
+    left.grid(color="#E5E5E5")
+    left.legend(frameon=False, fontsize=FONT - 1)
+    for offset, name, rows, hatch in ((-0.2, "normal", ~labels, None), (0.2, "anomalous", labels, "///")):
+        share = np.bincount(ratios[:, rows].argmax(axis=0), minlength=len(epochs)) / rows.sum()
+        color = STYLES[name]["color"]
+        right.bar(epochs + offset, share, width=0.4, label=name, color=color + "59", edgecolor=color, hatch=hatch, linewidth=1.4)
+    right.set(xlabel="epoch picked", ylabel="share of the images")
+    right.set_xticks(epochs[:: max(1, len(epochs) // 8)])
+    right.legend(frameon=False, fontsize=FONT - 1)
+    return fig

@@ -374,7 +374,7 @@ EXERCISES["translate_strength"] = Exercise(
 
 
 def _amounts_of_work() -> list[tuple]:
-    return [(2300, 5000, 32), (39, 400, 32), (40, 100, 32), (30, 65, 16), (3, 1000, 32), (75, 64, 32), (100, 450, 32)]
+    return [(2300, 5000, 32), (39, 400, 32), (40, 100, 32), (30, 65, 16), (3, 1000, 32), (44, 400, 32), (100, 450, 32)]
 
 
 def _whole_epochs(minibatches, n_images, batch_size, *, per_epoch=np.ceil, whole=round, least=1) -> float:
