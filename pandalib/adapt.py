@@ -32,6 +32,7 @@ from pandalib.files import write_atomically
 from pandalib.knn import KNN
 from pandalib.metrics import roc_auc
 from pandalib.progress import progress as bar
+from pandalib.smallmaps import use_small_map_convolutions
 
 RESUME = "resume.safetensors"  # beside the checkpoints: the newest parameters with their momentum
 
@@ -145,6 +146,8 @@ def adapt(
     if not parameters:
         raise ValueError(f"{backbone.name} up to {backbone.last} has no stage {backbone.adapt_from!r} to adapt: choose adapt_from among its stages.")
     head.requires_grad_(True)
+    if bf16 and backbone.device.type == "cpu":
+        use_small_map_convolutions(head)
     optimiser = torch.optim.SGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay, fused=True)
     to = dict(device=backbone.device, dtype=torch.float32, memory_format=torch.channels_last)
     centre = torch.from_numpy(backbone.head_features(stem_features).mean(axis=0, dtype=np.float64)).to(backbone.device, torch.float32)
