@@ -39,6 +39,12 @@ in the same run; "rank agreement" is the Spearman correlation of the scores with
 | network, images | variant | plain, s | pandalib, s | ratio | wanted | floor, s | over floor | rank agreement |
 |---|---|---|---|---|---|---|---|---|
 {rows}
+
+Where the time goes in bfloat16 (profile of the embedded line): half in the convolutions' forward pass, scoring
+included, a third in their backward pass, and the rest in passes over the parameters that stay in float32 (casting,
+clipping, the step). Tried: the smallest maps as one matrix product (kept, `pandalib.smallmaps`), other memory formats,
+the clip folded into the step (no gain, not kept). How far bfloat16 gets depends on the processor: one with matrix
+units for it has more to gain than one with vector instructions alone.
 """
 
 
