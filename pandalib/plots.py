@@ -209,6 +209,7 @@ def contours(x, y, surfaces: dict[str, np.ndarray], levels, *, points: dict[str,
         axis.plot([], [], color=style["color"], linestyle=style["linestyle"], linewidth=2, label=name)
     for marker, (name, where) in zip("*XPd", (points or {}).items()):
         axis.plot(*where, color="black", marker=marker, linestyle="none", markersize=11, label=name)
+    axis.set_aspect("equal")  # a circle must look like one
     axis.set_xlabel(xlabel)
     axis.set_ylabel(ylabel)
     axis.legend(frameon=False, fontsize=FONT - 1, loc="center left", bbox_to_anchor=(1.0, 0.5))
