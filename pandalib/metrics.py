@@ -64,15 +64,29 @@ def _check_labels_and_scores(labels: ArrayLike, scores: ArrayLike) -> tuple[np.n
     return anomalous, scores
 
 
-def _counts_by_score(anomalous: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Sort once and count: distinct scores, highest first, with the number of normal and anomalous images at each."""
+def _sort_scores(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sort once: the order from high to low, and the last place in it of each run of equal scores."""
     order = np.argsort(scores)[::-1]
-    scores, anomalous = scores[order], anomalous[order]
-    last = np.flatnonzero(np.append(scores[1:] != scores[:-1], True))  # the last image of each run of equal scores
-    caught = np.cumsum(anomalous)[last]
+    scores = scores[order]
+    return order, np.flatnonzero(np.append(scores[1:] != scores[:-1], True))
+
+
+def _counts_by_score(anomalous: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Count at each distinct score, highest first: the score, the number of normal and of anomalous images."""
+    order, last = _sort_scores(scores)
+    caught = np.cumsum(anomalous[order])[last]
     n_anomalous = np.diff(caught, prepend=0)
     n_normal = np.diff(last + 1 - caught, prepend=0)
-    return scores[last], n_normal, n_anomalous
+    return scores[order[last]], n_normal, n_anomalous
+
+
+def _area(n_normal: np.ndarray, n_anomalous: np.ndarray) -> float:
+    """ROC-AUC from the counts at each distinct score, highest first."""
+    normal_below = n_normal.sum() - np.cumsum(n_normal)
+    # Twice the number of pairs in the right order: with ties at one half, this stays a whole number and exact. It fits
+    # int64 up to 4 thousand million scores.
+    twice_right = int((n_anomalous * (2 * normal_below + n_normal)).sum())
+    return twice_right / (2 * int(n_normal.sum()) * int(n_anomalous.sum()))
 
 
 def roc_auc(labels: ArrayLike, scores: ArrayLike) -> float:
@@ -97,10 +111,7 @@ def roc_auc(labels: ArrayLike, scores: ArrayLike) -> float:
         scores.
     """
     _, n_normal, n_anomalous = _counts_by_score(*_check_labels_and_scores(labels, scores))
-    normal_below = n_normal.sum() - np.cumsum(n_normal)
-    # Twice the number of pairs in the right order: with ties at one half, this stays a whole number and exact.
-    twice_right = int((n_anomalous * (2 * normal_below + n_normal)).sum())
-    return twice_right / (2 * int(n_normal.sum()) * int(n_anomalous.sum()))
+    return _area(n_normal, n_anomalous)
 
 
 def roc_curve(labels: ArrayLike, scores: ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
