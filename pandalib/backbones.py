@@ -114,6 +114,15 @@ class Backbone(nn.Module):
         return np.concatenate([self(batch)["pooled"].float().cpu().numpy() for batch in self._batches(images)])
 
     @torch.no_grad()
+    def iter_layers(self, images, layers: Sequence[str]) -> Iterator[dict[str, torch.Tensor]]:
+        """Batch by batch what `forward` gives for images, uint8 (N, 3, H, W) or a lazy sequence of them.
+
+        Raises ValueError as `features`, and for a layer that the network lacks.
+        """
+        for batch in self._batches(images):
+            yield self(batch, layers)
+
+    @torch.no_grad()
     def stem_features(self, images, *, cache: FeatureCache | None = None) -> torch.Tensor:
         """What the frozen stem makes of the images: (N, C, h, w), float32, or the cache's own type, on the CPU."""
         if cache is None:
@@ -138,6 +147,10 @@ class Backbone(nn.Module):
     def stem_sha256(self) -> str:
         """Hash of the stem's own numbers: what a cached activation depends on."""
         return state_sha256(self.stem.state_dict())
+
+    def head_sha256(self) -> str:
+        """Hash of the head's own numbers, which adaptation changes."""
+        return state_sha256(self.head.state_dict())
 
     def _batches(self, images) -> Iterator[torch.Tensor]:
         """Normalised batches on the network's device."""

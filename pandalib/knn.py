@@ -153,6 +153,28 @@ def leave_one_out_scores(gallery: ArrayLike, k: int = 2) -> np.ndarray:
     return gallery.search(gallery.features, k, leave_out=True)[0].sum(axis=1, dtype=np.float64)
 
 
+def nearest_others(gallery: ArrayLike, k: int) -> np.ndarray:
+    """For every gallery image the k nearest of the others, left out by index as in `leave_one_out_scores`.
+
+    Parameters
+    ----------
+    gallery : array or tensor, shape (N, d)
+    k : int
+        1 to N - 1.
+
+    Returns
+    -------
+    indices : ndarray, shape (N, k), int64, nearest first
+
+    Raises
+    ------
+    ValueError
+        As `leave_one_out_scores`.
+    """
+    gallery = _Gallery(gallery)
+    return gallery.search(gallery.features, k, leave_out=True)[1]
+
+
 class KNN:
     """The k-nearest-neighbour anomaly detector on features. `KNN()` is the scorer of DN2.
 

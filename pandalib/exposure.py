@@ -1,0 +1,156 @@
+"""Outlier exposure: when some images that are *not* normal are at hand, learn to tell the two apart.
+
+Hendrycks et al. 2019; PANDA-OE, Reiss et al. 2021, section 3. The head and a new linear layer, d -> 1, are trained on
+binary cross-entropy, normal 0, outlier 1, each batch with as many of either. There is no centre, no kNN and no
+penalty: the two-sided task keeps the features from collapsing. The score is the output of the linear layer. What is
+learned depends on which outliers are shown: they stand in for anomalies that nobody has seen.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from pandalib.backbones import Backbone, pool
+from pandalib.cache import FeatureCache
+from pandalib.features import check_fitted
+from pandalib.progress import progress as bar
+from pandalib.smallmaps import use_small_map_convolutions
+
+
+class ExposureEpoch(NamedTuple):
+    """What a callback of `OutlierExposure` is given: the number of epochs done, the mean loss of the last, the detector."""
+
+    epoch: int
+    loss: float
+    detector: OutlierExposure
+
+
+class OutlierExposure:
+    """A classifier of normal images against outliers, on a pretrained network whose head is trained along.
+
+    Parameters
+    ----------
+    backbone : the pretrained network; it stays as it is.
+    outliers : uint8 (M, 3, H, W), images that are not normal. Never those that the detector is tested on.
+    epochs : passes over the normal images. The outliers are gone through in an order of their own, over and over.
+    lr, clip, momentum : of SGD, as in `pandalib.adapt.adapt`.
+    batch_size : normal images in a batch; as many outliers join them.
+    seed : of the linear layer and of both orders.
+    on_epoch : called with an `ExposureEpoch` after each epoch.
+    bf16 : compute in bfloat16 where that is safe (autocast).
+    cache : keep the stem's activations on disk for the next run.
+
+    Attributes
+    ----------
+    backbone_ : the network with its trained head.
+    linear_ : the new layer.
+    losses_ : mean loss of each epoch.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        outliers,
+        *,
+        epochs: int,
+        lr: float,
+        clip: float | None,
+        momentum: float = 0.9,
+        batch_size: int = 32,
+        seed: int = 0,
+        on_epoch: Callable[[ExposureEpoch], None] | None = None,
+        bf16: bool = False,
+        cache: FeatureCache | None = None,
+        progress: bool = True,
+    ):
+        for name, value in (("epochs", epochs), ("batch_size", batch_size)):
+            if not isinstance(value, int | np.integer) or value < 1:
+                raise ValueError(f"{name}={value!r}: expected a whole number of at least 1.")
+        for name, value in (("lr", lr), ("clip", clip)):
+            if value is not None and not (value > 0 and math.isfinite(value)):
+                raise ValueError(f"{name}={value!r}: expected a number above 0.")
+        self.backbone, self.outliers, self.epochs, self.lr, self.clip, self.momentum = backbone, outliers, epochs, lr, clip, momentum
+        self.batch_size, self.seed, self.on_epoch, self.bf16, self.cache, self.progress = batch_size, seed, on_epoch, bf16, cache, progress
+
+    def fit(self, normal_images) -> OutlierExposure:
+        """Train on normal images, uint8 (N, 3, H, W), against the outliers.
+
+        Raises ValueError when there is no image of either kind, or their sizes differ; FloatingPointError when the
+        loss is no longer finite.
+        """
+        sizes = [tuple(np.shape(images[:1])[2:]) for images in (normal_images, self.outliers)]
+        if len(normal_images) and len(self.outliers) and sizes[0] != sizes[1]:
+            raise ValueError(f"normal images are {sizes[0]} and outliers {sizes[1]} pixels: expected one size, since size alone would tell them apart.")
+        normal, outliers = (self.backbone.stem_features(images, cache=self.cache) for images in (normal_images, self.outliers))
+        return self.fit_stems(normal, outliers)
+
+    def fit_stems(self, normal: torch.Tensor, outliers: torch.Tensor) -> OutlierExposure:
+        """As `fit`, from what the backbone's stem made of the images: (N, C, h, w) and (M, C, h, w)."""
+        network = self.backbone
+        head = copy.deepcopy(network.head).requires_grad_(True)
+        if self.bf16 and network.device.type == "cpu":
+            use_small_map_convolutions(head)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            linear = nn.Linear(network.head_features(normal[:1]).shape[1], 1).to(network.device)
+        parameters = [*head.parameters(), *linear.parameters()]
+        optimiser = torch.optim.SGD(parameters, lr=self.lr, momentum=self.momentum, fused=True)
+        to = dict(device=network.device, dtype=torch.float32, memory_format=torch.channels_last)
+        strangers = cycled(len(outliers), seed=self.seed)
+        self.backbone_, self.linear_, self.losses_ = network.with_head(head), linear, []
+        for epoch in bar(range(1, self.epochs + 1), "outlier exposure", shown=self.progress):
+            head.requires_grad_(True)
+            order = torch.from_numpy(np.random.default_rng((self.seed, epoch)).permutation(len(normal)))
+            total = 0.0
+            for rows in order.split(self.batch_size):
+                others = torch.from_numpy(np.fromiter(strangers, np.int64, len(rows)))
+                with torch.autocast(network.device.type, torch.bfloat16, enabled=self.bf16):
+                    feature_map = head(torch.cat([normal[rows], outliers[others]]).to(**to))
+                logits = linear(pool(feature_map.float()))[:, 0]
+                target = torch.arange(2 * len(rows), device=logits.device) >= len(rows)
+                loss = F.binary_cross_entropy_with_logits(logits, target.float())
+                optimiser.zero_grad()
+                loss.backward()
+                if self.clip is not None:
+                    torch.nn.utils.clip_grad_norm_(parameters, self.clip)
+                optimiser.step()
+                total += loss.item() * len(rows)
+            if not math.isfinite(total):
+                raise FloatingPointError(f"the loss of epoch {epoch} is {total}: lower lr (now {self.lr}), or clip the gradient (now {self.clip}).")
+            self.losses_.append(total / len(order))
+            if self.on_epoch is not None:
+                self.on_epoch(ExposureEpoch(epoch, self.losses_[-1], self))
+        head.requires_grad_(False)
+        linear.requires_grad_(False)
+        return self
+
+    def score(self, images) -> np.ndarray:
+        """Anomaly scores (n,) of images, uint8 (n, 3, H, W): the logit, higher = more like an outlier.
+
+        The paper's score is the sigmoid of it. The order is the same, but the sigmoid of a sure classifier rounds to
+        exactly 1 for many images, and ties are lost.
+        """
+        check_fitted(self, "linear_")
+        return self.score_stems(self.backbone.stem_features(images, cache=self.cache))
+
+    @torch.no_grad()
+    def score_stems(self, stem_features: torch.Tensor) -> np.ndarray:
+        """As `score`, from the stem's activations (n, C, h, w)."""
+        features = torch.from_numpy(self.backbone_.head_features(stem_features, bf16=self.bf16))
+        return self.linear_(features.to(self.backbone.device))[:, 0].cpu().numpy().astype(np.float64)
+
+
+def cycled(n: int, *, seed: int) -> Iterator[int]:
+    """The numbers 0 .. n-1 for ever, each time round in a new order."""
+    time_round = 0
+    while True:
+        yield from np.random.default_rng((seed, time_round, 1)).permutation(n)
+        time_round += 1
