@@ -16,6 +16,8 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from pandalib.interpolation import enlargement
+
 FONT_FILES = ("DejaVuSans.ttf", "DejaVuSans-Bold.ttf")
 MASK_SIZE = 128  # pixels of a glyph mask: twice the image, so that shrunk glyphs keep smooth edges
 FONT_SIZE = 80
@@ -103,17 +105,6 @@ def coordinates(size: int) -> np.ndarray:
     line = (np.arange(size, dtype=np.float32) + 0.5) * (2 / size) - 1
     x, y = np.meshgrid(line, line)
     return np.stack([x.ravel(), y.ravel()], axis=1)
-
-
-@functools.cache
-def enlargement(small: int, large: int) -> np.ndarray:
-    """(large, small) matrix of bilinear interpolation between pixel centres: E @ image @ E.T enlarges an image."""
-    at = np.clip((np.arange(large) + 0.5) * small / large - 0.5, 0, small - 1)
-    left = np.minimum(at.astype(int), small - 2)
-    matrix = np.zeros((large, small), dtype=np.float32)
-    matrix[np.arange(large), left] = 1 - (at - left)
-    matrix[np.arange(large), left + 1] = at - left
-    return matrix
 
 
 def oklch(lightness: float, chroma: float, hue: float) -> np.ndarray:
