@@ -52,6 +52,21 @@ def pick_by_ranks(scores, labels, chooser):
     return auc_by_ranks(labels[~chooser], best[~chooser])
 
 
+def auc_on_unseen_by_ranks(scores, kinds, seen):
+    kept = [number for number, kind in enumerate(kinds) if kind not in list(seen)]
+    return auc_by_ranks((kinds[kept] != 0).astype(int), scores[kept])
+
+
+def overlap_by_counting(regions, alarm):
+    sizes = np.bincount(regions.ravel())
+    return (np.bincount(regions[alarm], minlength=len(sizes)) / sizes)[1:].mean()
+
+
+def area_by_a_fine_grid(false_alarms, overlap, limit):
+    at = np.union1d(false_alarms[false_alarms < limit], np.linspace(0, limit, 5))
+    return np.trapezoid(np.interp(at, false_alarms, overlap), at) / limit
+
+
 OTHER_SOLUTIONS = {
     "roc_auc_by_pairs": auc_by_ranks,
     "threshold_from_normals": threshold_by_partition,
@@ -66,6 +81,12 @@ OTHER_SOLUTIONS = {
     "epochs_for_work": lambda minibatches, n, batch: max(1, int(minibatches / -(-n // batch) + 0.5)),
     "sample_wise_scores": sample_wise_by_loop,
     "pick_then_judge": pick_by_ranks,
+    "binary_cross_entropy": lambda logits, targets: np.mean([np.logaddexp(0, (1 - 2 * t) * z) for z, t in zip(logits, targets)]),
+    "outlier_rows": lambda start, n, count: [row % n for row in range(start, start + count)],
+    "auc_on_unseen": auc_on_unseen_by_ranks,
+    "nearest_distance": lambda positions, gallery: distances_by_scipy(gallery, positions).min(axis=1),
+    "region_overlap": overlap_by_counting,
+    "area_up_to": area_by_a_fine_grid,
 }
 every = pytest.mark.parametrize("key", EXERCISES)
 

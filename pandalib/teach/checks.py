@@ -461,3 +461,189 @@ EXERCISES["pick_then_judge"] = Exercise(
         "when": lambda scores, labels, chooser: float(np.argmax([_pairs(labels[chooser], row[chooser], 0.5) for row in scores])),
     },
 )
+
+# --- lesson 05 ---------------------------------------------------------------------------------------------------
+
+
+def _logits_with_targets() -> list[tuple]:
+    rng = np.random.default_rng(51)
+    cases = [(rng.normal(size=n) * 3, (rng.random(n) < share).astype(float)) for n, share in ((6, 0.5), (40, 0.3))]
+    return [*cases, (np.array([900.0, -900.0, 0.0, -40.0]), np.array([0.0, 1.0, 1.0, 0.0]))]  # sure, and wrong
+
+
+def _cross_entropy_terms(logits, targets) -> np.ndarray:
+    return np.maximum(logits, 0) - logits * targets + np.log1p(np.exp(-np.abs(logits)))
+
+
+def _cross_entropy_of_probabilities(logits, targets) -> float:
+    with np.errstate(all="ignore"):
+        p = 1 / (1 + np.exp(-logits))
+        return float(-np.where(targets == 1, np.log(p), np.log(1 - p)).mean())
+
+
+EXERCISES["binary_cross_entropy"] = Exercise(
+    _logits_with_targets,
+    lambda logits, targets: float(_cross_entropy_terms(logits, targets).mean()),
+    {
+        "flipped": lambda logits, targets: float(_cross_entropy_terms(logits, 1 - targets).mean()),
+        "overflow": _cross_entropy_of_probabilities,
+        "total": lambda logits, targets: float(_cross_entropy_terms(logits, targets).sum()),
+        "outliers_only": lambda logits, targets: float((targets * _cross_entropy_terms(logits, 1.0)).mean()),
+        "squared": lambda logits, targets: float(((0.5 + 0.5 * np.tanh(logits / 2) - targets) ** 2).mean()),
+        "sign": lambda logits, targets: -float(_cross_entropy_terms(logits, targets).mean()),
+        "each_image": _cross_entropy_terms,
+    },
+    tolerance=1e-6,
+)
+
+
+def _places_in_a_pile() -> list[tuple]:
+    return [(0, 10, 4), (8, 10, 4), (37, 10, 4), (5, 3, 8), (64, 100, 32)]
+
+
+EXERCISES["outlier_rows"] = Exercise(
+    _places_in_a_pile,
+    lambda start, n, count: (start + np.arange(count)) % n,
+    {
+        "always_from_the_first": lambda start, n, count: np.arange(count) % n,
+        "past_the_end": lambda start, n, count: start + np.arange(count),
+        "last_repeated": lambda start, n, count: np.minimum(start + np.arange(count), n - 1),
+        "one_too_far": lambda start, n, count: (start + 1 + np.arange(count)) % n,
+        "start_alone": lambda start, n, count: start % n + np.arange(count),
+        "jumps": lambda start, n, count: (start * count + np.arange(count)) % n,
+    },
+)
+
+
+def _scores_by_kind() -> list[tuple]:
+    rng = np.random.default_rng(53)
+    cases = []
+    for n, n_kinds, seen in ((60, 5, [1, 3]), (90, 7, [2]), (40, 4, [1])):
+        kinds = rng.integers(0, n_kinds, size=n)
+        kinds[:n_kinds] = np.arange(n_kinds)
+        scores = rng.normal(size=n) + (kinds > 0) + np.isin(kinds, seen)
+        cases.append((scores, kinds, np.array(seen)))
+    return cases
+
+
+def _auc_on(scores, kinds, rows) -> float:
+    return _pairs((kinds[rows] > 0).astype(int), scores[rows], 0.5)
+
+
+EXERCISES["auc_on_unseen"] = Exercise(
+    _scores_by_kind,
+    lambda scores, kinds, seen: _auc_on(scores, kinds, ~np.isin(kinds, seen)),
+    {
+        "everything": lambda scores, kinds, seen: _auc_on(scores, kinds, kinds >= 0),
+        "seen_only": lambda scores, kinds, seen: _auc_on(scores, kinds, np.isin(kinds, [0, *seen])),
+        "called_normal": lambda scores, kinds, seen: _pairs(((kinds > 0) & ~np.isin(kinds, seen)).astype(int), scores, 0.5),
+        "direction": lambda scores, kinds, seen: 1 - _auc_on(scores, kinds, ~np.isin(kinds, seen)),
+        "mean_of_kinds": lambda scores, kinds, seen: float(
+            np.mean([_auc_on(scores, kinds, (kinds == 0) | (kinds == kind)) for kind in set(kinds.tolist()) - {0, *seen.tolist()}])
+        ),
+        "kinds_counted": lambda scores, kinds, seen: float(len(set(kinds.tolist()) - {0, *seen.tolist()})),
+    },
+)
+
+# --- lesson 06 ---------------------------------------------------------------------------------------------------
+
+
+def _nearest(positions, gallery, *, power: float = 1.0, reduce=np.min, axis: int = 1) -> np.ndarray:
+    return reduce(_squared(gallery, positions) ** power, axis=axis)
+
+
+EXERCISES["nearest_distance"] = Exercise(
+    lambda: [(queries, gallery) for gallery, queries in _two_sets()],
+    _nearest,
+    {
+        "root": lambda positions, gallery: _nearest(positions, gallery, power=0.5),
+        "mean": lambda positions, gallery: _nearest(positions, gallery, reduce=np.mean),
+        "farthest": lambda positions, gallery: _nearest(positions, gallery, reduce=np.max),
+        "of_the_gallery": lambda positions, gallery: _nearest(positions, gallery, axis=0),
+        "which": lambda positions, gallery: _nearest(positions, gallery, reduce=np.argmin),
+        "over_channels": lambda positions, gallery: _nearest(positions, gallery) / positions.shape[1],
+        "centre": lambda positions, gallery: ((positions - gallery.mean(axis=0)) ** 2).sum(axis=1),
+        "each_channel": lambda positions, gallery: ((positions[:, None] - gallery[None]) ** 2).min(axis=1).sum(axis=1),
+        "whole_table": lambda positions, gallery: _squared(gallery, positions),
+    },
+    tolerance=1e-6,
+)
+
+
+def _regions_with_alarms() -> list[tuple]:
+    rng = np.random.default_rng(61)
+    cases = []
+    for size in (6, 12, 20):
+        regions = np.zeros((size, size), int)
+        regions[1:3, 1:3], regions[size // 2 :, size // 2 :] = 1, 2  # a small one and a large one
+        regions[size - 2, 0:2] = 3
+        alarm = rng.random((size, size)) < 0.25
+        alarm[size // 2 :, size // 2 :] |= rng.random((size - size // 2, size - size // 2)) < 0.6
+        alarm[1, 1] = True
+        cases.append((regions, alarm))
+    return cases
+
+
+def _share_of_region(regions, alarm, combine) -> np.ndarray:
+    return np.array([combine(regions == number, alarm) for number in range(1, regions.max() + 1)])
+
+
+def _covered(region, alarm) -> float:
+    return (region & alarm).sum() / region.sum()
+
+
+EXERCISES["region_overlap"] = Exercise(
+    _regions_with_alarms,
+    lambda regions, alarm: float(_share_of_region(regions, alarm, _covered).mean()),
+    {
+        "all_pixels": lambda regions, alarm: float(_covered(regions > 0, alarm)),
+        "touched": lambda regions, alarm: float(_share_of_region(regions, alarm, lambda region, alarm: (region & alarm).any()).mean()),
+        "union": lambda regions, alarm: float(_share_of_region(regions, alarm, lambda region, alarm: (region & alarm).sum() / (region | alarm).sum()).mean()),
+        "of_the_alarm": lambda regions, alarm: float((alarm & (regions > 0)).sum() / alarm.sum()),
+        "background": lambda regions, alarm: float(np.mean([_covered(regions == number, alarm) for number in range(regions.max() + 1)])),
+        "total": lambda regions, alarm: float(_share_of_region(regions, alarm, _covered).sum()),
+        "each_region": lambda regions, alarm: _share_of_region(regions, alarm, _covered),
+        "largest": lambda regions, alarm: float(_share_of_region(regions, alarm, _covered)[1]),
+    },
+)
+
+
+def _curves_with_a_limit() -> list[tuple]:
+    rng = np.random.default_rng(62)
+    cases = []
+    for n, limit in ((5, 0.3), (12, 0.3), (40, 0.05)):
+        false_alarms = np.concatenate([[0], np.sort(rng.random(n - 2)) ** 2, [1]])
+        overlap = np.concatenate([[0], np.sort(rng.random(n - 2)) ** 0.5, [1]])
+        cases.append((false_alarms, overlap, limit))
+    return cases
+
+
+def _trapezoids(x, y) -> float:
+    return float(((y[1:] + y[:-1]) / 2 * np.diff(x)).sum())
+
+
+def _cut_at(false_alarms, overlap, limit: float) -> tuple[np.ndarray, np.ndarray]:
+    inside = false_alarms < limit
+    return np.append(false_alarms[inside], limit), np.append(overlap[inside], np.interp(limit, false_alarms, overlap))
+
+
+def _stairs(false_alarms, overlap, limit: float) -> float:
+    x, y = _cut_at(false_alarms, overlap, limit)
+    return float((y[1:] * np.diff(x)).sum() / limit)
+
+
+EXERCISES["area_up_to"] = Exercise(
+    _curves_with_a_limit,
+    lambda false_alarms, overlap, limit: _trapezoids(*_cut_at(false_alarms, overlap, limit)) / limit,
+    {
+        "not_over_limit": lambda false_alarms, overlap, limit: _trapezoids(*_cut_at(false_alarms, overlap, limit)),
+        "whole": lambda false_alarms, overlap, limit: _trapezoids(false_alarms, overlap),
+        "stops_short": lambda false_alarms, overlap, limit: _trapezoids(false_alarms[false_alarms <= limit], overlap[false_alarms <= limit]) / limit,
+        "its_own_end": lambda false_alarms, overlap, limit: (
+            _trapezoids(x := false_alarms[false_alarms <= limit], overlap[false_alarms <= limit]) / max(x[-1], 1e-9)
+        ),
+        "stairs": _stairs,
+        "value_at_limit": lambda false_alarms, overlap, limit: float(np.interp(limit, false_alarms, overlap)),
+        "mean_of_corners": lambda false_alarms, overlap, limit: float(_cut_at(false_alarms, overlap, limit)[1].mean()),
+    },
+)
