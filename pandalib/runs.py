@@ -76,10 +76,10 @@ def run(
     if tier not in tiers.TIERS:
         raise ValueError(f"tier {tier!r} is unknown: choose one of {', '.join(tiers.TIERS)}.")
     defaults = tiers.TIERS[tier]
-    if not task.startswith("pictograms:"):  # drawn images have the size that they have
-        size, resize = size or defaults.size, defaults.resize if size is None else None
-    else:
+    if task.startswith(("pictograms:", "surfaces:")):  # drawn images have a size of their own
         resize = None
+    else:
+        size, resize = size or defaults.size, defaults.resize if size is None else None
     data = load_task(
         task, seed=seed, n_train=n_train, n_test=n_test, size=size, resize=resize, missing_masks=missing_masks, level=level
     )

@@ -42,19 +42,22 @@ def load_task(
     resize: int | None = None,
     missing_masks: str = "error",
     level: str | None = None,
+    defects: Sequence[str] | None = None,
 ) -> OneClassTask:
     """Load a task by name.
 
     Parameters
     ----------
-    spec : "pictograms:star" (any of the ten symbols), "folder:PATH" (MVTec layout) or "folder:PATH:CLASS"
-        (one folder per class; CLASS is normal).
-    seed : draws the images (pictograms) or the split and the sample (folder).
-    n_train, n_test : number of training images, and of test images per class; None: the source's default.
-    size : side of the square image in pixels, for folders (default 224). Pictograms are 64.
+    spec : "pictograms:star" (any of the ten symbols), "surfaces:weave" (any of the six kinds), "folder:PATH" (MVTec
+        layout) or "folder:PATH:CLASS" (one folder per class; CLASS is normal).
+    seed : draws the images (pictograms, surfaces) or the split and the sample (folder).
+    n_train, n_test : number of training images, and of test images per class or defect; None: the source's default.
+    size : side of the square image in pixels, for folders (default 224) and surfaces (64 to 256, default 128).
+        Pictograms are 64.
     resize : of the shorter side before the centre crop (default `size`: the whole central square; the paper: 256 for 224).
     missing_masks : for folders in MVTec layout, what to do about anomalous images without a mask: "error", "drop" or "none".
-    level : difficulty of the pictograms.
+    level : difficulty of the pictograms, or how visible the defects of surfaces are.
+    defects : which defects of a surface to test on; None: all but the logical ones.
 
     Raises
     ------
@@ -62,21 +65,28 @@ def load_task(
     """
     source, _, name = spec.partition(":")
     counts = {key: value for key, value in (("n_train", n_train), ("n_test", n_test)) if value is not None}
+    if defects is not None and source != "surfaces":
+        raise ValueError(f"defects={defects!r}: only surfaces have defects to choose. Leave them out.")
     if source == "pictograms":
         from pandalib.sources import pictograms
 
         if size not in (None, 64):
             raise ValueError(f"size={size}: pictograms are 64 x 64. Leave the size out.")
         return pictograms.load_task(name, seed=seed, **counts, **({"level": level} if level else {}))
+    if source == "surfaces":
+        from pandalib.sources import surfaces
+
+        options = {key: value for key, value in (("level", level), ("size", size)) if value is not None}
+        return surfaces.load_task(name, seed=seed, defects=defects, **counts, **options)
     if source == "folder":
         from pandalib.sources import folders
 
         if level:
-            raise ValueError(f"level={level!r}: only pictograms have levels. Leave it out.")
+            raise ValueError(f"level={level!r}: only pictograms and surfaces have levels. Leave it out.")
         if not name:
             raise ValueError(f"task {spec!r} names no folder: expected folder:PATH or folder:PATH:CLASS.")
         return folders.load_task(name, seed=seed, size=size or 224, resize=resize, missing_masks=missing_masks, **counts)
-    raise ValueError(f"task {spec!r} is unknown: expected pictograms:SYMBOL, folder:PATH or folder:PATH:CLASS.")
+    raise ValueError(f"task {spec!r} is unknown: expected pictograms:SYMBOL, surfaces:KIND, folder:PATH or folder:PATH:CLASS.")
 
 
 def sibling_tasks(spec: str) -> list[str]:
@@ -89,8 +99,12 @@ def sibling_tasks(spec: str) -> list[str]:
         from pandalib.sources.pictograms import SYMBOLS
 
         return [f"pictograms:{symbol}" for symbol in SYMBOLS]
+    if source == "surfaces":
+        from pandalib.sources.surfaces import KINDS
+
+        return [f"surfaces:{kind}" for kind in KINDS]
     if source == "folder":
         from pandalib.sources import folders
 
         return [f"folder:{task}" for task in folders.class_specs(name)]
-    raise ValueError(f"task {spec!r} is unknown: expected pictograms:SYMBOL, folder:PATH or folder:PATH:CLASS.")
+    raise ValueError(f"task {spec!r} is unknown: expected pictograms:SYMBOL, surfaces:KIND, folder:PATH or folder:PATH:CLASS.")

@@ -136,7 +136,7 @@ def test_task():
         ("pictograms:star", {"size": 128}, "size=128: pictograms are 64 x 64"),
         ("pictograms:star", {"n_train": 1}, "n_train=1, n_test=60: at least 2 training images"),
         ("folder:", {}, "task 'folder:' names no folder"),
-        ("folder:.", {"level": "easy"}, "level='easy': only pictograms have levels"),
+        ("folder:.", {"level": "easy"}, "level='easy': only pictograms and surfaces have levels"),
         ("pictograms:star", {"level": "brutal"}, "level 'brutal' is unknown"),
     ],
 )
