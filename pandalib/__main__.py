@@ -1,4 +1,4 @@
-"""`python -m pandalib doctor | run`: the same code without a browser."""
+"""`python -m pandalib doctor | run | export`: the same code without a browser."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from pathlib import Path
 
 from pandalib import doctor
 
+TASKS = "pictograms:star, surfaces:weave, folder:PATH (MVTec layout) or folder:PATH:CLASS"
+LEVELS = "difficulty of drawn images; pictograms: plain, easy, medium or hard; surfaces: clear, medium or faint"
+
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m pandalib", description="Anomaly detection with pretrained features.")
@@ -16,7 +19,7 @@ def main(arguments: list[str] | None = None) -> int:
     doctor_parser = commands.add_parser("doctor", help="what works here, what is missing, how to get it")
     doctor.add_arguments(doctor_parser)
     run_parser = commands.add_parser("run", help="one method on one task, one JSON object")
-    run_parser.add_argument("--task", required=True, help="pictograms:star, folder:PATH (MVTec layout) or folder:PATH:CLASS")
+    run_parser.add_argument("--task", required=True, help=TASKS)
     run_parser.add_argument("--method", required=True, help="pixels, dn2, whitened, compactness, early, ses, ewc or svdd")
     run_parser.add_argument("--tier", default="embedded", help="embedded, standard or paper: defaults of the network and size")
     run_parser.add_argument("--seed", type=int, default=0)
@@ -25,9 +28,9 @@ def main(arguments: list[str] | None = None) -> int:
     run_parser.add_argument("--last", help="cut the network after this stage, as layer3")
     run_parser.add_argument("--size", type=int, help="side of the images in pixels")
     run_parser.add_argument("--n-train", type=int, help="number of normal training images")
-    run_parser.add_argument("--n-test", type=int, help="number of test images of each class")
+    run_parser.add_argument("--n-test", type=int, help="number of test images of each class or defect")
     run_parser.add_argument("--missing-masks", default="error", help="anomalous images without a mask: error, drop or none (use no mask)")
-    run_parser.add_argument("--level", help="difficulty of the pictograms: plain, easy, medium or hard")
+    run_parser.add_argument("--level", help=LEVELS)
     run_parser.add_argument("--epochs", type=int, help="of adaptation; default: the tier's pace")
     run_parser.add_argument("--lr", type=float, help="learning rate of adaptation")
     run_parser.add_argument("--clip", type=float, help="norm to which gradients are cut")
@@ -36,11 +39,19 @@ def main(arguments: list[str] | None = None) -> int:
     run_parser.add_argument("--fisher-images", metavar="FOLDER", help="compute it from these images, one folder per class")
     run_parser.add_argument("--bf16", action="store_true", help="adapt and score in bfloat16: faster where the processor has it")
     run_parser.add_argument("--json", metavar="FILE", help="write the result there; - is standard output")
+    export_parser = commands.add_parser("export", help="the images of a task as PNG files in MVTec's layout")
+    export_parser.add_argument("--task", required=True, help=TASKS)
+    export_parser.add_argument("--out", required=True, metavar="FOLDER", help="a new or an empty folder")
+    export_parser.add_argument("--seed", type=int, default=0)
+    export_parser.add_argument("--level", help=LEVELS)
+    export_parser.add_argument("--size", type=int, help="side of the images in pixels")
+    export_parser.add_argument("--n-train", type=int, help="number of normal training images")
+    export_parser.add_argument("--n-test", type=int, help="number of test images of each class or defect")
     options = vars(parser.parse_args(arguments))
     command = options.pop("command")
     if command == "doctor":
         return doctor.main(argparse.Namespace(**options))
-    return run_command(options)
+    return export_command(options) if command == "export" else run_command(options)
 
 
 def run_command(options: dict) -> int:
@@ -63,6 +74,21 @@ def run_command(options: dict) -> int:
         print(text)
     else:
         print(f"{result['task']}  {result['method']}  ROC-AUC {result['roc_auc']:.4f}  {result['seconds']:.1f} s")
+    return 0
+
+
+def export_command(options: dict) -> int:
+    target = options.pop("out")
+    try:
+        from pandalib.sources.folders import write_mvtec
+        from pandalib.tasks import load_task
+
+        task = load_task(options.pop("task"), **options)
+        folder = write_mvtec(task, target)
+    except (ValueError, OSError) as error:
+        print(f"pandalib: {error}", file=sys.stderr)
+        return 2
+    print(f"{task.name}  {len(task.train)} images to learn from, {len(task.test)} to test  {folder}")
     return 0
 
 

@@ -1,15 +1,18 @@
-"""Your own images: a folder in a known layout becomes a one-class task."""
+"""Your own images: a folder in a known layout becomes a one-class task, and any task a folder."""
 
 from __future__ import annotations
 
 import difflib
 import os
+import shutil
+import tempfile
 import unicodedata
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from pandalib.sources.images import ImageFolder, check_geometry, image_names, list_images, read_mask_of, subfolders, visible_entries
 from pandalib.tasks import OneClassTask
@@ -132,6 +135,72 @@ def class_specs(path_spec) -> list[str]:
     if named is not None or not subfolders(folder):
         _known_class(named, folder)  # raises where there is no such class
     return [f"{root}:{name}" for name in subfolders(folder)]
+
+
+def write_mvtec(task: OneClassTask, folder) -> Path:
+    """Write a task as PNG files in MVTec's layout: train/good, test/KIND and, with masks, ground_truth/KIND/NAME_mask.png.
+
+    The normal kind becomes "good". `load_task` reads it back bit for bit, at the images' own size; the kinds are then in
+    the order of their names. The files are written beside `folder` and moved there as a whole at the end: after a
+    failure nothing is left.
+
+    Parameters
+    ----------
+    task : its images are read one at a time.
+    folder : a new or an empty folder.
+
+    Returns
+    -------
+    Path of the folder.
+
+    Raises
+    ------
+    FileExistsError where the folder holds something or is a file, OSError where it cannot be written, ValueError for a
+    kind that cannot be the name of a folder, or that is both normal and anomalous.
+    """
+    folder = Path(folder).expanduser().resolve()
+    if folder.exists() and not folder.is_dir() or folder.is_dir() and any(folder.iterdir()):
+        what = "is not empty" if folder.is_dir() else "is a file"
+        raise FileExistsError(f"{str(folder)!r} {what}: expected a new or an empty folder to write to.")
+    names = _kind_folders(task)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name[:40]}.", suffix=".part"))
+    width = len(str(max(len(task.train), len(task.test))))  # names sort as their numbers do
+    counts = dict.fromkeys(names.values(), 0)
+    try:
+        for number in range(len(task.train)):
+            _write_png(temporary / "train" / "good" / f"{number:0{width}}.png", task.train[number].transpose(1, 2, 0))
+        for number, name in enumerate(names[kind] for kind in task.kinds):
+            stem = f"{counts[name]:0{width}}"
+            counts[name] += 1
+            _write_png(temporary / "test" / name / f"{stem}.png", task.test[number].transpose(1, 2, 0))
+            if task.masks is not None and task.labels[number]:
+                _write_png(temporary / "ground_truth" / name / f"{stem}_mask.png", np.uint8(255) * task.masks[number])
+        os.chmod(temporary, 0o755)  # mkdtemp makes it private
+        if folder.is_dir():
+            folder.rmdir()  # refuses, should it no longer be empty
+        os.rename(temporary, folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return folder
+
+
+def _kind_folders(task: OneClassTask) -> dict[str, str]:
+    """Folder of each kind of test image."""
+    normal = {kind for kind, label in zip(task.kinds, task.labels, strict=True) if not label}
+    anomalous = {kind for kind, label in zip(task.kinds, task.labels, strict=True) if label}
+    for kind in sorted(anomalous):
+        if kind in normal:
+            raise ValueError(f"kind {kind!r} is normal and anomalous: expected it to be one of them.")
+        if kind == "good" or kind.startswith(".") or set(kind) & set('/\\:*?"<>|\0') or not kind.strip():
+            raise ValueError(f"kind {kind!r} of anomalous images cannot be the name of its folder: rename it.")
+    return dict.fromkeys(normal, "good") | {kind: kind for kind in anomalous}
+
+
+def _write_png(path: Path, pixels: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.ascontiguousarray(pixels)).save(path)
 
 
 def _find_layout(path_spec) -> tuple[Path, str | None, bool, bool]:
