@@ -119,7 +119,7 @@ class Adapted:
 
     def score(self, images) -> np.ndarray:
         """Anomaly scores (n,) of images, uint8 (n, 3, H, W)."""
-        parts = _stem_parts(self.backbone, images, self.cache)
+        parts = stem_parts(self.backbone, images, self.cache)
         return np.concatenate([self.scorer_.score(self.backbone_.head_features(part, bf16=self.bf16)) for part in parts])
 
 
@@ -181,7 +181,7 @@ class SampleWise:
         return np.concatenate(
             [
                 np.stack([scorer.score(network.head_features(part, bf16=self.bf16)) for scorer, network in zip(self.scorers_, networks)])
-                for part in _stem_parts(self.backbone, images, self.cache)
+                for part in stem_parts(self.backbone, images, self.cache)
             ],
             axis=1,
         )
@@ -191,7 +191,7 @@ class SampleWise:
         return sample_wise(self.curves(images), self.held_out_scores_)[0]
 
 
-def _stem_parts(backbone: Backbone, images, cache: FeatureCache | None) -> Iterator[torch.Tensor]:
+def stem_parts(backbone: Backbone, images, cache: FeatureCache | None) -> Iterator[torch.Tensor]:
     """The stem's activations of the images in parts that fit into memory."""
     if cache is not None:
         whole = backbone.stem_features(images, cache=cache)  # on disk, read as needed

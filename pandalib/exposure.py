@@ -18,15 +18,19 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pandalib.backbones import Backbone, pool
+from pandalib.backbones import Backbone, normalise, pool
 from pandalib.cache import FeatureCache
+from pandalib.detectors import stem_parts
 from pandalib.features import check_fitted
 from pandalib.progress import progress as bar
 from pandalib.smallmaps import use_small_map_convolutions
 
 
 class ExposureEpoch(NamedTuple):
-    """What a callback of `OutlierExposure` is given: the number of epochs done, the mean loss of the last, the detector."""
+    """What a callback of `OutlierExposure` is given: the number of epochs done, the mean loss of the last, the detector.
+
+    The detector goes on learning: score with it at once, or copy `backbone_` and `linear_`.
+    """
 
     epoch: int
     loss: float
@@ -86,14 +90,16 @@ class OutlierExposure:
         Raises ValueError when there is no image of either kind, or their sizes differ; FloatingPointError when the
         loss is no longer finite.
         """
-        sizes = [tuple(np.shape(images[:1])[2:]) for images in (normal_images, self.outliers)]
-        if len(normal_images) and len(self.outliers) and sizes[0] != sizes[1]:
-            raise ValueError(f"normal images are {sizes[0]} and outliers {sizes[1]} pixels: expected one size, since size alone would tell them apart.")
+        _check_some(normal_images, self.outliers)
+        ours, theirs = (" x ".join(map(str, normalise(images[:1]).shape[2:])) for images in (normal_images, self.outliers))
+        if ours != theirs:
+            raise ValueError(f"normal images are {ours} and outliers {theirs} pixels: expected one size, since size alone would tell them apart.")
         normal, outliers = (self.backbone.stem_features(images, cache=self.cache) for images in (normal_images, self.outliers))
         return self.fit_stems(normal, outliers)
 
     def fit_stems(self, normal: torch.Tensor, outliers: torch.Tensor) -> OutlierExposure:
         """As `fit`, from what the backbone's stem made of the images: (N, C, h, w) and (M, C, h, w)."""
+        _check_some(normal, outliers)
         network = self.backbone
         head = copy.deepcopy(network.head).requires_grad_(True)
         if self.bf16 and network.device.type == "cpu":
@@ -139,13 +145,19 @@ class OutlierExposure:
         exactly 1 for many images, and ties are lost.
         """
         check_fitted(self, "linear_")
-        return self.score_stems(self.backbone.stem_features(images, cache=self.cache))
+        return np.concatenate([self.score_stems(part) for part in stem_parts(self.backbone, images, self.cache)])
 
     @torch.no_grad()
     def score_stems(self, stem_features: torch.Tensor) -> np.ndarray:
         """As `score`, from the stem's activations (n, C, h, w)."""
         features = torch.from_numpy(self.backbone_.head_features(stem_features, bf16=self.bf16))
         return self.linear_(features.to(self.backbone.device))[:, 0].cpu().numpy().astype(np.float64)
+
+
+def _check_some(normal, outliers) -> None:
+    for name, images in (("normal images", normal), ("outliers", outliers)):
+        if len(images) == 0:
+            raise ValueError(f"there are no {name}: expected at least 1.")
 
 
 def cycled(n: int, *, seed: int) -> Iterator[int]:
