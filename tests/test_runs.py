@@ -8,7 +8,9 @@ import types
 import numpy as np
 import pytest
 
-from pandalib import DN2, PixelKNN, detectors, fisher_information, load_backbone, load_task, runs, tiers
+from pandalib import (
+    DN2, SPADE, MemoryBank, OutlierExposure, PixelKNN, detectors, fisher_information, load_backbone, load_outliers, load_task, pixel_roc_auc, pro, runs, tiers,
+)  # fmt: skip
 from pandalib.__main__ import main
 from pandalib.adapt import adapt
 from pandalib.detectors import pixels
@@ -37,7 +39,7 @@ def small_fisher(tmp_path):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_record(method, small_fisher):
-    record = run("pictograms:phone", method, seed=3, epochs=2, fisher=small_fisher, **SMALL)
+    record = run("pictograms:phone", method, seed=3, epochs=2, fisher=small_fisher, n_outliers=40, **SMALL)
     assert list(record) == KEYS
     assert record["task"] == "pictograms:phone" and record["seed"] == 3 and record["tier"] == "embedded"
     assert (record["n_train"], record["n_test"]) == (30, 50)
@@ -47,9 +49,11 @@ def test_record(method, small_fisher):
     else:
         assert record["backbone"] == "glyphs_resnet4" and record["weights_sha256"] == load_backbone().weights_sha256
     history = record["history"]
-    if method in (*ADAPTED, "svdd"):
-        assert [list(moment) for moment in history] == [MOMENT] * 3 and [moment["epoch"] for moment in history] == [0, 1, 2]
-        assert method == "svdd" or history[2]["loss"] < history[1]["loss"]  # one step of Adam may overshoot
+    assert record["pixel_roc_auc"] is None and record["pro"] is None  # there are no masks
+    if method in (*ADAPTED, "oe", "svdd"):
+        epochs = [1, 2] if method == "oe" else [0, 1, 2]  # before the first, the linear layer of oe means nothing
+        assert [list(moment) for moment in history] == [MOMENT] * len(epochs) and [moment["epoch"] for moment in history] == epochs
+        assert method == "svdd" or history[-1]["loss"] < history[-2]["loss"]  # one step of Adam may overshoot
         json.dumps(record, allow_nan=False)
         if method != "ses":  # which lets each image choose
             assert history[-1]["roc_auc"] == pytest.approx(record["roc_auc"], abs=1e-6)
@@ -61,7 +65,7 @@ def test_methods_are_all_in_the_help(capsys):
     with pytest.raises(SystemExit):
         main(["run", "--help"])
     text = " ".join(capsys.readouterr().out.split())
-    assert isinstance(METHODS, tuple) and len(METHODS) == 8 and all(method in text for method in METHODS)
+    assert isinstance(METHODS, tuple) and len(METHODS) == 11 and all(method in text for method in METHODS)
 
 
 def test_an_adapted_run_is_the_definition():
@@ -95,9 +99,150 @@ def test_each_method_has_the_work_of_its_tier(method, work, monkeypatch, small_f
 
 
 def test_the_history_of_a_long_run_has_about_ten_moments_and_the_last():
-    for method, epochs in (("svdd", 25), ("compactness", 25)):
-        seen = [moment["epoch"] for moment in run("pictograms:phone", method, epochs=epochs, n_train=4, n_test=2)["history"]]
-        assert seen == [*range(0, 25, 2), 25]
+    for method, first in (("svdd", 0), ("compactness", 0), ("oe", 2)):
+        seen = [moment["epoch"] for moment in run("pictograms:phone", method, epochs=25, n_train=4, n_test=2, n_outliers=4)["history"]]
+        assert seen == [*range(first, 25, 2), 25]
+
+
+def test_an_exposed_run_is_the_definition(monkeypatch):
+    """The pace of the tier, and the history from the library's parts: its own loss and score, the distances of kNN."""
+    pace = tiers.EMBEDDED._replace(exposure=3, exposure_lr=0.03, exposure_clip=0.5)
+    monkeypatch.setitem(tiers.TIERS, "embedded", tiers.TIERS["embedded"]._replace(pace=pace))
+    record = run("pictograms:phone", "oe", seed=3, level="easy", n_outliers=50, **SMALL)
+    task, network = load_task("pictograms:phone", seed=3, level="easy", **SMALL), load_backbone()
+    seen = []
+
+    def look(done):
+        features, gallery = (done.detector.backbone_.features(images) for images in (task.test, task.train))
+        distances = np.sort(((features[:, None] - gallery[None]) ** 2).sum(-1), axis=1)[:, :2].sum(1)
+        seen.append(
+            dict(
+                epoch=done.epoch, loss=done.loss, roc_auc=roc_auc(task.labels, done.detector.score(task.test)), feature_variance=features.var(axis=0).mean(),
+                normal_distance=distances[task.labels == 0].mean(), anomalous_distance=distances[task.labels == 1].mean(),
+            )
+        )  # fmt: skip
+
+    outliers = load_outliers("near", 50, seed=3, level="easy")
+    OutlierExposure(network, outliers, epochs=3, lr=0.03, clip=0.5, seed=3, on_epoch=look, progress=False).fit(task.train)
+    assert [moment["epoch"] for moment in record["history"]] == [1, 2, 3]
+    for moment, expected in zip(record["history"], seen, strict=True):
+        assert {key: moment[key] for key in expected} == pytest.approx(expected, rel=1e-3)
+    assert record["roc_auc"] == pytest.approx(seen[-1]["roc_auc"], abs=1e-9)
+
+
+@pytest.fixture
+def picture_folder(tmp_path):
+    """A task of two classes with 12 images of 40 x 50 pixels each, and a folder of other images."""
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for kind, brightness, n in (("task/good", 60, 12), ("task/bad", 190, 12), ("others/one", 120, 5), ("others/two", 220, 4)):
+        (tmp_path / kind).mkdir(parents=True)
+        for number in range(n):
+            picture = rng.integers(brightness - 30, brightness + 30, size=(40, 50, 3), dtype=np.uint8)
+            Image.fromarray(picture).save(tmp_path / kind / f"{number}.png")
+    return tmp_path
+
+
+def test_outliers_from_a_folder(picture_folder, capsys, monkeypatch):
+    made, load = [], runs.outlier_folder
+    monkeypatch.setattr(runs, "outlier_folder", lambda *arguments, **options: made.append(load(*arguments, **options)) or made[-1])
+    common = ["run", "--method", "oe", "--epochs", "2", "--json", "-", "--outliers", str(picture_folder / "others")]
+    for task, options, n, shape in (
+        (f"folder:{picture_folder}/task:good", ["--size", "32"], 9, (3, 32, 32)),
+        (f"folder:{picture_folder}/task:good", ["--n-outliers", "4"], 4, (3, 64, 64)),
+        ("pictograms:star", ["--n-train", "10", "--n-test", "2"], 9, (3, 64, 64)),
+        ("surfaces:weave", ["--n-train", "4", "--n-test", "1", "--size", "96"], 9, (3, 96, 96)),
+    ):
+        assert main([*common, "--task", task, *options]) == 0
+        record = json.loads(capsys.readouterr().out)
+        assert 0 <= record["roc_auc"] <= 1 and len(record["history"]) == 2 and record["pixel_roc_auc"] is None
+        assert len(made[-1]) == n and made[-1][0].shape == shape
+    assert made[0].resize == 32 and set(made[1].files) < set(made[0].files)
+
+
+def test_outliers_are_read_with_the_geometry_of_the_task(picture_folder):
+    """The paper resizes to 256 and crops 224; outliers with another border could be told apart by it."""
+    task = load_task(f"folder:{picture_folder}/task:good", size=224, resize=256)
+    images = runs.outliers_of(task, str(picture_folder / "others"), resize=256)
+    assert np.array_equal(images[0], read_image(picture_folder / "others" / "one" / "0.png", 224, 256))
+
+
+@pytest.mark.parametrize(
+    ("task", "outliers", "message"),
+    [
+        ("pictograms:star", "nearer", "outliers 'nearer' are unknown: choose one of near, middle, far, noise (for pictograms), or a folder of images"),
+        ("pictograms:star", "{folder}/task/good/0.png", "is a file: expected the folder that holds the images"),
+        ("surfaces:weave", None, "no outliers were given: surfaces:weave needs outliers=FOLDER, a folder of images that are not normal"),
+        ("surfaces:weave", "near", "outliers 'near' are drawn for pictograms only: surfaces:weave needs outliers=FOLDER"),
+        ("folder:{folder}/task:good", None, "no outliers were given: folder:{folder}/task:good needs outliers=FOLDER"),
+        ("folder:{folder}/task:good", "noise", "outliers 'noise' are drawn for pictograms only"),
+        ("folder:{folder}/task:good", "{folder}/task/bad", "outlier '{folder}/task/bad/0.png' is the same as test image '{folder}/task/bad/0.png' (bad): take it out"),
+        ("folder:{folder}/task:good", "{folder}/task", "is the same as test image"),
+        ("pictograms:star", "{folder}/others --n-outliers 0", "n=0 outliers: expected at least 1"),
+    ],
+)
+def test_outliers_that_cannot_be(task, outliers, message, picture_folder, capsys):
+    here = {"folder": picture_folder}
+    options = [] if outliers is None else ["--outliers", *outliers.format(**here).split()]
+    sizes = ["--n-train", "4", "--n-test", "1"] if not task.startswith("folder") else ["--size", "32"]
+    assert main(["run", "--task", task.format(**here), "--method", "oe", *sizes, *options]) == 2
+    captured = capsys.readouterr()
+    assert message.format(**here) in captured.err and captured.err.startswith("pandalib: ") and captured.err.count("\n") == 1 and not captured.out
+
+
+def test_a_copy_of_a_test_image_under_another_name_is_no_outlier(picture_folder, capsys):
+    copied = picture_folder / "others" / "one" / "holiday.png"
+    copied.write_bytes((picture_folder / "task" / "bad" / "7.png").read_bytes())
+    assert main(["run", "--task", f"folder:{picture_folder}/task:good", "--method", "oe", "--outliers", str(picture_folder / "others"), "--size", "32"]) == 2
+    assert f"outlier '{copied}' is the same as test image '{picture_folder}/task/bad/7.png' (bad)" in capsys.readouterr().err
+
+
+SURFACE = dict(n_train=6, n_test=1, size=64)
+
+
+@pytest.mark.parametrize("method", ["spade", "bank"])
+def test_a_run_with_masks_has_pixel_figures(method):
+    record = run("surfaces:weave", method, seed=1, n_images=3, sigma=2.0, **SURFACE)
+    task, network = load_task("surfaces:weave", seed=1, **SURFACE), load_backbone()
+    detector = SPADE(network, n_images=3, sigma=2.0) if method == "spade" else MemoryBank(network, sigma=2.0, seed=1, progress=False)
+    maps = detector.fit(task.train).maps(task.test)
+    assert list(record) == KEYS and record["history"] == []
+    assert record["roc_auc"] == pytest.approx(roc_auc(task.labels, maps.max(axis=(1, 2))), abs=1e-6)
+    assert record["pixel_roc_auc"] == pytest.approx(pixel_roc_auc(task.masks, maps), abs=1e-4)
+    assert record["pro"] == pytest.approx(pro(task.masks, maps), abs=1e-3)
+    assert record["pixel_roc_auc"] > 0.6
+    json.dumps(record, allow_nan=False)
+
+
+def test_masks_without_an_anomalous_pixel_have_no_pixel_figures(monkeypatch):
+    def blank(*arguments, **options):
+        task = load_task(*arguments, **options)
+        task.masks[:] = False
+        return task
+
+    monkeypatch.setattr(runs, "load_task", blank)
+    record = run("surfaces:weave", "spade", **SURFACE)
+    assert record["pixel_roc_auc"] is None and record["pro"] is None and 0 <= record["roc_auc"] <= 1
+
+
+def test_options_of_segmentation_on_the_command_line(capsys):
+    common = ["run", "--task", "surfaces:weave", "--n-train", "6", "--n-test", "1", "--size", "64", "--json", "-", "--method"]
+    figures = []
+    for options in ("spade", "spade --n-images 1", "spade --kappa 3", "spade --sigma 1", "spade --last layer2", "spade --last layer1", "bank", "bank --sigma 1"):
+        assert main([*common, *options.split()]) == 0
+        figures.append(json.loads(capsys.readouterr().out)["pro"])
+    assert len(set(figures)) == len(figures) and all(0 < figure <= 1 for figure in figures)
+
+
+def test_the_cache_is_that_of_dn2(tmp_path, monkeypatch):
+    """Outside the embedded tier the features of normal images stay on disk for the next run."""
+    monkeypatch.setenv("PANDALIB_CACHE", str(tmp_path))
+    monkeypatch.setitem(tiers.TIERS, "standard", tiers.TIERS["standard"]._replace(backbone="glyphs_resnet4", weights="embedded"))
+    task = "surfaces:weave"
+    first, second, embedded = (run(task, "spade", tier=tier, **SURFACE) for tier in ("standard", "standard", "embedded"))
+    assert len(list(tmp_path.glob("*.features"))) == 1
+    assert first["pro"] == second["pro"] == pytest.approx(embedded["pro"], abs=1e-6)
 
 
 def test_options_of_adaptation_on_the_command_line(small_fisher, monkeypatch, capsys):
@@ -144,6 +289,14 @@ def test_fisher_images_on_the_command_line(tmp_path, capsys, monkeypatch):
         (["--method", "early", "--clip", "-2"], "clip=-2.0: expected a number above 0"),
         (["--method", "ses", "--n-train", "4"], "4 images with a held-out share of 0.1: expected at least 2 images in either part"),
         (["--method", "compactness", "--last", "layer2"], "has no stage 'layer3' to adapt"),
+        (["--method", "oe", "--epochs", "0", "--n-outliers", "4"], "epochs=0: expected a whole number of at least 1"),
+        (["--method", "oe", "--lr", "1e30", "--clip", "1e30", "--n-outliers", "4"], "lower lr (now 1e+30)"),
+        (["--method", "oe", "--n-outliers", "0"], "n=0 outliers: expected at least 1"),
+        (["--method", "spade", "--n-images", "0"], "n_images=0: expected a whole number of at least 1"),
+        (["--method", "spade", "--kappa", "0"], "kappa=0: expected a whole number of at least 1"),
+        (["--method", "spade", "--sigma", "-1"], "sigma=-1.0: expected the width of the blur"),
+        (["--method", "spade", "--last", "conv"], "method 'spade' compares layer1, layer2, layer3, and glyphs_resnet4 up to conv has none of them"),
+        (["--method", "bank", "--last", "layer1"], "method 'bank' compares layer2, layer3, and glyphs_resnet4 up to layer1 has none of them"),
     ],
 )
 def test_errors_of_adaptation_are_one_line(options, message, capsys, monkeypatch):
