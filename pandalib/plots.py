@@ -201,6 +201,65 @@ def scatter_strip(points: dict[str, np.ndarray], labels, *, shared: bool, xlabel
     return fig
 
 
+def labelled_points(points: dict[str, tuple[float, float]], levels: dict[str, float], *, xlabel: str, ylabel: str) -> Figure:
+    """Points (x, y) with their names beside them, and horizontal lines at named levels; both axes are shares from 0 to 1."""
+    fig, axis = figure(width=6.4, height=3.8)
+    for style, (name, level) in zip(SERIES, levels.items()):
+        axis.axhline(level, color=style["color"], linestyle=style["linestyle"], linewidth=1.8, label=name)
+    for marker, (name, (x, y)) in zip("osD^vPX", points.items()):
+        axis.plot(x, y, color=SERIES[1]["color"], marker=marker, linestyle="none", markersize=9)
+        # To the left where the right-hand border is near.
+        left = x > 0.85
+        axis.annotate(name, (x, y), xytext=(-9 if left else 9, 0), textcoords="offset points", ha="right" if left else "left", va="center", fontsize=FONT)
+    axis.set_xlim(0.45, 1.02)
+    axis.set_ylim(0.45, 1.02)
+    axis.set_xlabel(xlabel)
+    axis.set_ylabel(ylabel)
+    axis.grid(color="#E5E5E5")
+    axis.legend(frameon=False, fontsize=FONT - 1, loc="lower left")
+    return fig
+
+
+def map_rows(images, maps: dict[str, np.ndarray], *, masks=None, threshold: float | None = None, scale: float | None = None, titles=None) -> Figure:
+    """Images in columns; below each its ground truth and its maps, all maps of one row on ONE scale from 0.
+
+    Parameters
+    ----------
+    images : uint8 (n, 3, H, W).
+    maps : name -> (n, H, W); one row each.
+    masks : bool (n, H, W), the ground truth; one row more.
+    threshold : where a map exceeds it, a contour is drawn into the map and the image.
+    scale : the value that has the darkest colour, for all rows; None: the largest value of each row.
+    """
+    images, n = np.asarray(images), len(images)
+    rows = ["image", *(["ground truth"] if masks is not None else []), *maps]
+    fig, axes = figure(len(rows), n, width=1.25 * n + 0.5, height=1.28 * len(rows) + (0.25 if titles is not None else 0), squeeze=False)
+    for line, name in zip(axes, rows):
+        line[0].set_ylabel(name)
+        for column, axis in enumerate(line):
+            axis.set_xticks([])
+            axis.set_yticks([])
+            axis.spines[:].set_visible(False)
+            if name == "image":
+                axis.imshow(images[column].transpose(1, 2, 0) & 0xFC)
+                if titles is not None:
+                    axis.set_title(titles[column], fontsize=FONT - 1, pad=3)
+            elif name == "ground truth":
+                axis.imshow(masks[column], cmap="gray", vmin=0, vmax=1)
+            else:
+                drawn = axis.imshow(maps[name][column], cmap="magma_r", vmin=0, vmax=scale or float(maps[name].max()))
+            if threshold is not None and name != "ground truth":
+                shown = next(iter(maps.values()))[column] if name == "image" else maps[name][column]
+                if shown.max() > threshold:
+                    # White over black: seen on light and on dark ground.
+                    axis.contour(shown, levels=[threshold], colors=["black"], linewidths=2.2)
+                    axis.contour(shown, levels=[threshold], colors=["white"], linewidths=1.0)
+        if name in maps:
+            bar = fig.colorbar(drawn, ax=line, fraction=0.03, pad=0.01)
+            bar.ax.tick_params(labelsize=FONT - 3)
+    return fig
+
+
 def contours(x, y, surfaces: dict[str, np.ndarray], levels, *, points: dict[str, tuple[float, float]] | None = None, xlabel: str, ylabel: str) -> Figure:
     """Level lines of several surfaces (len(y), len(x)) over one plane, the same levels for all, each surface in its own colour and line style; `points` are named marks."""
     fig, axis = figure(width=6.4, height=3.8)

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from pandalib.backbones import Backbone
+from pandalib.backbones import MEAN, STD, Backbone, normalise
 from pandalib.cache import FeatureCache, content_key
 from pandalib.features import check_fitted, check_k
 from pandalib.interpolation import blurred_enlargement, enlargement
@@ -32,6 +32,7 @@ from pandalib.progress import progress as bar
 
 # Distances that are worked out at once: 1 MB, which stays in the processor's cache between the product and the minimum.
 TILE_ROWS, TILE_COLUMNS = 256, 1024
+FOR_SCALES = 16  # normal images that tell what is usual in a layer: their mean over all positions hardly varies
 
 
 class _MapDetector:
@@ -51,7 +52,9 @@ class _MapDetector:
         Raises ValueError when the images are not uint8 (n, 3, H, W) of the size of the normal ones.
         """
         check_fitted(self, "image_size_")
-        size = tuple(np.shape(images[:1])[-2:])
+        if len(images) == 0:
+            raise ValueError("there are no images: expected uint8 (n, 3, H, W) with n of at least 1.")
+        size = tuple(normalise(images[:1]).shape[2:])
         if size != self.image_size_:
             raise ValueError(f"images are {size[0]} x {size[1]} pixels: expected {self.image_size_[0]} x {self.image_size_[1]}, as the normal images.")
         step = max(1, int(self.memory_mb * 1e6 / self._bytes_per_image()))
@@ -69,13 +72,16 @@ class SPADE(_MapDetector):
     n_images : K; all normal images where there are fewer.
     kappa : neighbours of a position.
     sigma : of the Gaussian, in pixels of the image. SPADE has 4, PANDA 5.
+    balanced : divide the distances of each layer by their mean among normal images (leave one out), so that a layer with
+        large numbers does not lead the mean. Without it, as in the paper, it does.
     cache : keep the features of the normal images (float16) on disk instead of in memory.
     memory_mb : about how much the features of the test images in hand may take: images are scored in batches of that.
 
     Attributes
     ----------
     normal_ : `Pyramids` of the normal images.
-    image_size_ : their height and width.
+    scales_ : what the distances of each layer are divided by; ones without `balanced`.
+    image_size_ : height and width of the normal images.
     """
 
     def __init__(
@@ -86,27 +92,39 @@ class SPADE(_MapDetector):
         n_images: int = 50,
         kappa: int = 1,
         sigma: float = 4.0,
+        balanced: bool = False,
         cache: FeatureCache | None = None,
         memory_mb: float = 64.0,
     ):
         _check_settings(layers, sigma, memory_mb)
-        if n_images < 1 or kappa < 1:
-            raise ValueError(f"n_images={n_images}, kappa={kappa}: expected whole numbers of at least 1.")
+        for name, value in (("n_images", n_images), ("kappa", kappa)):
+            if not isinstance(value, int | np.integer) or value < 1:
+                raise ValueError(f"{name}={value!r}: expected a whole number of at least 1.")
         self.backbone, self.layers, self.n_images, self.kappa, self.sigma = backbone, tuple(layers), n_images, kappa, sigma
-        self.cache, self.memory_mb = cache, memory_mb
+        self.balanced, self.cache, self.memory_mb = balanced, cache, memory_mb
 
     def fit(self, normal_images) -> SPADE:
-        """Remember the features of normal images, uint8 (N, 3, H, W)."""
+        """Remember the features of normal images, uint8 (N, 3, H, W); with `balanced`, two or more."""
         self.normal_ = Pyramids.of(self.backbone, normal_images, self.layers, cache=self.cache)
         self.image_size_ = tuple(np.shape(normal_images[:1])[-2:])
         self._means = [self.normal_.mean(layer) for layer in range(len(self.layers))]
+        self.scales_ = np.ones(len(self.layers))
+        if self.balanced:
+            rows = np.unique(np.linspace(0, len(self.normal_) - 1, FOR_SCALES).astype(int))
+            part, neighbours = self.normal_[rows], self._others()[rows]
+            usual = [float(self._layer_map(part, neighbours, layer).mean()) for layer in range(len(self.layers))]
+            self.scales_ = np.array([value if value > 0 else 1.0 for value in usual])  # 0: all normal images are alike
         return self
+
+    def _others(self) -> np.ndarray:
+        """For each normal image the numbers of the K nearest others."""
+        return nearest_others(self.normal_.pooled, min(self.n_images, max(1, len(self.normal_) - 1)))
 
     def _bytes_per_image(self) -> int:
         return 8 * self.normal_.rows.shape[1]  # float32, twice: as extracted, and prepared for the product
 
     def _maps_of(self, images) -> np.ndarray:
-        part = Pyramids.of(self.backbone, images, self.layers, dtype=np.float32)
+        part = Pyramids.of(self.backbone, images, self.layers, dtype=np.float32, like=self.normal_)
         return self._maps(part, squared_distances(self.normal_.pooled, part.pooled, min(self.n_images, len(self.normal_)))[1])
 
     def leave_one_out_maps(self, *, progress: bool = True) -> np.ndarray:
@@ -116,7 +134,7 @@ class SPADE(_MapDetector):
         """
         check_fitted(self, "normal_")
         n = len(self.normal_)
-        neighbours = nearest_others(self.normal_.pooled, min(self.n_images, max(1, n - 1)))
+        neighbours = self._others()
         step = max(1, int(self.memory_mb * 1e6 / self._bytes_per_image()))
         parts = [np.arange(start, min(n, start + step)) for start in range(0, n, step)]
         return np.concatenate([self._maps(self.normal_[rows], neighbours[rows]) for rows in bar(parts, "leave one out", shown=progress)])
@@ -132,15 +150,19 @@ class SPADE(_MapDetector):
     def _maps(self, part: Pyramids, neighbours: np.ndarray) -> np.ndarray:
         """Maps of the images in `part`, each against the normal images in its row of `neighbours` (n, K)."""
         whole = np.zeros((len(part), *self.image_size_), np.float32)
-        for layer, mean in enumerate(self._means):
-            high, wide, _ = part.shapes[layer]
-            nearest = _Nearest(part.positions(slice(None), layer) - mean, self.kappa)
-            # Normal image by normal image: each is read and prepared once for all test images that it serves.
-            for number in np.unique(neighbours):
-                served = np.flatnonzero((neighbours == number).any(axis=1))
-                nearest.update(self.normal_.positions(number, layer) - mean, served)
-            whole += enlarged(nearest.squared().numpy().reshape(-1, high, wide), self.image_size_, self.sigma)
-        return whole / len(self._means)
+        for layer, scale in enumerate(self.scales_):
+            whole += enlarged(self._layer_map(part, neighbours, layer) / np.float32(scale), self.image_size_, self.sigma)
+        return whole / len(self.scales_)
+
+    def _layer_map(self, part: Pyramids, neighbours: np.ndarray, layer: int) -> np.ndarray:
+        """The distances in one layer, (n, h, w)."""
+        mean, (high, wide, _) = self._means[layer], part.shapes[layer]
+        nearest = _Nearest(part.positions(slice(None), layer) - mean, self.kappa)
+        # Normal image by normal image: each is read and prepared once for all test images that it serves.
+        for number in np.unique(neighbours):
+            served = np.flatnonzero((neighbours == number).any(axis=1))
+            nearest.update(self.normal_.positions(number, layer) - mean, served)
+        return nearest.squared().numpy().reshape(-1, high, wide)
 
 
 class MemoryBank(_MapDetector):
@@ -225,32 +247,31 @@ class Pyramids:
         self._ends = np.cumsum([rows.shape[1] - sum(sizes), *sizes])
 
     @classmethod
-    def of(cls, backbone: Backbone, images, layers: Sequence[str], *, dtype=np.float16, cache: FeatureCache | None = None) -> Pyramids:
+    def of(
+        cls, backbone: Backbone, images, layers: Sequence[str], *, dtype=np.float16, cache: FeatureCache | None = None, like: Pyramids | None = None
+    ) -> Pyramids:
         """Extract the pyramids of images, uint8 (n, 3, H, W).
 
-        Raises ValueError for a layer that the network lacks, for images of another form, and for features beyond float16.
+        With a `cache` they lie on disk, in its type. `like`, pyramids of images of the same size, saves a pass of the
+        first image, which tells the sizes. Raises ValueError for a layer that the network lacks, for images of another
+        form, and for features beyond float16.
         """
-        first = next(backbone.iter_layers(images[:1], layers))
-        shapes = [(*found.shape[2:], found.shape[1]) for found in (first[name][0][None] for name in layers)]
-        width = first["pooled"].shape[1] + sum(int(np.prod(shape)) for shape in shapes)
-
-        def chunks():
-            for found in backbone.iter_layers(images, layers):
-                parts = [found["pooled"], *(found[name].permute(0, 2, 3, 1).flatten(1) for name in layers)]
-                yield torch.cat([part.float().cpu() for part in parts], dim=1).numpy()
-
+        if like is None:
+            first = next(backbone.iter_layers(images[:1], layers))
+            shapes = [(*first[name].shape[2:], first[name].shape[1]) for name in layers]
+            width = first["pooled"].shape[1] + sum(int(np.prod(shape)) for shape in shapes)
+        else:
+            shapes, width = like.shapes, like.rows.shape[1]
+        dtype = np.dtype(dtype) if cache is None else cache.dtype
+        chunks = _rows(backbone, images, layers, dtype)
         if cache is not None:
             # Every layer takes part, and so does the head, which may have been adapted.
-            key = content_key(backbone.stem_sha256(), backbone.head_sha256(), "+".join(layers), images)
-            rows = cache.get(key, (len(images), width), chunks())
-        else:
-            rows, start = np.empty((len(images), width), dtype), 0
-            for chunk in chunks():
-                with np.errstate(over="ignore"):
-                    rows[start : start + len(chunk)] = chunk
-                start += len(chunk)
-        if not np.isfinite(rows[:1]).all():
-            raise ValueError("the features of the first image are not finite in float16: use a network whose features stay below 65,504.")
+            key = content_key("pyramids", backbone.stem_sha256(), backbone.head_sha256(), str(MEAN + STD), "+".join(layers), images)
+            return cls(cache.get(key, (len(images), width), chunks), shapes)
+        rows, start = np.empty((len(images), width), dtype), 0
+        for chunk in chunks:
+            rows[start : start + len(chunk)] = chunk
+            start += len(chunk)
         return cls(rows, shapes)
 
     def __len__(self) -> int:
@@ -272,6 +293,16 @@ class Pyramids:
     def mean(self, layer: int) -> torch.Tensor:
         """Mean over all images and positions, float32 (channels,)."""
         return torch.stack([self.positions(number, layer).mean(dim=0, dtype=torch.float64) for number in range(len(self))]).mean(dim=0).float()
+
+
+def _rows(backbone: Backbone, images, layers: Sequence[str], dtype: np.dtype) -> Iterator[np.ndarray]:
+    """Batch by batch the rows of `Pyramids`, of numbers that `dtype` can hold."""
+    for found in backbone.iter_layers(images, layers):
+        parts = [found["pooled"], *(found[name].permute(0, 2, 3, 1).flatten(1) for name in layers)]
+        rows = torch.cat([part.float().cpu() for part in parts], dim=1).numpy()
+        if not max(rows.max(), -rows.min()) <= np.finfo(dtype).max:  # NaN passes no comparison
+            raise ValueError(f"features reach {np.abs(rows).max():g}: expected finite numbers below {np.finfo(dtype).max:,.0f}, the largest in {dtype}.")
+        yield rows
 
 
 class _Nearest:
