@@ -113,7 +113,9 @@ class SPADE(_MapDetector):
             rows = np.unique(np.linspace(0, len(self.normal_) - 1, FOR_SCALES).astype(int))
             part, neighbours = self.normal_[rows], self._others()[rows]
             usual = [float(self._layer_map(part, neighbours, layer).mean()) for layer in range(len(self.layers))]
-            self.scales_ = np.array([value if value > 0 else 1.0 for value in usual])  # 0: all normal images are alike
+            spread = [float((part.positions(slice(None), layer) - mean).square().sum(dim=2).mean()) for layer, mean in enumerate(self._means)]
+            # Where all normal images are alike, only rounding is left, which is no scale.
+            self.scales_ = np.array([value if value > 1e-5 * whole else 1.0 for value, whole in zip(usual, spread)])
         return self
 
     def _others(self) -> np.ndarray:
