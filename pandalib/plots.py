@@ -207,7 +207,7 @@ def labelled_points(points: dict[str, tuple[float, float]], levels: dict[str, fl
     for style, (name, level) in zip(SERIES, levels.items()):
         axis.axhline(level, color=style["color"], linestyle=style["linestyle"], linewidth=1.8, label=name)
     for marker, (name, (x, y)) in zip("osD^vPX", points.items()):
-        axis.plot(x, y, color=SERIES[1]["color"], marker=marker, linestyle="none", markersize=9)
+        axis.plot(x, y, color=SERIES[2]["color"], marker=marker, linestyle="none", markersize=9)
         # To the left where the right-hand border is near.
         left = x > 0.85
         axis.annotate(name, (x, y), xytext=(-9 if left else 9, 0), textcoords="offset points", ha="right" if left else "left", va="center", fontsize=FONT)
