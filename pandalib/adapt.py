@@ -135,19 +135,12 @@ def adapt(
     """
     if len(stem_features) == 0:
         raise ValueError("there are no images to adapt to: expected stem features (N, C, h, w) with N of at least 1.")
-    for name, value, low in (("epochs", epochs, 1), ("batch_size", batch_size, 1), ("every", every, 1)):
-        if not isinstance(value, int | np.integer) or value < low:
-            raise ValueError(f"{name}={value!r}: expected a whole number of at least {low}.")
-    for name, value in (("lr", lr), ("clip", clip)):
-        if value is not None and not (value > 0 and math.isfinite(value)):
-            raise ValueError(f"{name}={value!r}: expected a number above 0.")
-    head = copy.deepcopy(backbone.head)
+    check_counts(epochs=epochs, batch_size=batch_size, every=every)
+    check_rates(lr=lr, clip=clip)
+    head = trainable_head(backbone, bf16=bf16)
     parameters = list(head.parameters())
     if not parameters:
         raise ValueError(f"{backbone.name} up to {backbone.last} has no stage {backbone.adapt_from!r} to adapt: choose adapt_from among its stages.")
-    head.requires_grad_(True)
-    if bf16 and backbone.device.type == "cpu":
-        use_small_map_convolutions(head)
     optimiser = torch.optim.SGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay, fused=True)
     to = dict(device=backbone.device, dtype=torch.float32, memory_format=torch.channels_last)
     centre = torch.from_numpy(backbone.head_features(stem_features).mean(axis=0, dtype=np.float64)).to(backbone.device, torch.float32)
@@ -182,14 +175,41 @@ def adapt(
                 torch.nn.utils.clip_grad_norm_(parameters, clip)
             optimiser.step()
             total += loss.item() * len(rows)
-        if not math.isfinite(total):
-            raise FloatingPointError(f"the loss of epoch {epoch} is {total}: lower lr (now {lr}), or clip the gradient (now {clip}).")
+        check_loss(total, epoch, lr=lr, clip=clip)
         checkpoints.losses.append(total / len(order))
         if epoch % every == 0 or epoch == epochs:
             checkpoint(epoch, checkpoints.losses[-1])
             if folder is not None:
                 _save_resume(checkpoints, head, optimiser, identity)
     return checkpoints
+
+
+def trainable_head(backbone: Backbone, *, bf16: bool) -> torch.nn.Module:
+    """A copy of the backbone's head, to be trained; BatchNorm stays in evaluation mode."""
+    head = copy.deepcopy(backbone.head).requires_grad_(True)
+    if bf16 and backbone.device.type == "cpu":
+        use_small_map_convolutions(head)
+    return head
+
+
+def check_counts(**values) -> None:
+    """Raise ValueError unless each is a whole number of at least 1."""
+    for name, value in values.items():
+        if not isinstance(value, int | np.integer) or value < 1:
+            raise ValueError(f"{name}={value!r}: expected a whole number of at least 1.")
+
+
+def check_rates(**values) -> None:
+    """Raise ValueError unless each is a number above 0, or None."""
+    for name, value in values.items():
+        if value is not None and not (value > 0 and math.isfinite(value)):
+            raise ValueError(f"{name}={value!r}: expected a number above 0.")
+
+
+def check_loss(total: float, epoch: int, *, lr: float, clip: float | None) -> None:
+    """Raise FloatingPointError when a loss is no longer finite."""
+    if not math.isfinite(total):
+        raise FloatingPointError(f"the loss of epoch {epoch} is {total}: lower lr (now {lr}), or clip the gradient (now {clip}).")
 
 
 def epochs_for(minibatches: int, n_images: int, batch_size: int = 32) -> int:

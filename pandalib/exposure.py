@@ -8,8 +8,6 @@ learned depends on which outliers are shown: they stand in for anomalies that no
 
 from __future__ import annotations
 
-import copy
-import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -18,12 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from pandalib.adapt import check_counts, check_loss, check_rates, trainable_head
 from pandalib.backbones import Backbone, normalise, pool
 from pandalib.cache import FeatureCache
 from pandalib.detectors import stem_parts
 from pandalib.features import check_fitted
 from pandalib.progress import progress as bar
-from pandalib.smallmaps import use_small_map_convolutions
 
 
 class ExposureEpoch(NamedTuple):
@@ -75,12 +73,8 @@ class OutlierExposure:
         cache: FeatureCache | None = None,
         progress: bool = True,
     ):
-        for name, value in (("epochs", epochs), ("batch_size", batch_size)):
-            if not isinstance(value, int | np.integer) or value < 1:
-                raise ValueError(f"{name}={value!r}: expected a whole number of at least 1.")
-        for name, value in (("lr", lr), ("clip", clip)):
-            if value is not None and not (value > 0 and math.isfinite(value)):
-                raise ValueError(f"{name}={value!r}: expected a number above 0.")
+        check_counts(epochs=epochs, batch_size=batch_size)
+        check_rates(lr=lr, clip=clip)
         self.backbone, self.outliers, self.epochs, self.lr, self.clip, self.momentum = backbone, outliers, epochs, lr, clip, momentum
         self.batch_size, self.seed, self.on_epoch, self.bf16, self.cache, self.progress = batch_size, seed, on_epoch, bf16, cache, progress
 
@@ -101,9 +95,7 @@ class OutlierExposure:
         """As `fit`, from what the backbone's stem made of the images: (N, C, h, w) and (M, C, h, w)."""
         _check_some(normal, outliers)
         network = self.backbone
-        head = copy.deepcopy(network.head).requires_grad_(True)
-        if self.bf16 and network.device.type == "cpu":
-            use_small_map_convolutions(head)
+        head = trainable_head(network, bf16=self.bf16)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             linear = nn.Linear(network.head_features(normal[:1]).shape[1], 1).to(network.device)
@@ -129,8 +121,7 @@ class OutlierExposure:
                     torch.nn.utils.clip_grad_norm_(parameters, self.clip)
                 optimiser.step()
                 total += loss.item() * len(rows)
-            if not math.isfinite(total):
-                raise FloatingPointError(f"the loss of epoch {epoch} is {total}: lower lr (now {self.lr}), or clip the gradient (now {self.clip}).")
+            check_loss(total, epoch, lr=self.lr, clip=self.clip)
             self.losses_.append(total / len(order))
             if self.on_epoch is not None:
                 self.on_epoch(ExposureEpoch(epoch, self.losses_[-1], self))

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from pandalib.adapt import check_counts
 from pandalib.backbones import MEAN, STD, Backbone, normalise
 from pandalib.cache import FeatureCache, content_key
 from pandalib.features import check_fitted, check_k
@@ -97,9 +98,7 @@ class SPADE(_MapDetector):
         memory_mb: float = 64.0,
     ):
         _check_settings(layers, sigma, memory_mb)
-        for name, value in (("n_images", n_images), ("kappa", kappa)):
-            if not isinstance(value, int | np.integer) or value < 1:
-                raise ValueError(f"{name}={value!r}: expected a whole number of at least 1.")
+        check_counts(n_images=n_images, kappa=kappa)
         self.backbone, self.layers, self.n_images, self.kappa, self.sigma = backbone, tuple(layers), n_images, kappa, sigma
         self.balanced, self.cache, self.memory_mb = balanced, cache, memory_mb
 
