@@ -42,6 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     run_parser.add_argument("--n-images", type=int, default=50, help="for spade: number of nearest normal images to compare with")
     run_parser.add_argument("--kappa", type=int, default=1, help="for spade: number of nearest positions")
     run_parser.add_argument("--sigma", type=float, default=4.0, help="for spade and bank: Gaussian blur of the maps, in pixels")
+    run_parser.add_argument("--balanced", action="store_true", help="for spade: bring the layers to one scale before their mean")
     run_parser.add_argument("--bf16", action="store_true", help="adapt and score in bfloat16: faster where the processor has it")
     run_parser.add_argument("--json", metavar="FILE", help="write the result there; - is standard output")
     export_parser = commands.add_parser("export", help="the images of a task as PNG files in MVTec's layout")

@@ -56,6 +56,7 @@ def run(
     n_images: int = 50,
     kappa: int = 1,
     sigma: float = 4.0,
+    balanced: bool = False,
     bf16: bool = False,
 ) -> dict:
     """Fit `method` on the normal images of `task`, score its test images, measure.
@@ -74,7 +75,7 @@ def run(
     outliers : for outlier exposure: near, middle, far or noise, which are drawn for pictograms (None: near), or a folder
         of images that are not normal. No test image may be among them.
     n_outliers : None: 2000 drawn ones, or all of the folder.
-    n_images, kappa, sigma : of `pandalib.segment.SPADE`; sigma also of the memory bank.
+    n_images, kappa, sigma, balanced : of `pandalib.segment.SPADE`; sigma also of the memory bank.
     bf16 : adapt and score in bfloat16.
 
     Returns
@@ -110,7 +111,7 @@ def run(
     history: list[dict] = []
     detector = _detector(
         method, network, data, history, cache=cache, pace=defaults.pace, epochs=epochs, lr=lr, clip=clip, strength=strength,
-        fisher=fisher, fisher_images=fisher_images, outliers=strangers, n_images=n_images, kappa=kappa, sigma=sigma, seed=seed, bf16=bf16,
+        fisher=fisher, fisher_images=fisher_images, outliers=strangers, n_images=n_images, kappa=kappa, sigma=sigma, balanced=balanced, seed=seed, bf16=bf16,
     ).fit(data.train)  # fmt: skip
     pixels = dict(pixel_roc_auc=None, pro=None)
     if method in LAYERS and data.masks is not None and data.masks.any() and not data.masks.all():
@@ -137,7 +138,7 @@ def run(
 
 
 def _detector(
-    method, backbone, data, history, *, cache, pace, epochs, lr, clip, strength, fisher, fisher_images, outliers, n_images, kappa, sigma, seed, bf16
+    method, backbone, data, history, *, cache, pace, epochs, lr, clip, strength, fisher, fisher_images, outliers, n_images, kappa, sigma, balanced, seed, bf16
 ):  # fmt: skip
     """The unfitted detector of a method, which will fill `history` while it is fitted."""
     if method == "pixels":
@@ -151,7 +152,7 @@ def _detector(
             raise ValueError(f"method {method!r} compares {', '.join(LAYERS[method])}, and {backbone.name} up to {backbone.last} has none of them: choose a later last=.")
         if method == "bank":
             return MemoryBank(backbone, layers=layers, sigma=sigma, seed=seed)
-        return SPADE(backbone, layers=layers, n_images=n_images, kappa=kappa, sigma=sigma, cache=cache)
+        return SPADE(backbone, layers=layers, n_images=n_images, kappa=kappa, sigma=sigma, balanced=balanced, cache=cache)
     if method == "svdd":
         options = {key: value for key, value in (("epochs", epochs), ("lr", lr)) if value is not None}
         detector = DeepSVDD(seed=seed, **options)
