@@ -461,6 +461,14 @@ def test_layers_and_neighbours_that_cannot_be(backbone):
         detector.maps(images(1))
 
 
+@pytest.mark.parametrize("together", [1, 40, 300])
+def test_how_many_normal_images_go_together_changes_no_map(backbone, fitted, monkeypatch, together):
+    everyone = SPADE(backbone).fit(IMAGES).maps(QUERIES)
+    monkeypatch.setattr(segment, "TOGETHER", together)  # positions; a layer has 144, 36 or 9 an image
+    close(SPADE(backbone).fit(IMAGES).maps(QUERIES), everyone, 1e-5)
+    close(SPADE(backbone, n_images=4).fit(IMAGES).maps(QUERIES), fitted.maps(QUERIES), 1e-5)
+
+
 def test_a_tile_stays_a_tile(monkeypatch):
     """However many positions there are, the distances in hand are those of one tile."""
     sizes, addmm = [], torch.addmm
