@@ -1,5 +1,6 @@
 """One run, its record, and the command line around it."""
 
+import inspect
 import json
 import subprocess
 import sys
@@ -378,6 +379,16 @@ def test_errors_are_one_line(arguments, message, capsys):
     assert main(["run", *arguments]) == 2
     captured = capsys.readouterr()
     assert message in captured.err and captured.err.startswith("pandalib: ") and captured.err.count("\n") == 1 and not captured.out
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere the parent's memory does not count")
+def test_peak_memory_is_this_process_alone():
+    """Its parent has held much more when it starts it."""
+    source = f"import sys\n{inspect.getsource(runs.peak_rss_mb)}\n"  # without torch, which takes half a gigabyte by itself
+    code = source + "before = peak_rss_mb(); held = bytearray(b'1') * (100 * 2**20); print(before, peak_rss_mb())"
+    held = bytearray(b"1") * (500 * 2**20)
+    before, after = map(float, subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
+    assert 2 < before < 100 and 95 < after - before < 110 and len(held) > 0
 
 
 def test_library_imports_lazily():
