@@ -1,0 +1,199 @@
+"""Segmentation by correspondences against the loop by broadcasting: `python bench/segmentation.py` writes docs/results/segmentation_speed.md.
+
+The loop is what public code does: for every test image and layer the positions of the K nearest normal images in one
+gallery, and differences by broadcasting, 100 positions at a time. Both sides start from the same features and take
+turns; a figure is the median of the rounds. The floor is the multiplications of the distances alone, at the rate at which
+this machine multiplies matrices in the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import faiss
+import numpy as np
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+from pixel_metrics import drawn  # noqa: E402
+
+from pandalib import SPADE, load_backbone, load_task, pro  # noqa: E402
+from pandalib.files import write_atomically  # noqa: E402
+from pandalib.knn import squared_distances  # noqa: E402
+from pandalib.runs import peak_rss_mb  # noqa: E402
+from pandalib.segment import TILE_COLUMNS, TILE_ROWS, Pyramids, enlarged  # noqa: E402
+from pandalib.sources.surfaces import Surfaces  # noqa: E402
+
+K = 5
+PAGE = """# Segmentation: seconds and memory
+
+Made by `python bench/segmentation.py` on {machine}; torch {torch}, faiss {faiss}, {threads} thread(s). Medians of {rounds} alternating rounds.
+
+## Distances of one test image
+
+K = {k} nearest normal images, layers 1 to 3. Timed is finding the K images and working out the distances; the features are at hand on all sides.
+"Loop": differences by broadcasting, 100 positions at a time. "faiss": `faiss.knn(..., 1)` for each layer.
+
+| network, images | loop, s | faiss, s | pandalib, s | loop / pandalib | wanted | faiss / pandalib | largest difference from the loop |
+|---|---|---|---|---|---|---|---|
+{rows}
+
+The floor is {k} x positions^2 x channels multiplications, summed over the three layers. "Whole": at the rate of `torch.mm` for all distances of
+layer 1 at once, which go to memory; "tile": at its rate for one tile, which stays in the cache.
+
+| network, images | multiplications | a second, whole | over this floor | wanted | a second, tile | over this floor | features of the image, ms | enlarging and blurring, ms |
+|---|---|---|---|---|---|---|---|---|
+{floors}
+
+## Whole tasks
+
+| what | measured | wanted |
+|---|---|---|
+{tasks}
+
+Peak memory is that of a process of its own that fits on 20 images of 128 px and scores so many with `SPADE.score`, each drawn when it is asked for;
+most of it are the libraries and the network's pass of a batch. It settles after some batches (69 images each) and does not grow from there.
+"""
+
+
+def looped(part: Pyramids, pooled: np.ndarray, galleries: list[torch.Tensor]) -> list[torch.Tensor]:
+    """The definition by broadcasting, for one test image: the smallest squared distance of each position, layer by layer."""
+    nearest = torch.from_numpy(np.square(pooled - part.pooled).sum(axis=1)).topk(K, largest=False).indices
+    found = []
+    for layer, gallery in enumerate(galleries):
+        queries, candidates = part.positions(0, layer), gallery[nearest].flatten(0, 1)
+        found.append(torch.cat([(rows[:, None] - candidates[None]).square().sum(dim=2).amin(dim=1) for rows in queries.split(100)]))
+    return found
+
+
+def by_faiss(part: Pyramids, pooled: np.ndarray, galleries: list[torch.Tensor]) -> list[np.ndarray]:
+    """The same by faiss."""
+    nearest = faiss.knn(part.pooled, pooled, K)[1][0]
+    return [faiss.knn(part.positions(0, layer).numpy(), gallery[nearest].flatten(0, 1).numpy(), 1)[0] for layer, gallery in enumerate(galleries)]
+
+
+def ours(detector: SPADE, part: Pyramids) -> list[np.ndarray]:
+    neighbours = squared_distances(detector.normal_.pooled, part.pooled, K)[1]
+    return [detector._layer_map(part, neighbours, layer) for layer in range(len(detector.layers))]
+
+
+def seconds(function, *arguments, times: int = 1) -> tuple[float, object]:
+    taken = []
+    for _ in range(times):
+        start = time.perf_counter()
+        value = function(*arguments)
+        taken.append(time.perf_counter() - start)
+    return statistics.median(taken), value
+
+
+def rate(rows: int, columns: int, channels: int, repeat: int = 1) -> float:
+    """Multiplications a second of `torch.mm`, into memory that is there: the median of seven."""
+    queries, gallery, out = torch.randn(rows, channels), torch.randn(columns, channels), torch.empty(rows, columns)
+
+    def multiply():
+        for _ in range(repeat):
+            torch.mm(queries, gallery.T, out=out)
+
+    multiply()
+    return repeat * rows * columns * channels / seconds(multiply, times=7)[0]
+
+
+def compare(name: str, network, images: np.ndarray, rounds: int) -> tuple[str, str]:
+    detector = SPADE(network, n_images=K).fit(images[:-1])
+    normal = detector.normal_
+    pooled, galleries = normal.pooled, [normal.positions(slice(None), layer) for layer in range(len(detector.layers))]
+    part = Pyramids.of(network, images[-1:], detector.layers, dtype=np.float32)
+    taken: dict[str, list[float]] = {key: [] for key in ("loop", "faiss", "pandalib", "features", "blur", "whole", "tile")}
+    positions, channels = part.shapes[0][0] * part.shapes[0][1], part.shapes[0][2]
+    ours(detector, part)
+    for _ in range(rounds):
+        slow, expected = seconds(looped, part, pooled, galleries)
+        fast, found = seconds(ours, detector, part, times=7)
+        for key, value in (
+            ("loop", slow),
+            ("pandalib", fast),
+            ("faiss", seconds(by_faiss, part, pooled, galleries, times=3)[0]),
+            ("features", seconds(lambda: Pyramids.of(network, images[-1:], detector.layers, dtype=np.float32, like=normal), times=3)[0]),
+            ("blur", seconds(lambda: [enlarged(maps, images.shape[2:], 4.0) for maps in found], times=7)[0]),
+            ("whole", rate(positions, K * positions, channels)),
+            ("tile", rate(TILE_ROWS, TILE_COLUMNS, channels, repeat=20)),
+        ):
+            taken[key].append(value)
+    median = {key: statistics.median(values) for key, values in taken.items()}
+    multiplications = sum(K * (high * wide) ** 2 * width for high, wide, width in part.shapes)
+    apart = max(float(np.abs(one.ravel() - other.numpy()).max() / other.max()) for one, other in zip(found, expected))
+    ratio = median["loop"] / median["pandalib"]
+    over = [median["pandalib"] * median[key] / multiplications for key in ("whole", "tile")]
+    where = f"{name}, {images.shape[-1]} px"
+    row = (
+        f"| {where} | {median['loop']:.2f} | {median['faiss']:.4f} | {median['pandalib']:.4f} | {ratio:.0f} | 100, {'met' if ratio >= 100 else 'NOT met'} | "
+        f"{median['faiss'] / median['pandalib']:.2f} | {apart:.1e} |"
+    )
+    floor = (
+        f"| {where} | {multiplications:.2e} | {median['whole']:.2e} | {over[0]:.2f} | 1.5, {'met' if over[0] <= 1.5 else 'NOT met'} | {median['tile']:.2e} | "
+        f"{over[1]:.2f} | {1e3 * median['features']:.1f} | {1e3 * median['blur']:.2f} |"
+    )
+    print(row, floor, sep="\n", flush=True)
+    return row, floor
+
+
+def peak_mb(n: int) -> float:
+    """Peak memory of a process that scores so many images, each drawn when it is asked for."""
+    done = subprocess.run([sys.executable, __file__, "--score", str(n)], capture_output=True, text=True, check=True)
+    return float(done.stdout)
+
+
+def score_lazily(n: int) -> None:
+    detector = SPADE(load_backbone(device="cpu"), n_images=K).fit(Surfaces("weave", 20))
+    assert len(detector.score(Surfaces("weave", n, split="test"))) == n
+    print(peak_rss_mb())
+
+
+def tasks(network) -> list[str]:
+    rows = []
+
+    def add(what: str, measured: float, wanted: float, unit: str) -> None:
+        rows.append(f"| {what} | {measured:.3g} {unit} | at most {wanted:g}, {'met' if measured <= wanted else 'NOT met'} |")
+        print(rows[-1], flush=True)
+
+    task = load_task("surfaces:weave", n_train=50)
+    fit, detector = seconds(SPADE(network).fit, task.train)
+    score, _ = seconds(detector.score, task.test[:50])
+    add("surfaces:weave, 128 px: fit on 50 images and score 50, K = 50", fit + score, 20, "s")
+    masks, distances = drawn(40, 224)
+    add("PRO of 40 maps of 224 x 224", seconds(pro, masks, distances, times=5)[0], 0.5, "s")
+    few, many = peak_mb(50), peak_mb(400)
+    rows.append(f"| peak memory, 50 images | {few:.0f} MiB | |")
+    add("... 400 images, above that", many - few, 128, "MiB")
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--score", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.score:
+        return score_lazily(options.score)
+    embedded = load_backbone(device="cpu")
+    surfaces = Surfaces("weave", 11)[:]
+    large = Surfaces("weave", 11, size=224)[:]
+    pairs = [compare("resnet18 (random weights)", load_backbone("resnet18", "random", device="cpu"), large, options.rounds)]
+    pairs.append(compare("embedded", embedded, surfaces, options.rounds))
+    rows, floors = zip(*pairs)
+    page = PAGE.format(
+        machine=f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}", torch=torch.__version__, faiss=faiss.__version__, threads=torch.get_num_threads(),
+        rounds=options.rounds, k=K, rows="\n".join(rows), floors="\n".join(floors), tasks="\n".join(tasks(embedded)),
+    )  # fmt: skip
+    write_atomically(ROOT / "docs" / "results" / "segmentation_speed.md", page.encode())
+
+
+if __name__ == "__main__":
+    main()
