@@ -230,7 +230,7 @@ def test_masks_without_an_anomalous_pixel_have_no_pixel_figures(monkeypatch):
 def test_options_of_segmentation_on_the_command_line(capsys):
     common = ["run", "--task", "surfaces:weave", "--n-train", "6", "--n-test", "1", "--size", "64", "--json", "-", "--method"]
     figures = []
-    for options in ("spade", "spade --n-images 1", "spade --kappa 3", "spade --sigma 1", "spade --balanced", "spade --balanced", "spade --last layer2", "spade --last layer1", "bank", "bank --sigma 1"):
+    for options in ("spade", "spade --n-images 1", "spade --kappa 3", "spade --sigma 1", "spade --balanced", "spade --last layer2", "spade --last layer1", "bank", "bank --sigma 1"):
         assert main([*common, *options.split()]) == 0
         figures.append(json.loads(capsys.readouterr().out)["pro"])
     assert len(set(figures)) == len(figures) and all(0 < figure <= 1 for figure in figures)
