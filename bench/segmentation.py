@@ -41,7 +41,7 @@ Made by `python bench/segmentation.py` on {machine}; torch {torch}, faiss {faiss
 K = {k} nearest normal images, layers 1 to 3. Timed is finding the K images and working out the distances; the features are at hand on all sides.
 "Loop": differences by broadcasting, 100 positions at a time. "faiss": `faiss.knn(..., 1)` for each layer.
 
-| network, images | loop, s | faiss, s | pandalib, s | loop / pandalib | wanted | faiss / pandalib | largest difference from the loop |
+| network, images | loop, s | faiss, s | pandalib, s | loop / pandalib | wanted | faiss / pandalib | largest difference, of the largest distance |
 |---|---|---|---|---|---|---|---|
 {rows}
 
