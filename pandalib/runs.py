@@ -165,8 +165,9 @@ def _detector(
             backbone, outliers, epochs=epochs, lr=pace.exposure_lr if lr is None else lr, clip=pace.exposure_clip if clip is None else clip, seed=seed,
             on_epoch=_exposure_recorder(backbone, data, history, cache, bf16, every=max(1, epochs // CHECKPOINTS), last=epochs), bf16=bf16, cache=cache,
         )  # fmt: skip
+    usual_lr = pace.ewc_lr if method == "ewc" else pace.lr
     options = dict(
-        epochs=epochs, lr=pace.lr if lr is None else lr, clip=pace.clip if clip is None else clip, every=max(1, epochs // CHECKPOINTS), seed=seed, bf16=bf16,
+        epochs=epochs, lr=usual_lr if lr is None else lr, clip=pace.clip if clip is None else clip, every=max(1, epochs // CHECKPOINTS), seed=seed, bf16=bf16,
         cache=cache, on_checkpoint=_recorder(backbone, data, history, cache, bf16),
     )  # fmt: skip
     if method == "ses":

@@ -10,6 +10,9 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pytest
+from scipy import ndimage
+
+import pandalib
 
 ROOT = Path(__file__).resolve().parent.parent
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -143,7 +146,7 @@ def functions_of(name, *wanted):
     """Functions of a lesson, taken out of its cells: what the reader built."""
     tree = ast.parse("\n".join(cell.source for cell in code_cells(name)))
     found = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name in wanted]
-    space = {"np": np}
+    space = {"np": np, "ndimage": ndimage, "pandalib": pandalib}
     exec(compile(ast.Module(body=found, type_ignores=[]), name, "exec"), space)
     return [space[one] for one in wanted]
 
@@ -177,6 +180,41 @@ def test_lesson_01_agrees_with_the_library():
         assert np.allclose(loops(gallery, queries, k), expected) and np.allclose(matrix(gallery, queries, k), expected)
         assert np.allclose(leave_one_out(gallery, k), knn.leave_one_out_scores(gallery, k))
     assert np.allclose(np.sort(distances(gallery, queries), axis=1)[:, :4], knn.squared_distances(gallery, queries, 4)[0])
+
+
+def test_lesson_05_agrees_with_the_library():
+    import torch
+
+    from pandalib import exposure, metrics
+
+    entropy, rows, unseen = functions_of("05_outlier_exposure.ipynb", "binary_cross_entropy", "outlier_rows", "auc_on_unseen")
+    rng = np.random.default_rng(0)
+    logits, targets = rng.normal(size=50) * 5, (rng.random(50) < 0.4).astype(float)
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(*map(torch.from_numpy, (logits, targets)))
+    assert entropy(logits, targets) == pytest.approx(expected.item())
+    numbers = exposure.cycled(7, seed=3)
+    order = [next(numbers) for _ in range(7)]  # the library's order of the first time round
+    pile = np.array(order)
+    assert [*pile[rows(0, 7, 4)], *pile[rows(4, 7, 3)]] == order and set(pile[rows(5, 7, 7)]) == set(range(7))
+    kinds, scores = rng.integers(0, 4, size=80), rng.normal(size=80)
+    kept = kinds != 2
+    assert unseen(scores, kinds, [2]) == metrics.roc_auc(kinds[kept] > 0, scores[kept])
+
+
+def test_lesson_06_agrees_with_the_library():
+    import torch
+
+    from pandalib import pixel_metrics, segment
+
+    nearest, by_broadcasting = functions_of("06_segmentation.ipynb", "nearest_distance", "by_broadcasting")
+    rng = np.random.default_rng(0)
+    positions, gallery = rng.normal(size=(150, 9)).astype(np.float32), rng.normal(size=(400, 9)).astype(np.float32)
+    expected = segment.nearest_squared(torch.from_numpy(positions), torch.from_numpy(gallery)).numpy()
+    assert np.allclose(nearest(positions, gallery), expected, atol=1e-4) and np.allclose(by_broadcasting(positions, gallery), expected, atol=1e-4)
+    *_, by_hand = functions_of("06_segmentation.ipynb", "region_overlap", "area_up_to", "pro_by_hand")
+    for limit in (0.3, 0.05, 1.0):
+        masks, maps = rng.random((4, 9, 11)) < 0.2, np.round(rng.random((4, 9, 11)), 1)
+        assert by_hand(masks, maps, limit) == pytest.approx(pixel_metrics.pro(masks, maps, limit=limit), abs=1e-12)
 
 
 def test_sanitiser_rules_are_all_parsed():

@@ -87,14 +87,14 @@ def test_an_adapted_run_is_the_definition():
 
 @pytest.mark.parametrize(("method", "work"), [("compactness", "long"), ("early", "early"), ("ses", "sample_wise"), ("ewc", "long")])
 def test_each_method_has_the_work_of_its_tier(method, work, monkeypatch, small_fisher):
-    pace = tiers.EMBEDDED._replace(long=5, early=3, sample_wise=4, lr=0.125, clip=0.0625, strength=7.0)
+    pace = tiers.EMBEDDED._replace(long=5, early=3, sample_wise=4, lr=0.125, ewc_lr=0.25, clip=0.0625, strength=7.0)
     monkeypatch.setitem(tiers.TIERS, "embedded", tiers.TIERS["embedded"]._replace(pace=pace))
     calls = []
     monkeypatch.setattr(detectors, "adapt", lambda *arguments, **settings: calls.append(settings) or adapt(*arguments, **settings))
     history = run("pictograms:phone", method, fisher=small_fisher, **SMALL)["history"]
     (settings,) = calls
     assert settings["epochs"] == getattr(pace, work) and history[-1]["epoch"] == getattr(pace, work)  # one minibatch an epoch
-    assert (settings["lr"], settings["clip"]) == (0.125, 0.0625)
+    assert (settings["lr"], settings["clip"]) == (0.25 if method == "ewc" else 0.125, 0.0625)
     penalty = settings.get("penalty")
     assert (penalty is not None and penalty.strength == 7.0 and penalty.fisher.n_samples == 2) == (method == "ewc")
 
@@ -250,7 +250,7 @@ def test_options_of_adaptation_on_the_command_line(small_fisher, monkeypatch, ca
     calls = []
     monkeypatch.setattr(detectors, "adapt", lambda *arguments, **settings: calls.append(settings) or adapt(*arguments, **settings))
     common = ["run", "--task", "pictograms:star", "--n-train", "20", "--n-test", "3", "--json", "-", "--epochs", "1"]
-    free, frozen = ["--method", "compactness"], ["--method", "ewc", "--fisher", small_fisher, "--lambda"]
+    free, frozen = ["--method", "compactness"], ["--method", "ewc", "--lr", str(tiers.EMBEDDED.lr), "--fisher", small_fisher, "--lambda"]
     courses = []
     for options in (free, [*frozen, "0"], [*frozen, "1e9"], [*free, "--bf16"], [*free, "--lr", "0.01", "--clip", "0.2"]):
         assert main([*common, *options]) == 0
