@@ -12,6 +12,7 @@ import io
 
 import numpy as np
 from matplotlib.figure import Figure
+from PIL import Image
 
 NORMAL, ANOMALOUS, NEUTRAL = "#0072B2", "#D55E00", "#4D4D4D"
 STYLES = {  # of curves and points, by what they stand for
@@ -54,6 +55,11 @@ def show(fig: Figure, alt: str) -> None:
 def png(fig: Figure) -> bytes:
     buffer = io.BytesIO()
     fig.savefig(buffer, format="png", dpi=DPI, bbox_inches="tight", facecolor="white", metadata={"Software": None})
+    if getattr(fig, "few_colours", False):
+        # 256 colours out of all: hardly seen on photographs of one kind, and well under half the file.
+        whole = Image.open(buffer).convert("RGB")
+        buffer = io.BytesIO()
+        whole.quantize(256, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
 
 
@@ -201,25 +207,6 @@ def scatter_strip(points: dict[str, np.ndarray], labels, *, shared: bool, xlabel
     return fig
 
 
-def labelled_points(points: dict[str, tuple[float, float]], levels: dict[str, float], *, xlabel: str, ylabel: str) -> Figure:
-    """Points (x, y) with their names beside them, and horizontal lines at named levels; both axes are shares from 0 to 1."""
-    fig, axis = figure(width=6.4, height=3.8)
-    for style, (name, level) in zip(SERIES, levels.items()):
-        axis.axhline(level, color=style["color"], linestyle=style["linestyle"], linewidth=1.8, label=name)
-    for marker, (name, (x, y)) in zip("osD^vPX", points.items()):
-        axis.plot(x, y, color=SERIES[2]["color"], marker=marker, linestyle="none", markersize=9)
-        # To the left where the right-hand border is near.
-        left = x > 0.85
-        axis.annotate(name, (x, y), xytext=(-9 if left else 9, 0), textcoords="offset points", ha="right" if left else "left", va="center", fontsize=FONT)
-    axis.set_xlim(0.45, 1.02)
-    axis.set_ylim(0.45, 1.02)
-    axis.set_xlabel(xlabel)
-    axis.set_ylabel(ylabel)
-    axis.grid(color="#E5E5E5")
-    axis.legend(frameon=False, fontsize=FONT - 1, loc="lower left")
-    return fig
-
-
 def map_rows(images, maps: dict[str, np.ndarray], *, masks=None, threshold: float | None = None, scale: float | None = None, titles=None) -> Figure:
     """Images in columns; below each its ground truth and its maps, all maps of one row on ONE scale from 0.
 
@@ -234,6 +221,7 @@ def map_rows(images, maps: dict[str, np.ndarray], *, masks=None, threshold: floa
     images, n = np.asarray(images), len(images)
     rows = ["image", *(["ground truth"] if masks is not None else []), *maps]
     fig, axes = figure(len(rows), n, width=1.25 * n + 0.5, height=1.28 * len(rows) + (0.25 if titles is not None else 0), squeeze=False)
+    fig.few_colours = True
     for line, name in zip(axes, rows):
         line[0].set_ylabel(name)
         for column, axis in enumerate(line):
