@@ -104,8 +104,8 @@ class OutlierExposure:
         to = dict(device=network.device, dtype=torch.float32, memory_format=torch.channels_last)
         strangers = cycled(len(outliers), seed=self.seed)
         self.backbone_, self.linear_, self.losses_ = network.with_head(head), linear, []
+        head.requires_grad_(True)  # which `with_head` has taken away
         for epoch in bar(range(1, self.epochs + 1), "outlier exposure", shown=self.progress):
-            head.requires_grad_(True)
             order = torch.from_numpy(np.random.default_rng((self.seed, epoch)).permutation(len(normal)))
             total = 0.0
             for rows in order.split(self.batch_size):
@@ -138,11 +138,14 @@ class OutlierExposure:
         check_fitted(self, "linear_")
         return np.concatenate([self.score_stems(part) for part in stem_parts(self.backbone, images, self.cache)])
 
-    @torch.no_grad()
     def score_stems(self, stem_features: torch.Tensor) -> np.ndarray:
         """As `score`, from the stem's activations (n, C, h, w)."""
-        features = torch.from_numpy(self.backbone_.head_features(stem_features, bf16=self.bf16))
-        return self.linear_(features.to(self.backbone.device))[:, 0].cpu().numpy().astype(np.float64)
+        return self.score_features(self.backbone_.head_features(stem_features, bf16=self.bf16))
+
+    @torch.no_grad()
+    def score_features(self, features: np.ndarray) -> np.ndarray:
+        """As `score`, from the features of the trained network, float32 (n, d)."""
+        return self.linear_(torch.from_numpy(features).to(self.backbone.device))[:, 0].cpu().numpy().astype(np.float64)
 
 
 def _check_some(normal, outliers) -> None:

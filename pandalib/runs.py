@@ -257,7 +257,7 @@ def _exposure_recorder(backbone: Backbone, data: OneClassTask, history: list[dic
         if done.epoch % every and done.epoch != last:
             return
         gallery, features = (done.detector.backbone_.head_features(stem, bf16=bf16) for stem in (train, test))
-        found = diagnose(gallery, features, data.labels) | dict(loss=done.loss, roc_auc=roc_auc(data.labels, done.detector.score_stems(test)))
+        found = diagnose(gallery, features, data.labels) | dict(loss=done.loss, roc_auc=roc_auc(data.labels, done.detector.score_features(features)))
         history.append(dict(epoch=done.epoch) | found)
 
     return record

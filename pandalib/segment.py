@@ -38,7 +38,7 @@ FOR_SCALES = 16  # normal images that tell what is usual in a layer: their mean 
 
 
 class _MapDetector:
-    """What the detectors below share. A detector brings `_iter_maps(images)`."""
+    """What the detectors below share. A detector brings `_maps_of(images)` and `_bytes_per_image()`."""
 
     def maps(self, images) -> np.ndarray:
         """Anomaly maps of images, uint8 (n, 3, H, W) -> float32 (n, H, W), higher = more anomalous."""
@@ -59,9 +59,12 @@ class _MapDetector:
         size = tuple(normalise(images[:1]).shape[2:])
         if size != self.image_size_:
             raise ValueError(f"images are {size[0]} x {size[1]} pixels: expected {self.image_size_[0]} x {self.image_size_[1]}, as the normal images.")
-        step = max(1, int(self.memory_mb * 1e6 / self._bytes_per_image()))
+        step = self._images_at_once()
         for start in range(0, len(images), step):
             yield self._maps_of(images[start : start + step])
+
+    def _images_at_once(self) -> int:
+        return max(1, int(self.memory_mb * 1e6 / self._bytes_per_image()))
 
 
 class SPADE(_MapDetector):
@@ -137,7 +140,7 @@ class SPADE(_MapDetector):
         check_fitted(self, "normal_")
         n = len(self.normal_)
         neighbours = self._others()
-        step = max(1, int(self.memory_mb * 1e6 / self._bytes_per_image()))
+        step = self._images_at_once()
         parts = [np.arange(start, min(n, start + step)) for start in range(0, n, step)]
         return np.concatenate([self._maps(self.normal_[rows], neighbours[rows]) for rows in bar(parts, "leave one out", shown=progress)])
 

@@ -74,10 +74,15 @@ def measure_symbol(symbol: str, seed: int, symbols: list[str]) -> dict:
 
 def measured(symbol: str, seed: int, symbols: list[str]) -> dict:
     """`measure_symbol`, or what it found before with the same weights and settings."""
-    key = hashlib.sha256(json.dumps([load_backbone().weights_sha256, EMBEDDED, N_TRAIN, N_TEST, symbol, seed, symbols]).encode()).hexdigest()[:16]
-    path = cache_folder() / "adaptation" / f"{key}.json"
+    facts = [load_backbone().weights_sha256, EMBEDDED, N_TRAIN, N_TEST, symbol, seed, symbols]
+    return remembered("adaptation", facts, lambda: measure_symbol(symbol, seed, symbols))
+
+
+def remembered(what: str, facts: list, work) -> dict:
+    """What `work()` gives, kept in the cache folder under everything that it depends on."""
+    path = cache_folder() / what / f"{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]}.json"
     if not path.is_file():
-        write_atomically(path, json.dumps(measure_symbol(symbol, seed, symbols)).encode())
+        write_atomically(path, json.dumps(work()).encode())
     return json.loads(path.read_text())
 
 

@@ -8,8 +8,6 @@ interrupted goes on.
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import sys
 from pathlib import Path
 
@@ -17,11 +15,11 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from adaptation_table import LONG, N_TEST, N_TRAIN, SEEDS, TUNING  # noqa: E402
+from adaptation_table import LONG, N_TEST, N_TRAIN, SEEDS, TUNING, remembered  # noqa: E402
 
 from pandalib import EWC, OutlierExposure, knn_scores, load_backbone, load_outliers, roc_auc, upstream_fisher  # noqa: E402
 from pandalib.adapt import adapt, epochs_for  # noqa: E402
-from pandalib.files import cache_folder, write_atomically  # noqa: E402
+from pandalib.files import write_atomically  # noqa: E402
 from pandalib.sources.pictograms import DEFAULT_LEVEL, OUTLIERS, SYMBOLS, Pictograms  # noqa: E402
 from pandalib.tiers import EMBEDDED  # noqa: E402
 
@@ -67,10 +65,7 @@ def measure(symbol: str, seed: int, symbols: list[str]) -> dict:
 def measured(symbol: str, seed: int, symbols: list[str]) -> dict:
     """`measure`, or what it found before with the same weights and settings."""
     facts = [load_backbone().weights_sha256, EMBEDDED, N_TRAIN, N_TEST, N_OUTLIERS, COUNTS, symbol, seed, symbols]
-    path = cache_folder() / "exposure" / f"{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]}.json"
-    if not path.is_file():
-        write_atomically(path, json.dumps(measure(symbol, seed, symbols)).encode())
-    return json.loads(path.read_text())
+    return remembered("exposure", facts, lambda: measure(symbol, seed, symbols))
 
 
 def page(symbols: list[str], seeds, results: dict) -> str:
