@@ -6,7 +6,6 @@ Imports nothing but the standard library, because it has to run exactly when tor
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 import importlib.util
 import json
@@ -16,7 +15,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from . import files, tiers
@@ -344,21 +343,3 @@ def check_tier_needs(tier: str) -> list[Finding]:
 
 
 # ---------------------------------------------------------------- command line
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--tier", choices=TIERS, help="what the machine is to be good for (default: PANDALIB_TIER, then embedded)")
-    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
-
-
-def main(args: argparse.Namespace) -> int:
-    """Print the findings; 1 if the tier cannot run, else 0."""
-    findings = check(args.tier)
-    failed = any(finding.level == "FAIL" for finding in findings)
-    if args.json:
-        print(json.dumps([asdict(finding) for finding in findings], indent=1, ensure_ascii=False))
-    else:
-        print("\n".join(map(str, findings)))
-        tier = args.tier or os.environ.get("PANDALIB_TIER") or "embedded"
-        print(f"\nThe {tier} tier cannot run here yet: see FAIL above." if failed else f"\nThe {tier} tier can run here.")
-    return int(failed)

@@ -1,6 +1,5 @@
 """doctor names what is wrong, says what to do, and never fails itself."""
 
-import argparse
 import json
 import os
 import socket
@@ -13,6 +12,7 @@ import pytest
 
 import pandalib
 from pandalib import doctor
+from pandalib.__main__ import main
 
 ROOT = Path(__file__).resolve().parent.parent
 PINS = {"torch": "2.15.0", "torchvision": "0.29.2"}
@@ -28,13 +28,9 @@ def distribution(folder, name, version, code):
 
 def doctor_in(folder, *arguments):
     """Run doctor in a process in which the packages of `folder` come before the installed ones."""
-    code = (
-        "import argparse, sys; from pandalib import doctor; parser = argparse.ArgumentParser(); doctor.add_arguments(parser);"
-        "sys.exit(doctor.main(parser.parse_args()))"
-    )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)]), "PANDALIB_CACHE": str(folder / "cache")}
     return subprocess.run(
-        [sys.executable, "-c", code, *arguments], env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True
+        [sys.executable, "-m", "pandalib", "doctor", *arguments], env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True
     )
 
 
@@ -64,9 +60,7 @@ def embedded(monkeypatch, verify):
 
 
 def exit_code(*arguments):
-    parser = argparse.ArgumentParser()
-    doctor.add_arguments(parser)
-    return doctor.main(parser.parse_args(arguments))
+    return main(["doctor", *arguments])
 
 
 def levels(findings, level):
