@@ -36,7 +36,7 @@ DIRECT = (
     "ipywidgets",
 )
 OTHER_NAMES = {"faiss-cpu": ("faiss", "faiss-gpu")}  # conda and GPU builds go by these
-FOR_TESTS = ("nbval", "pytest")
+FOR_TESTS = ("nbval", "pytest", "pytest-cov", "hypothesis", "selenium")
 WEIGHTS_HOST = "download.pytorch.org"  # where torchvision fetches its weights
 DISK_GB = {"embedded": 1, "standard": 4, "paper": 50}  # features and images
 

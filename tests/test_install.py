@@ -32,9 +32,9 @@ ENTRIES = installer.read_lock(LOCK)
 # ---------------------------------------------------------------- the files agree
 
 
-def pyproject():
+def pyproject(*extras):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    return [Requirement(line) for line in project["dependencies"] + project["optional-dependencies"]["test"]]
+    return [Requirement(line) for extra in extras for line in project["optional-dependencies"][extra]] + [*map(Requirement, project["dependencies"])]
 
 
 def environment():
@@ -45,7 +45,7 @@ def environment():
 
 
 def test_lock_holds_what_pyproject_asks_for():
-    asked = {installer.normal(requirement.name): requirement for requirement in pyproject()}
+    asked = {installer.normal(requirement.name): requirement for requirement in pyproject("test", "cluster", "book")}
     assert asked.keys() == {name for name, (_, _, parents) in ENTRIES.items() if "" in parents}
     for name, requirement in asked.items():
         assert requirement.specifier.contains(ENTRIES[name][0]), f"make lock: {requirement} is asked for, {ENTRIES[name][0]} is locked"
@@ -57,7 +57,7 @@ def test_environment_names_the_packages_of_pyproject():
     # conda-forge has its own name for the CPU build, and its own pace; torchvision there follows torch.
     assert conda.pop("pytorch-cpu").startswith(">=") and conda.pop("torchvision").startswith(">=")
     asked = {
-        requirement.name: str(requirement.specifier) for requirement in pyproject() if requirement.name not in ("torch", "torchvision")
+        requirement.name: str(requirement.specifier) for requirement in pyproject("test") if requirement.name not in ("torch", "torchvision")
     }
     assert conda == asked
 
@@ -65,7 +65,7 @@ def test_environment_names_the_packages_of_pyproject():
 def test_doctor_checks_the_packages_of_pyproject():
     from pandalib import doctor
 
-    assert {*doctor.DIRECT, *doctor.FOR_TESTS} == {requirement.name for requirement in pyproject()}
+    assert {*doctor.DIRECT, *doctor.FOR_TESTS} == {requirement.name for requirement in pyproject("test")}
 
 
 def test_lock_is_pinned_hashed_and_of_no_machine():

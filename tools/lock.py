@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 HEADER = """\
 # Every package of the course, with its exact version and the hashes of its files. Made by `make lock`: do not edit.
-# Base packages and the extra [test] of pyproject.toml, for every platform, Python 3.11 and newer.
+# Base packages and the extras [test], [cluster] and [book] of pyproject.toml, for every platform, Python 3.11 and newer.
 # Linux gets torch with CUDA; TORCH_INDEX (see `make help`) leaves out what only CUDA needs.
 """
 
@@ -39,6 +39,10 @@ def main(arguments):
                 "pyproject.toml",
                 "--extra",
                 "test",
+                "--extra",
+                "cluster",
+                "--extra",
+                "book",
                 "--universal",
                 "--python-version",
                 "3.11",
