@@ -96,7 +96,7 @@ def _close(answer: np.ndarray, right, tolerance: float) -> bool:
     if answer.shape != right.shape:
         return False
     scale = max(1.0, float(np.abs(right[np.isfinite(right)]).max(initial=0.0)))
-    return bool(np.allclose(answer, right, rtol=0, atol=tolerance * scale))
+    return bool(np.allclose(answer, right, rtol=0, atol=tolerance * scale, equal_nan=True))  # NaN: of a mistake
 
 
 def _describe(case: tuple) -> str:
@@ -645,5 +645,156 @@ EXERCISES["area_up_to"] = Exercise(
         "stairs": _stairs,
         "value_at_limit": lambda false_alarms, overlap, limit: float(np.interp(limit, false_alarms, overlap)),
         "mean_of_corners": lambda false_alarms, overlap, limit: float(_cut_at(false_alarms, overlap, limit)[1].mean()),
+    },
+)
+
+
+# --- lesson 07 ---------------------------------------------------------------------------------------------------
+
+
+def _runs_of_classes() -> list[tuple]:
+    rng = np.random.default_rng(71)
+    cases = [(np.array(["star", "star", "heart"]), np.array([0.8, 0.9, 0.5]))]
+    for n, n_classes, failed in ((12, 4, 0), (30, 5, 4)):
+        classes = np.concatenate([np.arange(n_classes), rng.integers(0, n_classes, size=n - n_classes) ** 2 % n_classes])
+        values = 0.6 + 0.07 * classes + 0.05 * rng.normal(size=n)
+        values[n_classes : n_classes + failed] = np.nan
+        cases.append((classes, values))
+    return cases
+
+
+def _per_class(classes, values, of=np.nanmean) -> np.ndarray:
+    return np.array([of(values[classes == one]) for one in np.unique(classes)])
+
+
+EXERCISES["mean_over_classes"] = Exercise(
+    _runs_of_classes,
+    lambda classes, values: float(_per_class(classes, values).mean()),
+    {
+        "pooled": lambda classes, values: float(np.nanmean(values)),
+        "best_seed": lambda classes, values: float(_per_class(classes, values, np.nanmax).mean()),
+        "failed_as_zero": lambda classes, values: float(_per_class(classes, np.nan_to_num(values)).mean()),
+        "failed_kept": lambda classes, values: float(_per_class(classes, values, np.mean).mean()),
+        "each_class": _per_class,
+        "median": lambda classes, values: float(np.median(_per_class(classes, values))),
+    },
+)
+
+
+def _class_means_with_draws() -> list[tuple]:
+    rng = np.random.default_rng(72)
+    return [(rng.uniform(0.5, 1, size=n), rng.integers(0, n, size=(draws, n))) for n, draws in ((10, 400), (6, 200), (3, 50))]
+
+
+def _around(values, spread: float) -> np.ndarray:
+    return values.mean() + 1.96 * spread * np.array([-1, 1])
+
+
+EXERCISES["class_interval"] = Exercise(
+    _class_means_with_draws,
+    lambda means, draws: np.percentile(means[draws].mean(axis=1), [2.5, 97.5]),
+    {
+        "of_the_classes": lambda means, draws: np.percentile(means, [2.5, 97.5]),
+        "of_all_draws": lambda means, draws: np.percentile(means[draws], [2.5, 97.5]),
+        "across_draws": lambda means, draws: np.percentile(means[draws].mean(axis=0), [2.5, 97.5]),
+        "all_of_it": lambda means, draws: np.percentile(means[draws].mean(axis=1), [0, 100]),
+        "five_each": lambda means, draws: np.percentile(means[draws].mean(axis=1), [5, 95]),
+        "reversed": lambda means, draws: np.percentile(means[draws].mean(axis=1), [97.5, 2.5]),
+        "normal_theory": lambda means, draws: _around(means, means.std(ddof=1) / len(means) ** 0.5),
+        "per_cent": lambda means, draws: np.percentile(means[draws].mean(axis=1), [0.025, 0.975]),
+    },
+)
+
+SETTING = ("images", "normal classes", "level", "outliers", "network")  # what must be equal before two figures are compared
+
+
+def _pairs_of_rows() -> list[tuple]:
+    row = {"images": "CIFAR-10", "normal classes": 1, "level": "image", "outliers": False, "network": "ResNet-152", "method": "DN2", "ROC-AUC": 0.9}
+    other = {"images": "MVTec AD", "normal classes": 20, "level": "pixel", "outliers": True, "network": "ResNet-18"}
+    cases = [(row, row | {"ROC-AUC": 0.5}), (row | {"method": "PANDA-EWC"}, row)]
+    cases += [(row, row | {key: other[key]}) for key in SETTING]
+    return [*cases, (row | other, row | other), (row | {"level": "pixel"}, row | {"level": "pixel", "method": "SPADE", "ROC-AUC": 0.95})]
+
+
+def _equal_but(*ignored):
+    return lambda ours, theirs: all(ours[key] == theirs[key] for key in SETTING if key not in ignored)
+
+
+EXERCISES["fair"] = Exercise(
+    _pairs_of_rows,
+    _equal_but(),
+    {
+        "everything": lambda ours, theirs: ours == theirs,
+        "method": lambda ours, theirs: _equal_but()(ours, theirs) and ours["method"] == theirs["method"],
+        "level": _equal_but("level"),
+        "outliers": _equal_but("outliers"),
+        "normal_classes": _equal_but("normal classes"),
+        "network": _equal_but("network"),
+        "images_alone": lambda ours, theirs: ours["images"] == theirs["images"],
+        "reversed": lambda ours, theirs: not _equal_but()(ours, theirs),
+        "any": lambda ours, theirs: any(ours[key] == theirs[key] for key in SETTING),
+    },
+)
+
+
+# --- lesson 08 ---------------------------------------------------------------------------------------------------
+
+
+def _scores_to_rank() -> list[tuple]:
+    rng = np.random.default_rng(81)
+    return [(np.array([0.3, 2.0, 0.1, 1.5]), 2)] + [(rng.gamma(2, size=n), k) for n, k in ((9, 3), (40, 12), (5, 5))]
+
+
+EXERCISES["most_anomalous"] = Exercise(
+    _scores_to_rank,
+    lambda scores, n: np.argsort(-scores)[:n],
+    {
+        "least": lambda scores, n: np.argsort(scores)[:n],
+        "least_first": lambda scores, n: np.argsort(scores)[-n:],
+        "values": lambda scores, n: np.sort(scores)[::-1][:n],
+        "ranks": lambda scores, n: np.argsort(np.argsort(-scores))[:n],
+        "all": lambda scores, n: np.argsort(-scores),
+        "in_order_of_files": lambda scores, n: np.sort(np.argsort(-scores)[:n]),
+    },
+)
+
+
+def _parts_of_scores() -> list[tuple]:
+    rng = np.random.default_rng(82)
+    scales = np.array([[40.0], [0.6]])
+    return [(rng.gamma(3, size=(2, n)) * scales, rng.gamma(2, size=(2, m)) * scales) for n, m in ((6, 30), (1, 9), (20, 50))]
+
+
+EXERCISES["larger_part"] = Exercise(
+    _parts_of_scores,
+    lambda parts, normal: (parts / np.median(normal, axis=1, keepdims=True)).max(axis=0),
+    {
+        "not_scaled": lambda parts, normal: parts.max(axis=0),
+        "own_median": lambda parts, normal: (parts / np.median(parts, axis=1, keepdims=True)).max(axis=0),
+        "one_median": lambda parts, normal: parts.max(axis=0) / np.median(normal),
+        "sum": lambda parts, normal: (parts / np.median(normal, axis=1, keepdims=True)).sum(axis=0),
+        "mean": lambda parts, normal: (parts / np.median(normal, axis=1, keepdims=True)).mean(axis=0),
+        "smaller": lambda parts, normal: (parts / np.median(normal, axis=1, keepdims=True)).min(axis=0),
+        "by_the_largest": lambda parts, normal: (parts / normal.max(axis=1, keepdims=True)).max(axis=0),
+        "one_number": lambda parts, normal: float((parts / np.median(normal, axis=1, keepdims=True)).max()),
+    },
+)
+
+
+def _rates_of_alarms() -> list[tuple]:
+    return [(0.9, 0.05, 0.001), (1.0, 0.05, 0.5), (0.6, 0.01, 0.02), (0.95, 0.1, 0.2)]
+
+
+EXERCISES["true_alarms"] = Exercise(
+    _rates_of_alarms,
+    lambda caught, false, share: caught * share / (caught * share + false * (1 - share)),
+    {
+        "caught": lambda caught, false, share: caught,
+        "specificity": lambda caught, false, share: 1 - false,
+        "half_and_half": lambda caught, false, share: caught / (caught + false),
+        "all_alarms": lambda caught, false, share: caught * share + false * (1 - share),
+        "true_only": lambda caught, false, share: caught * share,
+        "false_share": lambda caught, false, share: false * (1 - share) / (caught * share + false * (1 - share)),
+        "everybody": lambda caught, false, share: caught * share / (caught * share + false),
     },
 )
