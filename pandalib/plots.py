@@ -9,12 +9,15 @@ colour-blind readers (Okabe and Ito 2008).
 from __future__ import annotations
 
 import io
+import os
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
 NORMAL, ANOMALOUS, NEUTRAL = "#0072B2", "#D55E00", "#4D4D4D"
+REFERENCE = "#6E6E6E"  # lines to compare with: chance, guessing, a marked moment
 STYLES = {  # of curves and points, by what they stand for
     "normal": dict(color=NORMAL, linestyle="-", marker="o"),
     "anomalous": dict(color=ANOMALOUS, linestyle="--", marker="^"),
@@ -26,7 +29,7 @@ SERIES = (
     dict(color="#D55E00", linestyle="--", marker="^"),
     dict(color="#0072B2", linestyle="-", marker="o"),
     dict(color="#009E73", linestyle="-.", marker="D"),
-    dict(color="#AA4499", linestyle=(0, (5, 1, 1, 1)), marker="v"),
+    dict(color="#480060", linestyle=(0, (5, 1, 1, 1)), marker="v"),
 )
 DPI = 110
 FONT = 11
@@ -44,12 +47,50 @@ def show(fig: Figure, alt: str) -> None:
     ------
     ValueError when `alt` is no sentence: screen readers read it aloud, and it is all that some readers get.
     """
+    _display(fig, alt)
+
+
+def slider(draw: Callable, values: Sequence, *, start, label: str) -> None:
+    """A figure that a slider redraws, caption and all; in files and under tests (PANDALIB_QUIET=1) the figure alone.
+
+    Parameters
+    ----------
+    draw : value -> (figure, alt), as `show` takes them. The sentence has to hold for its value: it is read aloud anew at each step.
+    values : what the slider can stand at, in order.
+    start : the one of `values` that is shown first, and stands in the file.
+    label : what is set, with its unit; stands before the slider.
+
+    Raises
+    ------
+    ValueError when `start` is none of `values`, or a sentence is none.
+    """
+    values = list(values)
+    if start not in values:
+        raise ValueError(f"start={start!r} is none of the {len(values)} values of the slider, {values[:3]} ...: choose one of them.")
+    if os.environ.get("PANDALIB_QUIET") == "1":
+        return _display(*draw(start))
+    from ipywidgets import Layout, SelectionSlider
+    from IPython.display import display
+
+    control = SelectionSlider(
+        options=values, value=start, description=label, continuous_update=False,
+        style={"description_width": "initial"}, layout=Layout(width="34em", max_width="100%"),
+    )  # fmt: skip
+    display(control)
+    name = f"{id(control)}-{os.getpid()}"
+    _display(*draw(start), name=name)
+    control.observe(lambda change: _display(*draw(change["new"]), name=name, update=True), names="value")
+
+
+def _display(fig: Figure, alt: str, *, name: str | None = None, update: bool = False) -> None:
+    """The picture and its caption; under a `name` they can be replaced where they stand."""
     from IPython.display import Markdown, display
 
     if len(alt.split()) < 6 or not alt.rstrip().endswith("."):
         raise ValueError(f"alt text {alt!r}: expected a full sentence, ending with a full stop, that says what the figure shows.")
-    display({"image/png": png(fig)}, raw=True, metadata={"image/png": {"alt": alt}})
-    display(Markdown(f"*Figure: {alt}*"))
+    picture, caption = ({}, {}) if name is None else ({"display_id": f"{part}-{name}", "update": update} for part in ("picture", "caption"))
+    display({"image/png": png(fig)}, raw=True, metadata={"image/png": {"alt": alt}}, **picture)
+    display(Markdown(f"*Figure: {alt}*"), **caption)
 
 
 def png(fig: Figure) -> bytes:
@@ -124,7 +165,7 @@ def roc_curves(curves: dict[str, tuple[np.ndarray, np.ndarray]], *, axis=None):
     fig = None
     if axis is None:
         fig, axis = figure(width=4.2, height=4.0)
-    axis.plot([0, 1], [0, 1], color="#999999", linewidth=1, label="guessing")
+    axis.plot([0, 1], [0, 1], color=REFERENCE, linewidth=1, label="guessing")
     for style, (name, (false_positive, true_positive)) in zip(SERIES, curves.items()):
         axis.plot(false_positive, true_positive, label=name, **{**style, "marker": None}, linewidth=2)
     axis.set_xlabel("false-positive rate (false alarms)")
@@ -141,7 +182,7 @@ def dots(values: dict[str, np.ndarray], labels: list[str], *, xlabel: str = "ROC
     for style, (name, series) in zip(SERIES, values.items()):
         axis.plot(series, rows, label=name, color=style["color"], marker=style["marker"], linestyle="none", markersize=7)
     if chance is not None:
-        axis.axvline(chance, color="#999999", linewidth=1)
+        axis.axvline(chance, color=REFERENCE, linewidth=1)
     axis.set_xlim(0, 1.02)
     axis.set_yticks(rows, labels, fontsize=FONT - 1)
     axis.set_xlabel(xlabel)
@@ -175,7 +216,7 @@ def stacked(x, panels: dict[str, dict[str, np.ndarray]], *, xlabel: str, columns
         for style, (name, series) in zip(SERIES, curves.items()):
             axis.plot(x, series, label=name, linewidth=2, markersize=5, **style)
         for name, position in (marks or {}).items():
-            axis.axvline(position, color="#999999", linewidth=1.2)
+            axis.axvline(position, color=REFERENCE, linewidth=1.2)
             # Above the axes, where no curve can cross the word.
             axis.annotate(name, (position, 1), xycoords=("data", "axes fraction"), xytext=(0, 2), textcoords="offset points", ha="center", fontsize=FONT - 2)
         axis.set_ylabel(ylabel)
@@ -272,7 +313,7 @@ def own_moments(ratios, labels, shown) -> Figure:
     ratios, labels = np.asarray(ratios), np.asarray(labels).astype(bool)
     epochs = np.arange(len(ratios))
     fig, (left, right) = figure(1, 2, width=9.0, height=3.4)
-    left.axhline(1, color="#999999", linewidth=1.2, label="usual")
+    left.axhline(1, color=REFERENCE, linewidth=1.2, label="usual")
     named = set()
     for number in shown:
         name = "anomalous" if labels[number] else "normal"

@@ -1,6 +1,4 @@
-"""Figures: a sentence with each, legible to colour-blind readers, the same bytes each time."""
-
-import itertools
+"""Figures: a sentence with each, the same bytes each time; a slider moves both. Colours: tests/test_accessibility.py."""
 
 import numpy as np
 import pytest
@@ -59,21 +57,45 @@ def test_pyplot_is_not_involved():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
 
 
-def test_normal_and_anomalous_differ_in_more_than_colour():
-    for styles in ([plots.STYLES["normal"], plots.STYLES["anomalous"]], plots.SERIES):
-        for one, other in itertools.combinations(styles, 2):
-            assert all(one[key] != other[key] for key in ("color", "linestyle", "marker"))
+def stepping(value):
+    return FIGURES["lines"](), f"The curve rises from the left to the right, as it must at step {value}."
 
 
-def luminance(colour):
-    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
-    return np.dot([0.2126, 0.7152, 0.0722], linear)
+def test_a_slider_in_a_file_is_its_figure(shown, monkeypatch):
+    monkeypatch.setenv("PANDALIB_QUIET", "1")
+    plots.slider(stepping, range(5), start=2, label="step")
+    (picture, options), (caption, _) = shown
+    assert set(options["metadata"]["image/png"]) == {"alt"} and "display_id" not in options
+    assert caption.data == f"*Figure: {stepping(2)[1]}*" and set(picture) == {"image/png"}
 
 
-def test_colours_stand_out_from_the_page():
-    for colour in {style["color"] for style in (*plots.SERIES, *plots.STYLES.values())}:
-        assert 1.05 / (luminance(colour) + 0.05) >= 3.0  # WCAG 2.2, 1.4.11: graphical objects
+def test_a_slider_that_is_moved_replaces_picture_and_caption(shown, monkeypatch):
+    monkeypatch.delenv("PANDALIB_QUIET", raising=False)
+    plots.slider(stepping, [0, 5, 10], start=5, label="step, in steps")
+    (control, _), (_, picture), (caption, words) = shown
+    assert control.options == (0, 5, 10) and control.value == 5 and control.description == "step, in steps"
+    assert caption.data == f"*Figure: {stepping(5)[1]}*" and not picture["update"]
+    control.value = 10
+    assert len(shown) == 5
+    (_, new_picture), (new_caption, new_words) = shown[3:]
+    assert new_caption.data == f"*Figure: {stepping(10)[1]}*" and new_picture["metadata"]["image/png"]["alt"] == stepping(10)[1]
+    assert (new_picture["display_id"], new_words["display_id"]) == (picture["display_id"], words["display_id"])
+    assert new_picture["update"] and new_words["update"] and picture["display_id"] != words["display_id"]
+
+
+def test_two_sliders_do_not_answer_for_each_other(shown, monkeypatch):
+    monkeypatch.delenv("PANDALIB_QUIET", raising=False)
+    for _ in range(2):
+        plots.slider(stepping, range(3), start=0, label="step")
+    assert len({options["display_id"] for _, options in shown if "display_id" in options}) == 4
+
+
+def test_a_slider_starts_at_one_of_its_values(shown):
+    with pytest.raises(ValueError, match=r"start=7 is none of the 5 values of the slider, \[0, 1, 2\]"):
+        plots.slider(stepping, range(5), start=7, label="step")
+    with pytest.raises(ValueError, match="expected a full sentence"):
+        plots.slider(lambda value: (FIGURES["lines"](), "no sentence"), [1], start=1, label="step")
+    assert not [what for what, options in shown if isinstance(what, dict)]
 
 
 def test_image_grid_frames_by_class():
