@@ -96,6 +96,23 @@ def _wide_to_8_bit(image: Image.Image) -> Image.Image:
     return Image.fromarray((values * factor + (0.5 if limit == 1 else 0)).astype(np.uint8))
 
 
+def squeeze_box(width: int, height: int, size: int, resize: int) -> tuple[float, float, float, float]:
+    """As `_crop_box`, for an image that is first squeezed to a square: its centre, in the image's own proportions."""
+    margin = (resize - size) / 2 / resize
+    return width * margin, height * margin, width * (1 - margin), height * (1 - margin)
+
+
+def fit(image: Image.Image, size: int, box: tuple[float, float, float, float]) -> np.ndarray:
+    """The rectangle `box` (left, top, right, bottom) of an image as uint8 (3, size, size), as told in `read_image`."""
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        image = _wide_to_8_bit(image)
+    elif image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    image = image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR, box=box)
+    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+
+
 def read_image(path, size: int, resize: int | None = None) -> np.ndarray:
     """Read one picture file as uint8 (3, size, size), RGB.
 
@@ -120,14 +137,7 @@ def read_image(path, size: int, resize: int | None = None) -> np.ndarray:
     size, resize = check_geometry(size, resize)
     with _naming(path):
         image = _open(path)
-        if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-            image = _wide_to_8_bit(image)
-        elif image.has_transparency_data:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        image = image.convert("RGB")
-        image = image.resize((size, size), Image.Resampling.BILINEAR, box=_crop_box(*image.size, size, resize))
-        return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+        return fit(image, size, _crop_box(*image.size, size, resize))
 
 
 def read_mask(path, size: int, resize: int | None = None) -> np.ndarray:
@@ -142,10 +152,11 @@ def read_mask(path, size: int, resize: int | None = None) -> np.ndarray:
     """
     size, resize = check_geometry(size, resize)
     with _naming(path):
-        return _crop_mask(_open(path), size, resize)
+        mask = _open(path)
+        return fit_mask(mask, size, _crop_box(*mask.size, size, resize))
 
 
-def _crop_mask(image: Image.Image, size: int, resize: int) -> np.ndarray:
+def fit_mask(image: Image.Image, size: int, box: tuple[float, float, float, float]) -> np.ndarray:
     smallest = 128 if image.format == "JPEG" else 1
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         anomalous = np.asarray(image) != 0
@@ -153,7 +164,7 @@ def _crop_mask(image: Image.Image, size: int, resize: int) -> np.ndarray:
         colours = np.asarray(image.convert("RGBA"))  # a palette's numbers mean nothing, its colours do
         anomalous = (colours[..., :3] >= smallest).any(-1) & (colours[..., 3] > 0)
     mask = Image.fromarray(anomalous.astype(np.uint8))
-    return np.asarray(mask.resize((size, size), Image.Resampling.NEAREST, box=_crop_box(*mask.size, size, resize))) > 0
+    return np.asarray(mask.resize((size, size), Image.Resampling.NEAREST, box=box)) > 0
 
 
 def read_mask_of(image_path: Path, mask_path: Path, size: int, resize: int) -> np.ndarray:
@@ -170,7 +181,7 @@ def read_mask_of(image_path: Path, mask_path: Path, size: int, resize: int) -> n
                     f"as a mask of {image_path.name!r} it must have the image's proportions, "
                     f"{image_size[0]} x {image_size[1]} pixels, but it has {mask.size[0]} x {mask.size[1]}"
                 )
-        return _crop_mask(mask, size, resize)
+        return fit_mask(mask, size, _crop_box(*mask.size, size, resize))
 
 
 def list_images(folder) -> list[Path]:
@@ -206,7 +217,30 @@ def subfolders(folder) -> list[str]:
     return [entry.name for entry in visible_entries(folder) if entry.is_dir()]
 
 
-class ImageFolder(Sequence):
+class LazyImages(Sequence):
+    """A sequence of images that are made when they are asked for: `__len__` and `_read(number)` say which."""
+
+    size: int
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        return len(self), 3, self.size, self.size
+
+    def __getitem__(self, index) -> np.ndarray:
+        if isinstance(index, slice):
+            chosen = range(len(self))[index]
+        elif np.ndim(index) == 0:
+            return self._read(range(len(self))[operator.index(index)])
+        else:
+            index = np.asarray(index)
+            chosen = np.arange(len(self))[index if len(index) else []]  # numpy's own rules for masks, negatives, errors
+        images = np.empty((len(chosen), 3, self.size, self.size), np.uint8)
+        for row, number in enumerate(chosen):
+            images[row] = self._read(int(number))
+        return images
+
+
+class ImageFolder(LazyImages):
     """A lazy sequence of image files: an image is decoded when it is asked for, and not kept.
 
     `folder[3]` is uint8 (3, size, size); `folder[10:20]` and `folder[[4, 1]]` are uint8 (n, 3, size, size).
@@ -225,22 +259,8 @@ class ImageFolder(Sequence):
     def __len__(self) -> int:
         return len(self.files)
 
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        return len(self.files), 3, self.size, self.size
-
-    def __getitem__(self, index) -> np.ndarray:
-        if isinstance(index, slice):
-            chosen = range(len(self))[index]
-        elif np.ndim(index) == 0:
-            return read_image(self.files[operator.index(index)], self.size, self.resize)
-        else:
-            index = np.asarray(index)
-            chosen = np.arange(len(self))[index if len(index) else []]  # numpy's own rules for masks, negatives, errors
-        images = np.empty((len(chosen), 3, self.size, self.size), np.uint8)
-        for row, number in enumerate(chosen):
-            images[row] = read_image(self.files[number], self.size, self.resize)
-        return images
+    def _read(self, number: int) -> np.ndarray:
+        return read_image(self.files[number], self.size, self.resize)
 
     def __repr__(self) -> str:
         return f"ImageFolder({len(self)} files, {self.size} x {self.size} pixels)"
