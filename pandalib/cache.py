@@ -157,3 +157,41 @@ def _numbered(chunks: Iterator[np.ndarray]) -> Iterator[tuple[int, np.ndarray]]:
     for chunk in chunks:
         yield start, chunk
         start += len(chunk)
+
+
+class Memory:
+    """What one process keeps from one run to the next, so that a sweep draws images and runs the frozen stem once.
+
+    It takes the place of `FeatureCache`, in memory and in float32, which changes no number.
+
+    Parameters
+    ----------
+    limit_mb : of activations; the ones unused for longest go.
+    n_results : results of `recall` that are kept.
+    """
+
+    def __init__(self, limit_mb: float = 512, n_results: int = 16):
+        self.limit_mb, self.n_results = limit_mb, n_results
+        self._arrays: dict[str, np.ndarray] = {}  # both in the order of their last use
+        self._results: dict[str, object] = {}
+
+    def get(self, key: str, shape: tuple[int, ...], chunks: Iterator[np.ndarray]) -> np.ndarray:
+        """As `FeatureCache.get`."""
+        found = self._arrays.pop(key, None)
+        if found is None or found.shape != tuple(shape):
+            found = np.concatenate(list(chunks))
+        self._arrays[key] = found
+        while len(self._arrays) > 1 and sum(array.nbytes for array in self._arrays.values()) > self.limit_mb * 2**20:
+            self._arrays.pop(next(iter(self._arrays)))
+        return found
+
+    def recall(self, function, *arguments, **options):
+        """`function(*arguments, **options)`, or what it gave when it was last called with the same ones."""
+        key = repr((function.__module__, function.__qualname__, arguments, sorted(options.items())))
+        found = self._results.pop(key, None)
+        if found is None:
+            found = function(*arguments, **options)
+        self._results[key] = found
+        while len(self._results) > self.n_results:
+            self._results.pop(next(iter(self._results)))
+        return found

@@ -167,8 +167,10 @@ def fisher_information(
     )  # fmt: skip
 
 
-def upstream_fisher(backbone: Backbone, n_samples: int = 600, *, seed: int = 0, progress: bool = True) -> Fisher:
+def upstream_fisher(backbone: Backbone, n_samples: int = 600, *, batch_size: int = 1, seed: int = 0, progress: bool = True) -> Fisher:
     """The Fisher information of this project's own network on its own upstream task, drawn anew; kept in the cache folder.
+
+    `batch_size` as in `fisher_information`: above 1 it is the biased shortcut.
 
     Raises ValueError for another network: its pretraining images are not at hand.
     """
@@ -176,13 +178,14 @@ def upstream_fisher(backbone: Backbone, n_samples: int = 600, *, seed: int = 0, 
 
     if backbone.name != EMBEDDED or backbone.classifier is None or backbone.n_classes is None:  # n_classes: its own weights
         raise ValueError(f"{backbone.name} up to {backbone.last} was not pretrained on glyphs: give labelled images to fisher_information.")
-    name = f"fisher-{backbone.weights_sha256[:12]}-{backbone.adapt_from}-{n_samples}-{seed}.safetensors"
+    biased = f"-batches-of-{batch_size}" if batch_size > 1 else ""
+    name = f"fisher-{backbone.weights_sha256[:12]}-{backbone.adapt_from}-{n_samples}-{seed}{biased}.safetensors"
     path = cache_folder() / name
     try:
         return Fisher.load(path, backbone)
     except (FileNotFoundError, ValueError):
         images = glyphs.draw_batch(range(n_samples), split="fisher", seed=seed)[0]
-        fisher = fisher_information(backbone, images, seed=seed, progress=progress)
+        fisher = fisher_information(backbone, images, batch_size=batch_size, seed=seed, progress=progress)
         fisher.save(path)
         return fisher
 

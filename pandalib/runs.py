@@ -10,12 +10,13 @@ import time
 import numpy as np
 
 from pandalib import tiers
-from pandalib.adapt import diagnose, effective_rank, epochs_for, feature_variance
+from pandalib.adapt import epochs_for
 from pandalib.backbones import EMBEDDED, Backbone, load_backbone
-from pandalib.cache import FeatureCache
+from pandalib.cache import FeatureCache, Memory
 from pandalib.detectors import DN2, Adapted, PixelKNN, SampleWise
 from pandalib.ewc import EWC, Fisher, fisher_information, linear_probe, upstream_fisher
 from pandalib.exposure import OutlierExposure
+from pandalib.history import adaptation_recorder, exposure_recorder, svdd_recorder
 from pandalib.metrics import roc_auc
 from pandalib.pixel_metrics import pixel_roc_auc, pro
 from pandalib.segment import SPADE, MemoryBank, image_scores
@@ -23,10 +24,9 @@ from pandalib.sources.outliers import KINDS, check_unseen, load_outliers, outlie
 from pandalib.svdd import DeepSVDD
 from pandalib.tasks import OneClassTask, load_task
 
-METHODS = ("pixels", "dn2", "whitened", "compactness", "early", "ses", "ewc", "oe", "svdd", "spade", "bank")
 WITHOUT_BACKBONE = {"pixels", "svdd"}
-WORK = {"compactness": "long", "early": "early", "ses": "sample_wise", "ewc": "long", "oe": "exposure"}  # which budget of the tier's pace
-CHECKPOINTS = 10  # about so many go into the history of a run
+BIASED_BATCH = 32  # images in a batch whose mean gradient is squared, for the Fisher recipe "batch-mean": the official code's
+FISHER_RECIPES = ("per-sample", "batch-mean")
 LAYERS = {"spade": ("layer1", "layer2", "layer3"), "bank": ("layer2", "layer3")}  # as far as the network has them
 N_OUTLIERS = 2000  # drawn for outlier exposure
 
@@ -40,17 +40,22 @@ def run(
     backbone: str | None = None,
     weights: str | None = None,
     last: str | None = None,
+    adapt_from: str = "layer3",
     size: int | None = None,
     n_train: int | None = None,
     n_test: int | None = None,
     missing_masks: str = "error",
     level: str | None = None,
+    k: int = 2,
+    normalise: bool = False,
+    n_centres: int | None = None,
     epochs: int | None = None,
     lr: float | None = None,
     clip: float | None = None,
     strength: float | None = None,
     fisher: str | None = None,
     fisher_images: str | None = None,
+    fisher_recipe: str = "per-sample",
     outliers: str | None = None,
     n_outliers: int | None = None,
     n_images: int = 50,
@@ -58,6 +63,8 @@ def run(
     sigma: float = 4.0,
     balanced: bool = False,
     bf16: bool = False,
+    checkpoints: int = 10,
+    memory: Memory | None = None,
 ) -> dict:
     """Fit `method` on the normal images of `task`, score its test images, measure.
 
@@ -66,17 +73,23 @@ def run(
     task, seed, n_train, n_test, size, missing_masks, level : as in `load_task`.
     method : one of `METHODS`.
     tier : gives the defaults of backbone, weights, last and size.
-    backbone, weights, last : as in `load_backbone`. A backbone without weights gets ImageNet's.
+    backbone, weights, last, adapt_from : as in `load_backbone`. A backbone without weights gets ImageNet's.
+    k : neighbours, of every method that scores by kNN (not oe, svdd, spade, bank).
+    normalise, n_centres : of dn2 and whitened, as in `pandalib.knn.KNN`.
     epochs, lr, clip : of the adaptation; None: the pace of the tier (of DeepSVDD, its own).
     strength : lambda of EWC; None: the tier's.
     fisher : a file with the Fisher information (`Fisher.save`).
     fisher_images : a folder with one folder of images per class, from which to compute it. With neither, the embedded
         network takes its own pretraining task, another whole network its own predictions on the training images.
+    fisher_recipe : "per-sample", the definition, or "batch-mean": squares of the mean gradient of batches of 32, too small
+        by up to that factor.
     outliers : for outlier exposure: near, middle, far or noise, which are drawn for pictograms (None: near), or a folder
         of images that are not normal. No test image may be among them.
     n_outliers : None: 2000 drawn ones, or all of the folder.
     n_images, kappa, sigma, balanced : of `pandalib.segment.SPADE`; sigma also of the memory bank.
     bf16 : adapt and score in bfloat16.
+    checkpoints : about so many moments go into the history, besides the first; 0: none, which saves scoring at each of them.
+    memory : what this process keeps from one run to the next (drawn images, activations of the stem); changes no number.
 
     Returns
     -------
@@ -98,20 +111,20 @@ def run(
         resize = None
     else:
         size, resize = size or defaults.size, defaults.resize if size is None else None
-    data = load_task(
-        task, seed=seed, n_train=n_train, n_test=n_test, size=size, resize=resize, missing_masks=missing_masks, level=level
-    )
-    network = None
+    recall = memory.recall if memory is not None else _anew
+    data = recall(load_task, task, seed=seed, n_train=n_train, n_test=n_test, size=size, resize=resize, missing_masks=missing_masks, level=level)
+    network = strangers = None
     if method not in WITHOUT_BACKBONE:
         name = backbone or defaults.backbone
         default_weights = defaults.weights if name == defaults.backbone else "imagenet"
-        network = load_backbone(name, weights or default_weights, last=last or defaults.last, seed=seed)
-    cache = None if tier == "embedded" else FeatureCache()
-    strangers = outliers_of(data, outliers, n_outliers, level=level, resize=resize, seed=seed) if method == "oe" else None
+        network = load_backbone(name, weights or default_weights, last=last or defaults.last, adapt_from=adapt_from, seed=seed)
+    if method == "oe":
+        strangers = outliers_of(data, outliers, n_outliers, level=level, resize=resize, seed=seed, recall=recall)
     history: list[dict] = []
-    detector = _detector(
-        method, network, data, history, cache=cache, pace=defaults.pace, epochs=epochs, lr=lr, clip=clip, strength=strength,
-        fisher=fisher, fisher_images=fisher_images, outliers=strangers, n_images=n_images, kappa=kappa, sigma=sigma, balanced=balanced, seed=seed, bf16=bf16,
+    detector = BUILDERS[method](
+        backbone=network, data=data, history=history, cache=memory if tier == "embedded" else FeatureCache(), pace=defaults.pace, k=k, normalise=normalise,
+        n_centres=n_centres, epochs=epochs, lr=lr, clip=clip, strength=strength, fisher=fisher, fisher_images=fisher_images, fisher_recipe=fisher_recipe,
+        outliers=strangers, n_images=n_images, kappa=kappa, sigma=sigma, balanced=balanced, seed=seed, bf16=bf16, checkpoints=checkpoints,
     ).fit(data.train)  # fmt: skip
     pixels = dict(pixel_roc_auc=None, pro=None)
     if method in LAYERS and data.masks is not None and data.masks.any() and not data.masks.all():
@@ -137,48 +150,99 @@ def run(
     )
 
 
-def _detector(
-    method, backbone, data, history, *, cache, pace, epochs, lr, clip, strength, fisher, fisher_images, outliers, n_images, kappa, sigma, balanced, seed, bf16
-):  # fmt: skip
-    """The unfitted detector of a method, which will fill `history` while it is fitted."""
-    if method == "pixels":
-        return PixelKNN()
-    if method in ("dn2", "whitened"):
-        return DN2(backbone, whiten=method == "whitened", cache=cache)
-    if method in LAYERS:
-        stages = [name for part in (backbone.stem, backbone.head) for name, _ in part.named_children()]
-        layers = [name for name in LAYERS[method] if name in stages]
-        if not layers:
-            raise ValueError(f"method {method!r} compares {', '.join(LAYERS[method])}, and {backbone.name} up to {backbone.last} has none of them: choose a later last=.")
-        if method == "bank":
-            return MemoryBank(backbone, layers=layers, sigma=sigma, seed=seed)
-        return SPADE(backbone, layers=layers, n_images=n_images, kappa=kappa, sigma=sigma, balanced=balanced, cache=cache)
-    if method == "svdd":
-        options = {key: value for key, value in (("epochs", epochs), ("lr", lr)) if value is not None}
-        detector = DeepSVDD(seed=seed, **options)
-        step = max(1, detector.epochs // CHECKPOINTS)
-        detector.on_epoch = lambda done: history.append(_svdd_record(done, data)) if done.epoch % step == 0 or done.epoch == detector.epochs else None
-        return detector
-    epochs = epochs_for(getattr(pace, WORK[method]), len(data.train)) if epochs is None else epochs
-    if method == "oe":
-        return OutlierExposure(
-            backbone, outliers, epochs=epochs, lr=pace.exposure_lr if lr is None else lr, clip=pace.exposure_clip if clip is None else clip, seed=seed,
-            on_epoch=_exposure_recorder(backbone, data, history, cache, bf16, every=max(1, epochs // CHECKPOINTS), last=epochs), bf16=bf16, cache=cache,
-        )  # fmt: skip
-    usual_lr = pace.ewc_lr if method == "ewc" else pace.lr
-    options = dict(
-        epochs=epochs, lr=usual_lr if lr is None else lr, clip=pace.clip if clip is None else clip, every=max(1, epochs // CHECKPOINTS), seed=seed, bf16=bf16,
-        cache=cache, on_checkpoint=_recorder(backbone, data, history, cache, bf16),
+def _anew(function, *arguments, **options):
+    """What stands for `Memory.recall` where nothing is kept."""
+    return function(*arguments, **options)
+
+
+# One builder for each method: its unfitted detector, which fills `history` while it is fitted. Each names what it uses.
+
+
+def _pixels(*, k, **_):
+    return PixelKNN(k)
+
+
+def _dn2(*, backbone, k, normalise, n_centres, seed, cache, whiten=False, **_):
+    return DN2(backbone, k, normalise=normalise, whiten=whiten, n_centres=n_centres, seed=seed, cache=cache)
+
+
+def _whitened(**options):
+    return _dn2(whiten=True, **options)
+
+
+def _adapted(work: str, lr: str = "lr"):
+    """The builder of a method whose budget and learning rate are these of the tier's pace."""
+
+    def build(*, penalty=None, **options):
+        return Adapted(options["backbone"], penalty=penalty, **_training(work, lr, **options))
+
+    return build
+
+
+def _ses(**options):
+    return SampleWise(options["backbone"], **_training("sample_wise", "lr", apart=True, **options))
+
+
+def _ewc(*, backbone, data, pace, strength, fisher, fisher_images, fisher_recipe, seed, **options):
+    information = fisher_of(backbone, data.train, fisher, fisher_images, recipe=fisher_recipe, seed=seed)
+    penalty = EWC(backbone, pace.strength if strength is None else strength, information)
+    return _adapted("long", "ewc_lr")(penalty=penalty, backbone=backbone, data=data, pace=pace, seed=seed, **options)
+
+
+def _training(work, usual_lr, *, backbone, data, history, pace, k, epochs, lr, clip, seed, bf16, cache, checkpoints, apart=False, **_) -> dict:
+    """How a head is adapted. `apart`: every epoch is a checkpoint for the method itself, whatever the history keeps."""
+    epochs = epochs_for(getattr(pace, work), len(data.train)) if epochs is None else epochs
+    every = max(1, epochs // checkpoints) if checkpoints else epochs
+    record = adaptation_recorder(backbone, data, history, cache=cache, bf16=bf16, k=k, every=every, last=epochs) if checkpoints else None
+    return dict(
+        epochs=epochs, lr=getattr(pace, usual_lr) if lr is None else lr, clip=pace.clip if clip is None else clip, k=k, every=1 if apart else every,
+        seed=seed, bf16=bf16, cache=cache, on_checkpoint=record,
     )  # fmt: skip
-    if method == "ses":
-        return SampleWise(backbone, **options)
-    penalty = None
-    if method == "ewc":
-        penalty = EWC(backbone, pace.strength if strength is None else strength, fisher_of(backbone, data.train, fisher, fisher_images, seed=seed))
-    return Adapted(backbone, penalty=penalty, **options)
 
 
-def fisher_of(backbone: Backbone, normal_images, file: str | None = None, images: str | None = None, *, size: int | None = None, seed: int = 0) -> Fisher:
+def _oe(*, backbone, data, history, outliers, pace, epochs, lr, clip, seed, bf16, cache, checkpoints, **_):
+    epochs = epochs_for(pace.exposure, len(data.train)) if epochs is None else epochs
+    every = max(1, epochs // checkpoints) if checkpoints else epochs
+    return OutlierExposure(
+        backbone, outliers, epochs=epochs, lr=pace.exposure_lr if lr is None else lr, clip=pace.exposure_clip if clip is None else clip, seed=seed,
+        on_epoch=exposure_recorder(backbone, data, history, cache=cache, bf16=bf16, every=every, last=epochs) if checkpoints else None, bf16=bf16, cache=cache,
+    )  # fmt: skip
+
+
+def _svdd(*, data, history, epochs, lr, seed, checkpoints, **_):
+    options = {key: value for key, value in (("epochs", epochs), ("lr", lr)) if value is not None}
+    detector = DeepSVDD(seed=seed, **options)
+    if checkpoints:
+        detector.on_epoch = svdd_recorder(data, history, every=max(1, detector.epochs // checkpoints), last=detector.epochs)
+    return detector
+
+
+def _spade(*, backbone, n_images, kappa, sigma, balanced, cache, **_):
+    return SPADE(backbone, layers=_layers_of(backbone, "spade"), n_images=n_images, kappa=kappa, sigma=sigma, balanced=balanced, cache=cache)
+
+
+def _bank(*, backbone, sigma, seed, **_):
+    return MemoryBank(backbone, layers=_layers_of(backbone, "bank"), sigma=sigma, seed=seed)
+
+
+def _layers_of(backbone: Backbone, method: str) -> list[str]:
+    stages = [name for part in (backbone.stem, backbone.head) for name, _ in part.named_children()]
+    layers = [name for name in LAYERS[method] if name in stages]
+    if not layers:
+        raise ValueError(f"method {method!r} compares {', '.join(LAYERS[method])}, and {backbone.name} up to {backbone.last} has none of them: choose a later last=.")
+    return layers
+
+
+BUILDERS = {
+    "pixels": _pixels, "dn2": _dn2, "whitened": _whitened, "compactness": _adapted("long"), "early": _adapted("early"), "ses": _ses, "ewc": _ewc,
+    "oe": _oe, "svdd": _svdd, "spade": _spade, "bank": _bank,
+}  # fmt: skip
+METHODS = tuple(BUILDERS)
+
+
+def fisher_of(
+    backbone: Backbone, normal_images, file: str | None = None, images: str | None = None, *, size: int | None = None, recipe: str = "per-sample", seed: int = 0
+) -> Fisher:
     """The Fisher information for EWC, from the best source at hand.
 
     Parameters
@@ -188,33 +252,40 @@ def fisher_of(backbone: Backbone, normal_images, file: str | None = None, images
         linear classifier of those classes.
     normal_images : uint8 (N, 3, H, W); without file and folder a whole network predicts on these, the embedded network
         on its own pretraining task.
+    recipe : "per-sample" or "batch-mean", as in `run`; a file has its own.
 
-    Raises ValueError when both are given, when there is neither a classifier nor a folder, or the file belongs to other weights.
+    Raises ValueError for an unknown recipe, when both are given, when there is neither a classifier nor a folder, or the file belongs to other weights.
     """
     from pandalib.sources.folders import labelled_images
 
     if file is not None and images is not None:
         raise ValueError(f"fisher={file!r} and fisher_images={images!r}: give one of them.")
+    if recipe not in FISHER_RECIPES:
+        raise ValueError(f"fisher_recipe={recipe!r} is unknown: choose one of {', '.join(FISHER_RECIPES)}.")
+    biased = {} if recipe == "per-sample" else dict(batch_size=BIASED_BATCH)
+    if file is not None and biased:
+        raise ValueError(f"fisher={file!r} and fisher_recipe={recipe!r}: a file was made by a recipe of its own, leave one of them out.")
     if file is not None:
         return Fisher.load(file, backbone)
     if images is not None:
         pictures, labels = labelled_images(images, size=size or np.shape(normal_images[:1])[-1])
         classifier = backbone.classifier or linear_probe(backbone, pictures, labels, seed=seed)
-        return fisher_information(backbone, pictures, classifier=classifier, seed=seed)
+        return fisher_information(backbone, pictures, classifier=classifier, seed=seed, **biased)
     if backbone.name == EMBEDDED and backbone.n_classes is not None and backbone.classifier is not None:
-        return upstream_fisher(backbone)
+        return upstream_fisher(backbone, **biased)
     if backbone.classifier is None:
         raise ValueError(f"{backbone.name} up to {backbone.last} has no classifier, so EWC needs fisher_images=FOLDER (one folder of images per class) or fisher=FILE.")
-    return fisher_information(backbone, normal_images, seed=seed)
+    return fisher_information(backbone, normal_images, seed=seed, **biased)
 
 
-def outliers_of(data: OneClassTask, outliers: str | None = None, n: int | None = None, *, level: str | None = None, resize: int | None = None, seed: int = 0):
+def outliers_of(data: OneClassTask, outliers: str | None = None, n: int | None = None, *, level: str | None = None, resize: int | None = None, seed: int = 0, recall=_anew):
     """Outliers for a task, at the size of its images: drawn ones for pictograms, or those of a folder.
 
     Parameters
     ----------
     outliers : one of `pandalib.sources.outliers.KINDS`, or a folder; None: "near" for pictograms, and for others there
         is no default.
+    recall : `Memory.recall`, to draw them once for several runs.
     n : None: 2000 drawn ones, or all of the folder.
 
     Returns
@@ -229,49 +300,12 @@ def outliers_of(data: OneClassTask, outliers: str | None = None, n: int | None =
         raise ValueError(f"{given}: {data.name} needs outliers=FOLDER, a folder of images that are not normal.")
     if outliers is None or outliers in KINDS:
         options = {} if level is None else dict(level=level)
-        return load_outliers(outliers or "near", N_OUTLIERS if n is None else n, seed=seed, **options)
+        return recall(load_outliers, outliers or "near", N_OUTLIERS if n is None else n, seed=seed, **options)
     if not os.path.exists(os.path.expanduser(outliers)):
         raise ValueError(f"outliers {outliers!r} are unknown: choose one of {', '.join(KINDS)} (for pictograms), or a folder of images.")
     images = outlier_folder(outliers, n, size=np.shape(data.train[:1])[-1], resize=resize, seed=seed)
     check_unseen(images, data)
     return images
-
-
-def _recorder(backbone: Backbone, data: OneClassTask, history: list[dict], cache: FeatureCache | None, bf16: bool):
-    """A callback that measures each checkpoint on the test images. Its ROC-AUC is for looking at: nothing is chosen by it."""
-    train, test = (backbone.stem_features(images, cache=cache) for images in (data.train, data.test))
-    centre = backbone.head_features(train, bf16=bf16).mean(axis=0)
-
-    def record(checkpoint) -> None:
-        gallery, features = (checkpoint.backbone.head_features(stem, bf16=bf16) for stem in (train, test))
-        history.append(dict(epoch=checkpoint.epoch) | diagnose(gallery, features, data.labels, centre=centre))
-
-    return record
-
-
-def _exposure_recorder(backbone: Backbone, data: OneClassTask, history: list[dict], cache: FeatureCache | None, bf16: bool, *, every: int, last: int):
-    """As `_recorder`, for outlier exposure: the loss is that of training, and the ROC-AUC that of the detector's own scores."""
-    train, test = (backbone.stem_features(images, cache=cache) for images in (data.train, data.test))
-
-    def record(done) -> None:
-        if done.epoch % every and done.epoch != last:
-            return
-        gallery, features = (done.detector.backbone_.head_features(stem, bf16=bf16) for stem in (train, test))
-        found = diagnose(gallery, features, data.labels) | dict(loss=done.loss, roc_auc=roc_auc(data.labels, done.detector.score_features(features)))
-        history.append(dict(epoch=done.epoch) | found)
-
-    return record
-
-
-def _svdd_record(done, data: OneClassTask) -> dict:
-    features = done.detector.features(data.test)
-    scores = np.square(features - done.detector.centre_.numpy()).mean(axis=1)
-    anomalous = data.labels.astype(bool)
-    return dict(
-        epoch=done.epoch, loss=None if done.epoch == 0 else done.loss, roc_auc=roc_auc(data.labels, scores),
-        feature_variance=feature_variance(features), effective_rank=effective_rank(features),
-        normal_distance=float(scores[~anomalous].mean()), anomalous_distance=float(scores[anomalous].mean()),
-    )  # fmt: skip
 
 
 def peak_rss_mb() -> float:
