@@ -27,6 +27,7 @@ _HOME = {
     "upstream_fisher": "ewc",
     "OutlierExposure": "exposure",
     "load_outliers": "sources.outliers",
+    "Inspector": "inspector",
     "SPADE": "segment",
     "MemoryBank": "segment",
     "PixelKNN": "detectors",

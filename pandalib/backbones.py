@@ -48,7 +48,10 @@ class Backbone(nn.Module):
     n_classes : the first so many logits are the pretraining task (the embedded classifier names textures behind them);
         None: all.
     weights_sha256 : hash of the weights' file; of the tensors, when they were drawn at random.
+    source : what `load_backbone` took the weights from: "embedded", "imagenet", "random" or a file; None: built otherwise.
     """
+
+    source: str | None = None
 
     def __init__(
         self,
@@ -242,6 +245,7 @@ def load_backbone(
         digest = state_sha256(network.state_dict())
     n_classes = embedded_facts()["n_glyphs"] if weights == "embedded" else None
     backbone = Backbone(stages, classifier, name=name, weights_sha256=digest, adapt_from=adapt_from, n_classes=n_classes)
+    backbone.source = weights if weights in ("embedded", "imagenet", "random") else str(path)
     return backbone.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 

@@ -108,9 +108,16 @@ class SPADE(_MapDetector):
 
     def fit(self, normal_images) -> SPADE:
         """Remember the features of normal images, uint8 (N, 3, H, W); with `balanced`, two or more."""
-        self.normal_ = Pyramids.of(self.backbone, normal_images, self.layers, cache=self.cache)
-        self.image_size_ = tuple(np.shape(normal_images[:1])[-2:])
+        normal = Pyramids.of(self.backbone, normal_images, self.layers, cache=self.cache)
+        return self.fit_pyramids(normal, tuple(np.shape(normal_images[:1])[-2:]))
+
+    def fit_pyramids(self, normal: Pyramids, image_size: tuple[int, int], *, scales: np.ndarray | None = None) -> SPADE:
+        """As `fit`, from the pyramids of normal images of this height and width; `scales` are those of an earlier fit to the same."""
+        self.normal_, self.image_size_ = normal, tuple(image_size)
         self._means = [self.normal_.mean(layer) for layer in range(len(self.layers))]
+        if scales is not None:
+            self.scales_ = np.array(scales, dtype=np.float64)
+            return self
         self.scales_ = np.ones(len(self.layers))
         if self.balanced:
             rows = np.unique(np.linspace(0, len(self.normal_) - 1, FOR_SCALES).astype(int))
@@ -129,7 +136,10 @@ class SPADE(_MapDetector):
         return 8 * self.normal_.rows.shape[1]  # float32, twice: as extracted, and without the mean
 
     def _maps_of(self, images) -> np.ndarray:
-        part = Pyramids.of(self.backbone, images, self.layers, dtype=np.float32, like=self.normal_)
+        return self.maps_of(Pyramids.of(self.backbone, images, self.layers, dtype=np.float32, like=self.normal_))
+
+    def maps_of(self, part: Pyramids) -> np.ndarray:
+        """The maps of images whose pyramids are there already: float32 (n, H, W)."""
         return self._maps(part, squared_distances(self.normal_.pooled, part.pooled, min(self.n_images, len(self.normal_)))[1])
 
     def leave_one_out_maps(self, *, progress: bool = True) -> np.ndarray:
@@ -137,12 +147,17 @@ class SPADE(_MapDetector):
 
         Left out by index: a copy of the image, where there is one, counts. Raises ValueError for a single normal image.
         """
+        return np.concatenate(list(self.iter_leave_one_out_maps(progress=progress)))
+
+    def iter_leave_one_out_maps(self, *, progress: bool = True) -> Iterator[np.ndarray]:
+        """The same, batch by batch: memory does not grow with the number of normal images."""
         check_fitted(self, "normal_")
         n = len(self.normal_)
         neighbours = self._others()
         step = self._images_at_once()
         parts = [np.arange(start, min(n, start + step)) for start in range(0, n, step)]
-        return np.concatenate([self._maps(self.normal_[rows], neighbours[rows]) for rows in bar(parts, "leave one out", shown=progress)])
+        for rows in bar(parts, "leave one out", shown=progress):
+            yield self._maps(self.normal_[rows], neighbours[rows])
 
     def threshold(self, false_alarm_rate: float) -> float:
         """The value of a map above which to raise an alarm, from the normal images alone.
