@@ -149,8 +149,8 @@ def score_histogram(scores, labels, *, threshold: float | None = None, axis=None
     for anomalous, name, hatch in ((False, "normal", None), (True, "anomalous", "///")):
         style = STYLES[name]
         axis.hist(
-            np.clip(scores[labels == anomalous], None, bins[-1]), bins=bins, density=True, histtype="stepfilled", alpha=0.35,
-            color=style["color"], hatch=hatch, edgecolor=style["color"], linestyle=style["linestyle"], linewidth=1.8, label=name,
+            np.clip(scores[labels == anomalous], None, bins[-1]), bins=bins, density=True, histtype="stepfilled",
+            color=style["color"] + "59", hatch=hatch, edgecolor=style["color"], linestyle=style["linestyle"], linewidth=1.8, label=name,
         )  # fmt: skip
     if threshold is not None:
         axis.axvline(threshold, color="black", linewidth=1.5, label="threshold")

@@ -224,12 +224,15 @@ def test_sanitiser_rules_are_all_parsed():
     config = RawConfigParser()
     config.read(path, encoding="utf-8")
     rules = dict(get_sanitize_patterns(path.read_text(encoding="utf-8")))
-    assert len(rules) == len(config.sections()) == 4 and all(rules.values())
-    line = "DN2, mean ROC-AUC: 0.871   (band 0.8 to 0.92)"
-    replaced = line
-    for pattern, replacement in rules.items():
-        replaced = re.sub(pattern, replacement, replaced)
-    assert replaced == "DN2, mean ROC-AUC: VALUE   (band 0.8 to 0.92)"  # the band is still compared
+    assert len(rules) == len(config.sections()) == 5 and all(rules.values())
+
+    def sanitised(line):
+        for pattern, replacement in rules.items():
+            line = re.sub(pattern, replacement, line)
+        return line
+
+    assert sanitised("DN2, mean ROC-AUC: 0.871   (band 0.8 to 0.92)") == "DN2, mean ROC-AUC: VALUE   (band 0.8 to 0.92)"  # the band is still compared
+    assert sanitised("With 5 in 100 allowed it finds 6 in 100 of them.") == "With 5 in 100 allowed it finds SHARE in 100 of them."
 
 
 def test_students_copies_are_current():
