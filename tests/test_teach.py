@@ -1,10 +1,14 @@
 """Exercises answer back: right in two spellings, each known mistake by name, anything else in one line."""
 
+import re
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from pandalib import tiers
-from pandalib.teach import CheckFailed, OutOfBand, check, hint, lesson, predict, report, reveal
+from pandalib.teach import CheckFailed, OutOfBand, card, check, hint, predict, report, reveal, session, strings
 from pandalib.teach.checks import EXERCISES, NotSolved
 from pandalib.teach.strings import table, text
 
@@ -145,10 +149,17 @@ def test_a_stub_never_passes(key):
     ("function", "message"),
     [
         (lambda *a: None, "returned None. Is the `return` missing"),
-        (lambda *a: "0.5", "expected|look|Try|Compare|that is not|the scores are not"),
+        (lambda *a: "0.5", "returned str: expected numbers"),
         (lambda *a: {"auc": 1}, "returned dict: expected numbers"),
+        (lambda *a: [[1.0], [1.0, 2.0]], "returned list: expected numbers"),
+        (lambda *a: 0.5 + 0.1j, "returned complex: expected numbers"),
+        (lambda *a: (number for number in a), "returned generator: expected numbers"),
+        (lambda *a: np.zeros((2, 3, 4, 5)), r"returned an array of shape \(2, 3, 4, 5\): expected"),
         (lambda *a: np.full(np.shape(EXERCISES["leave_one_out"].solution) or 3, np.nan), "array of shape|NaN"),
         (lambda *a: 1 / 0, "raised ZeroDivisionError: division by zero"),
+        (lambda *a: int("two\nlines"), "raised ValueError: invalid literal"),
+        (lambda *a: sys.exit("enough"), "raised SystemExit: enough"),
+        (lambda *a: {}["no such key" * 99], r"raised KeyError: .* \.\.\. "),
         (lambda: 0.5, "raised TypeError"),
         (7, "hand over the function itself"),
     ],
@@ -161,11 +172,93 @@ def test_anything_else_is_answered_in_one_line(key, function, message):
     assert failure.value.__cause__ is None
 
 
+def test_the_readers_own_line_is_quoted():
+    def divides(labels, scores):
+        return helper(scores) / 0
+
+    def helper(scores):
+        return scores.sum().item()
+
+    with pytest.raises(CheckFailed, match="raised ZeroDivisionError: .* in the line `return helper\\(scores\\) / 0` \\(called with"):
+        check("roc_auc_by_pairs", divides)
+
+
 def test_nan_is_named():
     with pytest.raises(CheckFailed, match="contains NaN"):
         check("roc_auc_by_pairs", lambda labels, scores: np.nan)
     with pytest.raises(CheckFailed, match=r"array of shape \(2,\): expected one number"):
         check("roc_auc_by_pairs", lambda labels, scores: [0.5, 0.5])
+    with pytest.raises(CheckFailed, match=r"returned one number: expected an array of shape \(3, 5\)"):
+        check("squared_distances", lambda gallery, queries: np.nan)
+
+
+@pytest.mark.parametrize("key", EXERCISES)
+@pytest.mark.filterwarnings("error")
+def test_recognising_a_mistake_warns_of_nothing(key):
+    with pytest.raises(CheckFailed):
+        check(key, lambda *arguments: np.full(np.shape(EXERCISES[key].solution(*arguments)), 0.123456789))
+
+
+def sentences(entry):
+    for value in entry.values():
+        if isinstance(value, dict):
+            yield from sentences(value)
+        elif isinstance(value, list):
+            yield from value
+        else:
+            yield value
+
+
+@pytest.mark.parametrize(("key", "name"), [(key, name) for key, exercise in EXERCISES.items() for name in exercise.wrong])
+def test_messages_point_and_do_not_tell(key, name):
+    message = text("exercise", key)["wrong"][name]
+    assert message.endswith((".", "?")) and len(re.findall(r"[.?!:](?= |$)", message)) <= 4 and 5 <= len(message.split()) <= 45
+    assert not re.search(r"`[^`]*[(\[@=]", message), "code in a message is a piece of the solution"
+    others = [other for wrong, other in text("exercise", key)["wrong"].items() if wrong != name]
+    assert message not in others
+
+
+def notebook(source):
+    """The names that a notebook would hold after running the source in a cell."""
+    space = {"check": check}
+    exec(source, space)
+    return space
+
+
+STUB = """
+def epochs_for_work(minibatches, n_images, batch_size=32):
+    raise NotImplementedError("your turn")
+"""
+
+
+def test_the_library_stands_in_for_a_stub_until_it_is_written():
+    space = notebook(STUB)
+    for _ in range(2):  # the second time the name holds the library's version: still a stub to the check
+        with pytest.raises(NotSolved, match="is still the stub.* Until then the lesson goes on with the library's version"):
+            check("epochs_for_work", space["epochs_for_work"])
+        assert space["epochs_for_work"](2300, 5000) == space["epochs_for_work"](minibatches=2300, n_images=5000, batch_size=32) == 15
+    exec(STUB.replace('raise NotImplementedError("your turn")', "return minibatches / n_images"), space)
+    with pytest.raises(CheckFailed):
+        check("epochs_for_work", space["epochs_for_work"])
+    assert space["epochs_for_work"](4, 2) == 2  # a wrong answer stays the reader's
+
+
+def test_the_library_stands_in_for_nothing_else():
+    space = notebook(STUB + "also = epochs_for_work\n\ndef epochs_for_work(*case):\n    return 1\n")
+    with pytest.raises(NotSolved) as failure:
+        check("epochs_for_work", space["also"])
+    assert "library" not in str(failure.value) and space["epochs_for_work"]() == 1
+
+
+@pytest.mark.parametrize("key", ["compactness_loss", "clip_gradient", "penalty_gradient"])
+def test_what_stands_in_takes_tensors_where_the_lesson_hands_them_over(key):
+    import torch
+
+    for case in EXERCISES[key].cases():
+        tensors = [torch.tensor(part, requires_grad=True) if isinstance(part, np.ndarray) else part for part in case]
+        found = EXERCISES[key].solution(*tensors)
+        assert np.allclose(found.detach().numpy(), EXERCISES[key].solution(*case))
+        found.sum().backward()
 
 
 def test_a_function_that_changes_its_arguments_cannot_fool_the_check():
@@ -193,7 +286,7 @@ def test_unknown_keys_are_answered():
 
 def test_hints_come_one_by_one(capsys):
     hints = text("exercise", "leave_one_out")["hints"]
-    lesson._hints_given.clear()
+    session.clear()
     for _ in range(4):
         hint("leave_one_out")
     lines = capsys.readouterr().out.splitlines()
@@ -239,3 +332,142 @@ def test_report_has_bands_in_the_embedded_tier_only(monkeypatch, capsys):
     monkeypatch.setattr(tiers, "_chosen", tiers.TIERS["standard"]._replace(task="folder:x"))
     report("ROC-AUC", 0.99, 0.45, 0.6)
     assert capsys.readouterr().out == "ROC-AUC: 0.990\n"
+
+
+# --- the card ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def session_of_its_own():
+    session.clear()
+    yield
+    session.clear()
+
+
+LESSONS = {"02": ["compactness_loss", "clip_gradient", "effective_rank"]}
+
+
+def solve(key):
+    check(key, EXERCISES[key].solution)
+
+
+def test_the_card_of_a_lesson_that_was_run_without_answers(said, session_of_its_own, capsys):
+    for key in LESSONS["02"]:
+        solve(key)
+    for key in ("02-course", "02-biases", "02-constant"):
+        predict(key)
+        reveal(key)
+    card("02")
+    title, predictions, exercises, reread = said[-1].replace("\n\n", "\n").split("\n")
+    assert title == "**Your card for lesson 02**"
+    assert predictions.startswith("- Predictions: none of 3 made. Nothing is lost")
+    assert exercises == "- Exercises: 3 of 3 solved. No hint was read."
+    assert reread == "- To reread: the questions, with an answer before you look."
+
+
+def test_the_card_counts_what_was_predicted_solved_and_hinted(said, session_of_its_own, capsys):
+    predict("02-course", "b")
+    reveal("02-course")
+    predict("02-biases", "a")
+    reveal("02-biases")
+    predict("02-constant", "c")
+    solve("clip_gradient")
+    for _ in range(5):
+        hint("clip_gradient")
+    hint("leave_one_out")  # of another lesson
+    card("02")
+    assert "Predictions: 2 of 3" not in said[-1] and "Predictions: 3 of 3 made, 1 as it happened. The answers to 1 have not been shown yet." in said[-1]
+    assert "Exercises: 1 of 3 solved. Open: `compactness_loss`, `effective_rank`. Hints read: 3." in said[-1]
+    assert "To reread: *Another way out: a network that cannot collapse*, *Pull the normal images together*, *What collapse looks like*." in said[-1]
+
+
+def test_the_card_holds_whatever_the_order_of_the_cells(said, session_of_its_own, capsys):
+    card("02")
+    assert "0 of 3 solved. Open: `compactness_loss`, `clip_gradient`, `effective_rank`." in said[-1]
+    reveal("02-course")  # before any answer
+    predict("02-course", "a")
+    reveal("02-course")
+    predict("02-course", "b")  # corrected afterwards: hindsight
+    reveal("02-course")
+    predict("02-course")  # the cell run again as it came
+    for _ in range(2):
+        card("02")
+        assert "Predictions: 1 of 3 made, 0 as it happened." in said[-1] and "have not been shown" not in said[-1]
+
+
+def test_an_exercise_that_fails_again_is_open_again(said, session_of_its_own, capsys):
+    for key in LESSONS["02"]:
+        solve(key)
+    predict("02-course", "b")
+    reveal("02-course")
+    card("02")
+    assert "3 of 3 solved" in said[-1] and "To reread: nothing has to be." in said[-1]
+    for broken in (lambda *case: 1 / 0, 7, lambda *case: None, EXERCISES["clip_gradient"].wrong["unit"]):
+        solve("clip_gradient")
+        with pytest.raises(CheckFailed):
+            check("clip_gradient", broken)
+        card("02")
+        assert "2 of 3 solved. Open: `clip_gradient`." in said[-1] and "To reread: *The training loop*." in said[-1]
+    solve("clip_gradient")
+    card("02")
+    assert "3 of 3 solved" in said[-1]
+
+
+def test_a_lesson_that_is_not_there_is_named():
+    with pytest.raises(ValueError, match="there is no lesson '2': choose one of 00, 01, 02"):
+        card("2")
+
+
+# --- languages ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def languages(tmp_path, monkeypatch):
+    """A folder of sentences: English, and whatever the test writes beside it."""
+    (tmp_path / "en.toml").write_bytes((strings.FOLDER / "en.toml").read_bytes())
+    monkeypatch.setattr(strings, "FOLDER", tmp_path)
+    strings._table.cache_clear()
+    yield tmp_path
+    strings._table.cache_clear()
+
+
+def test_a_language_with_missing_keys_falls_back(languages, monkeypatch, capsys, said):
+    (languages / "de.toml").write_text(
+        '[say]\nright = "Richtig: {praise}"\nnot_yet = "Noch nicht, {key}: {message}"\nhint = ""\n'
+        '[predict.00-pixels.options]\nb = "Fast wie ein Münzwurf."\n'
+        '[exercise.leave_one_out.wrong]\nsign = "Das Vorzeichen."\n[exercise.clip_gradient]\nhints = "kein Feld"\n',
+        encoding="utf-8",
+    )
+    monkeypatch.setenv("PANDALIB_LANGUAGE", "de")
+    solve("leave_one_out")
+    english = strings.table("en")
+    assert capsys.readouterr().out == f"Richtig: {english['exercise']['leave_one_out']['praise']}\n"
+    for name, message in (("sign", "Das Vorzeichen."), ("mean", english["exercise"]["leave_one_out"]["wrong"]["mean"])):
+        with pytest.raises(CheckFailed) as failure:
+            check("leave_one_out", EXERCISES["leave_one_out"].wrong[name])
+        assert str(failure.value) == f"Noch nicht, leave_one_out: {message}"
+    predict("00-pixels")
+    assert english["predict"]["00-pixels"]["question"] in said[0] and "Fast wie ein Münzwurf." in said[0]
+    assert english["predict"]["00-pixels"]["options"]["a"] in said[0]
+    assert text("exercise", "clip_gradient")["hints"] == english["exercise"]["clip_gradient"]["hints"]  # a string is no ladder
+    assert strings.table()["say"]["hint"] == english["say"]["hint"]  # an empty sentence says nothing
+    assert shape_of(strings.table()) == shape_of(english)
+
+
+def shape_of(entry):
+    return {key: shape_of(value) for key, value in entry.items()} if isinstance(entry, dict) else type(entry)
+
+
+def test_an_unknown_or_broken_language_is_answered(languages, monkeypatch):
+    monkeypatch.setenv("PANDALIB_LANGUAGE", "xx")
+    with pytest.raises(ValueError, match="no sentences in the language 'xx': set PANDALIB_LANGUAGE to one of en"):
+        hint("leave_one_out")
+    (languages / "xx.toml").write_text("right = ", encoding="utf-8")
+    with pytest.raises(ValueError, match="xx.toml is no TOML file in UTF-8"):
+        hint("leave_one_out")
+
+
+def test_every_sentence_stands_in_the_table():
+    sources = [path.read_text(encoding="utf-8") for path in Path(strings.__file__).parent.parent.glob("*.py")]
+    assert {name for source in sources for name in re.findall(r'say\("(\w+)"', source)} == set(table()["say"])  # none missing, none left over
+    assert all(sentence.strip() for sentence in sentences(table()))

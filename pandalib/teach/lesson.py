@@ -1,10 +1,11 @@
-"""Predict, reveal, hint, report: the voice of a lesson. Its sentences stand in `strings/`."""
+"""Predict, reveal, hint, report: the voice of a lesson. Its sentences stand in `strings/`, its memory in `session`."""
 
 from __future__ import annotations
 
 import math
 
-from pandalib.teach.strings import text
+from pandalib.teach import session
+from pandalib.teach.strings import say, text
 from pandalib.tiers import current_tier
 
 
@@ -13,10 +14,6 @@ class OneLine(Exception):
 
     def _render_traceback_(self) -> list[str]:  # IPython asks for this first
         return [str(self)]
-
-
-_predictions: dict[str, str] = {}  # kept for the session: the reveal speaks to the answer given
-_hints_given: dict[str, int] = {}
 
 
 class OutOfBand(OneLine, AssertionError):
@@ -28,36 +25,37 @@ def predict(key: str, answer: str | None = None) -> None:
     entry = text("predict", key)
     options = entry["options"]
     if answer is None:
-        _predictions.pop(key, None)
-        _say(f"**Your prediction:** {entry['question']}", *(f"- **{name}**: {option}" for name, option in options.items()))
-        print(f'Write your answer as predict("{key}", "{next(iter(options))}"), then run this cell again.')
+        session.predictions.pop(key, None)
+        show(say("question", question=entry["question"]), *(f"- **{name}**: {option}" for name, option in options.items()))
+        print(say("how_to_answer", key=key, option=next(iter(options))))
         return
     choice = str(answer).strip().lower()
     if choice not in options:
         raise ValueError(f"the answer {answer!r} is none of the options: choose {', '.join(options)}.")
-    _predictions[key] = choice
-    print(f"Your prediction: {choice}. {options[choice]} Read on to see.")
+    session.predictions[key] = choice
+    print(say("answer_kept", choice=choice, option=options[choice]))
 
 
 def reveal(key: str) -> None:
     """Answer the prediction that was made, or none, once the measurement stands above."""
     entry = text("predict", key)
-    right, choice = entry["right"], _predictions.get(key)
+    right, choice = entry["right"], session.predictions.get(key)
     if choice is None:
-        opening = f"No prediction was made. The answer is **{right}**: {entry['options'][right]}"
-    elif choice == right:
-        opening = f"You predicted **{right}**, and that is what happened."
+        opening = say("no_prediction", right=right, option=entry["options"][right])
     else:
-        opening = f"You predicted **{choice}**: {entry['replies'][choice]} The answer is **{right}**: {entry['options'][right]}"
-    _say(f"{opening} {entry['why']}")
+        session.shown.setdefault(key, choice)
+        if choice == right:
+            opening = say("predicted_right", right=right)
+        else:
+            opening = say("predicted_wrong", choice=choice, reply=entry["replies"][choice], right=right, option=entry["options"][right])
+    show(f"{opening} {entry['why']}")
 
 
 def hint(key: str) -> None:
     """The next hint for an exercise; each call says a little more, the last one is repeated."""
     hints = text("exercise", key)["hints"]
-    step = min(_hints_given.get(key, 0), len(hints) - 1)
-    _hints_given[key] = step + 1
-    print(f"Hint {step + 1} of {len(hints)}: {hints[step]}")
+    session.hints[key] = min(session.hints.get(key, 0) + 1, len(hints))
+    print(say("hint", step=session.hints[key], n=len(hints), hint=hints[session.hints[key] - 1]))
 
 
 def report(name: str, value: float, low: float, high: float, *, digits: int = 3) -> None:
@@ -75,14 +73,12 @@ def report(name: str, value: float, low: float, high: float, *, digits: int = 3)
         print(f"{name}: {value:.{digits}f}")
         return
     if not (math.isfinite(value) and low <= value <= high):
-        raise OutOfBand(
-            f"{name} is {value:.{digits}f}, expected {low:g} to {high:g}. If a cell above was changed, that is the effect of the change; "
-            f"if none was, run `python -m pandalib doctor`."
-        )
+        raise OutOfBand(say("out_of_band", name=name, value=f"{value:.{digits}f}", low=f"{low:g}", high=f"{high:g}"))
     print(f"{name}: {value:.{digits}f}   (band {low:g} to {high:g})")
 
 
-def _say(*paragraphs: str) -> None:
+def show(*paragraphs: str) -> None:
+    """Show a paragraph and, below it, the lines of a list, as Markdown."""
     from IPython.display import Markdown, display
 
     display(Markdown("\n\n".join(paragraphs[:1]) + "\n\n" + "\n".join(paragraphs[1:])))
