@@ -81,6 +81,7 @@ def save(inspector, folder) -> None:
             os.fsync(file.fileno())
         digest = sha256_of(temporary)
         name = f"normal-{digest[:12]}.safetensors"
+        os.chmod(temporary, 0o644)  # as in `pandalib.files.atomic_file`
         os.replace(temporary, folder / name)
     except SafetensorError as error:  # a full disk shows as one
         raise OSError(f"the detector cannot be written to {str(folder)!r} ({error}): free some space there, or choose another folder.") from None

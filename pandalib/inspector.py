@@ -5,8 +5,9 @@ Two questions are asked of an image x, since an anomaly may be another kind of t
     image(x) = DN2: squared distances of the pooled feature to the k nearest among all normal images (`pandalib.knn`)
     place(x) = SPADE: the largest value of the map of correspondences with normal images (`pandalib.segment`)
 
-Each is divided by its median over the normal images, held against the others one by one, so that 1 is usual in both. The
-score is the larger of the two, and one threshold, from the leave-one-out scores of the normal images, serves scores and maps.
+Each is divided by what one normal image in ten exceeds when it is held against the others, so that in both parts 1 is where the
+unusual begins. The score is the larger of the two, and one threshold, from the leave-one-out scores of the normal images, serves
+scores and maps.
 
 Memory stays bounded. Images are read in batches; all pooled features are kept, 4 d bytes an image; maps need whole pyramids,
 which are kept of a random sample of at most `n_maps` images.
@@ -254,7 +255,7 @@ class Inspector:
         return threshold_at(self.normal_scores_, rate)
 
     def score(self, images, *, recursive: bool = False) -> np.ndarray:
-        """Anomaly scores (n,): 1 is usual, above `threshold()` raises an alarm. Raises ImageError naming a file that is no image."""
+        """Anomaly scores (n,): below 1 is usual, above `threshold()` raises an alarm. Raises ImageError naming a file that is no image."""
         return np.concatenate([found.scores for found in self.inspect(images, recursive=recursive)])
 
     def parts(self, images, *, recursive: bool = False) -> dict[str, np.ndarray]:
@@ -379,8 +380,12 @@ def _digest(image: np.ndarray) -> int:
 
 
 def _usual(values: np.ndarray) -> float:
-    """The median, or where half of the images are alike, the mean; 1 where all are."""
-    return float(np.median(values)) or float(values.mean()) or 1.0
+    """What one image in ten exceeds; where nearly all are alike, the mean; 1 where all are.
+
+    Not the median: what counts is that both parts reach as far above 1 among normal images, or the one that varies more hides
+    the other.
+    """
+    return float(np.quantile(values, 0.9)) or float(values.mean()) or 1.0
 
 
 def _needed(rate: float) -> int:

@@ -58,7 +58,7 @@ def open_images(images, size: int, resize: int | None = None, *, recursive: bool
     if isinstance(images, (str, os.PathLike)):
         root = Path(images).expanduser()
         files = (find_normal_images if normal else find_images)(root, recursive=recursive)
-        names = [file.relative_to(root).as_posix() if root.is_dir() else file.name for file in files]
+        names = [_readable(file.relative_to(root).as_posix() if root.is_dir() else file.name) for file in files]
         return ImageFolder(files, size, resize), names
     if isinstance(images, (list, tuple)) and all(isinstance(file, (str, os.PathLike)) for file in images):
         images = ImageFolder([Path(file).expanduser() for file in images], size, resize)
@@ -67,7 +67,12 @@ def open_images(images, size: int, resize: int | None = None, *, recursive: bool
     if len(images) == 0:
         raise ValueError("there are no images: expected at least one.")
     if isinstance(images, ImageFolder):
-        return images, [str(file) for file in images.files]
+        return images, [_readable(str(file)) for file in images.files]
     if np.ndim(images[:1]) != 4:
         raise ValueError(f"images have the shape {np.shape(images)}: expected uint8 (N, 3, H, W); for one image pass image[None].")
     return images, [f"image {number}" for number in range(len(images))]
+
+
+def _readable(name: str) -> str:
+    """A name that can be printed anywhere: control characters, marks that turn text around and bytes that are no text are written as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode("ascii") for c in name)
