@@ -49,10 +49,11 @@ def load_task(
     Parameters
     ----------
     spec : "pictograms:star" (any of the ten symbols), "surfaces:weave" (any of the six kinds), "folder:PATH" (MVTec
-        layout) or "folder:PATH:CLASS" (one folder per class; CLASS is normal).
+        layout), "folder:PATH:CLASS" (one folder per class; CLASS is normal), or a class of a public data set, as
+        "cifar10:airplane" (`pandalib.sources.public`; `python -m pandalib data` lists them).
     seed : draws the images (pictograms, surfaces) or the split and the sample (folder).
     n_train, n_test : number of training images, and of test images per class or defect; None: the source's default.
-    size : side of the square image in pixels, for folders (default 224) and surfaces (64 to 256, default 128).
+    size : side of the square image in pixels, for folders and public data sets (default 224) and surfaces (64 to 256, default 128).
         Pictograms are 64.
     resize : of the shorter side before the centre crop (default `size`: the whole central square; the paper: 256 for 224).
     missing_masks : for folders in MVTec layout, what to do about anomalous images without a mask: "error", "drop" or "none".
@@ -86,7 +87,13 @@ def load_task(
         if not name:
             raise ValueError(f"task {spec!r} names no folder: expected folder:PATH or folder:PATH:CLASS.")
         return folders.load_task(name, seed=seed, size=size or 224, resize=resize, missing_masks=missing_masks, **counts)
-    raise ValueError(f"task {spec!r} is unknown: expected pictograms:SYMBOL, surfaces:KIND, folder:PATH or folder:PATH:CLASS.")
+    from pandalib.sources import public
+
+    if source in public.SETS:
+        if level:
+            raise ValueError(f"level={level!r}: only pictograms and surfaces have levels. Leave it out.")
+        return public.load_task(spec, seed=seed, size=size or 224, resize=resize, missing_masks=missing_masks, **counts)
+    raise _unknown(spec, public.SETS)
 
 
 def sibling_tasks(spec: str) -> list[str]:
@@ -107,4 +114,14 @@ def sibling_tasks(spec: str) -> list[str]:
         from pandalib.sources import folders
 
         return [f"folder:{task}" for task in folders.class_specs(name)]
-    raise ValueError(f"task {spec!r} is unknown: expected pictograms:SYMBOL, surfaces:KIND, folder:PATH or folder:PATH:CLASS.")
+    from pandalib.sources import public
+
+    if source in public.SETS:
+        return [f"{source}:{name}" for name in public.names_of(source)]
+    raise _unknown(spec, public.SETS)
+
+
+def _unknown(spec: str, sets) -> ValueError:
+    return ValueError(
+        f"task {spec!r} is unknown: expected pictograms:SYMBOL, surfaces:KIND, folder:PATH, folder:PATH:CLASS, or SET:CLASS with SET one of {', '.join(sets)}."
+    )

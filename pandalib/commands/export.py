@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 HELP = "the images of a task as PNG files in MVTec's layout"
-TASKS = "pictograms:star, surfaces:weave, folder:PATH (MVTec layout) or folder:PATH:CLASS"
+TASKS = "pictograms:star, surfaces:weave, folder:PATH (MVTec layout), folder:PATH:CLASS, or a public data set as cifar10:airplane (see `data`)"
 
 
 def add_task_arguments(parser: argparse.ArgumentParser) -> None:
