@@ -48,6 +48,12 @@ _HOME = {
     "current_tier": "tiers",
     "use": "tiers",
     "run": "runs",
+    "load_grid": "grids",
+    "sweep": "experiments",
+    "read_results": "experiments",
+    "summarise": "tables",
+    "write_table": "tables",
+    "published_numbers": "published",
 }
 __all__ = sorted(_HOME)
 

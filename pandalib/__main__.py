@@ -6,7 +6,7 @@ import argparse
 import sys
 from importlib import import_module
 
-COMMANDS = ("doctor", "run", "export", "fit", "score", "data")  # a module each in pandalib/commands
+COMMANDS = ("doctor", "run", "export", "fit", "score", "data", "sweep", "table")  # a module each in pandalib/commands
 
 
 def main(arguments: list[str] | None = None) -> int:
