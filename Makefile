@@ -15,7 +15,7 @@ LAB = $(RUN) -m jupyterlab --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url
 # Jupyter refuses to run as root, as in a container, unless told so.
 AS_ROOT = $(if $(filter 0,$(shell id -u)),--allow-root)
 
-.PHONY: help install lab test notebooks student doctor lock clean
+.PHONY: help install lab test notebooks student nbgrader doctor lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -42,13 +42,16 @@ notebooks: install ## execute all notebooks again, in place
 student: install ## make the students' copies of the notebooks again
 	$(RUN) tools/student.py $(ARGS)
 
+nbgrader: install ## install nbgrader beside the course, in .venv-nbgrader, so that `make test` tries it too
+	$(RUN) tools/nbgrader_check.py --install
+
 doctor: install ## say what works on this machine, what is missing and how to get it
 	$(RUN) -m pandalib doctor $(ARGS)
 
 lock: ## make requirements.lock again from pyproject.toml (needs the network)
 	"$(PYTHON)" tools/lock.py $(ARGS)
 
-clean: ## delete the virtual environment, the cache and what tests leave behind
+clean: ## delete the virtual environments, the cache and what tests leave behind
 	@"$(PYTHON)" tools/install.py --venv "$(VENV)" --remove
-	rm -rf data/cache .pytest_cache build *.egg-info
+	rm -rf .venv-nbgrader data/cache .pytest_cache build *.egg-info
 	find pandalib tests tools notebooks \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} + 2>/dev/null || true
