@@ -27,6 +27,8 @@ MAX_MEMBERS = 1_000_000
 # Images hardly shrink in an archive, text and drawn masks do; a bomb grows a thousandfold.
 MAX_GROWTH = 100
 MIN_LIMIT = 100_000_000  # bytes that any archive may unpack to
+# What the readers raise for damaged, unknown or encrypted archives.
+_DAMAGE = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError, UnicodeError)
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.xz")
 
 
@@ -73,7 +75,7 @@ def unpack(files, folder, *, max_bytes: int | None = None, max_members: int = MA
                     n_bytes = _write(temporary, name, content, n_bytes, max_bytes)
             except ArchiveError as error:
                 raise ArchiveError(f"{str(file)!r} is not unpacked: {error}.") from error
-            except (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError, UnicodeError) as error:
+            except _DAMAGE as error:
                 cause = str(error).split("\n")[0].rstrip(".:") or type(error).__name__
                 raise ArchiveError(f"{str(file)!r} is damaged, or no archive of its kind ({cause}): delete it and get it again.") from error
         os.chmod(temporary, 0o755)  # mkdtemp makes it private

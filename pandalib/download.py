@@ -288,7 +288,9 @@ def _require_space(part: BinaryIO, needed: int) -> None:
     free = shutil.disk_usage(Path(part.name).parent).free
     if needed > free:
         folder = Path(part.name).parent
-        raise DownloadError(f"no room: {str(folder)!r} has {free / 1e9:.2f} GB free, and {needed / 1e9:.2f} GB of {Path(part.name).stem} are to come. Make room, or choose another disk.")
+        raise DownloadError(
+            f"no room: {str(folder)!r} has {free / 1e9:.2f} GB free, and {needed / 1e9:.2f} GB of {Path(part.name).stem} are to come. Make room, or choose another disk."
+        )
 
 
 def _copy(answer, part: BinaryIO, start: int, total: int | None, n_bytes: int | None, shown: bool) -> int:

@@ -23,8 +23,11 @@ def main(options: dict) -> int:
     for name in names or (registry.registry() if options["info"] else ()):
         if options["info"]:
             print(info(name))
-        else:
-            print(f"{name}: here, in {str(registry.fetch(name, say=lambda text: print(f'  {text}')))!r}")
+            continue
+        row = registry.row_of(name)
+        print(f"{name}: {row['title']}, {row['page']}, licence: {row['licence']}", flush=True)
+        place = registry.fetch(name, say=lambda text: print(f"  {text}"))
+        print(f"  here, in {str(place)!r}")
     return 0
 
 
@@ -45,7 +48,8 @@ def info(name: str) -> str:
     from pandalib.sources import registry
 
     row = registry.row_of(name)
-    lines = [f"{name}: {row['title']}", f"  page     {row['page']}", f"  licence  {row['licence']}", f"  tasks    {row['tasks']}", f"  split    {row['protocol']}"]
+    lines = [f"{name}: {row['title']}"]
+    lines += [f"  {label:<8} {row[key]}" for label, key in (("page", "page"), ("licence", "licence"), ("tasks", "tasks"), ("split", "protocol"))]
     for file in row["files"]:
         known = f"SHA-256 {file['sha256']}" if file["sha256"] else f"MD5 {file['md5']}" if file["md5"] else "no published hash"
         lines.append(f"  file     {file['name']}, {size_in_words(file['bytes'])}, {known} (from: {file['source']})")

@@ -46,7 +46,7 @@ CIFAR100 = {
     "vehicles_2": "lawn_mower rocket streetcar tank tractor",
 }
 CIFAR100_FINE = tuple(sorted(fine for fines in CIFAR100.values() for fine in fines.split()))
-COARSE_OF_FINE = np.array([next(number for number, fines in enumerate(CIFAR100.values()) if fine in fines.split()) for fine in CIFAR100_FINE])
+COARSE_OF_FINE = np.array([[fine in fines.split() for fines in CIFAR100.values()].index(True) for fine in CIFAR100_FINE])
 FASHION = ("t_shirt_top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle_boot")
 DIOR = (
     "airplane", "airport", "baseballfield", "basketballcourt", "bridge", "chimney", "dam", "expressway_service_area", "expressway_toll_station", "golffield",
@@ -122,18 +122,18 @@ def catsdogs(place: Path, seed: int) -> Layout:
     if broken:
         first = ", ".join(repr(str(file.relative_to(place))) for file in broken[:3]) + (" ..." if len(broken) > 3 else "")
         warnings.warn(f"catsdogs: {len(broken)} files in {str(place)!r} are no images and are left out: {first}", stacklevel=2)
-    return Layout(("cat", "dog"), *(_file_part(*zip(*part, strict=True)) if part else _file_part([], []) for part in parts))
+    return Layout(("cat", "dog"), *(_file_part([file for file, _ in part], [label for _, label in part]) for part in parts))
 
 
 def cub200(place: Path, seed: int) -> Layout:
-    table = {name: dict(line.split(maxsplit=1) for line in _lines(place / f"{name}.txt")) for name in ("classes", "images", "image_class_labels", "train_test_split")}
-    order = sorted(table["classes"], key=int)
-    number = {label: position for position, label in enumerate(order)}
-    classes = tuple(canonical(table["classes"][label].partition(".")[2]) for label in order)  # 001.Black_footed_Albatross
-    parts = [
-        [(place / "images" / table["images"][image], number[table["image_class_labels"][image]]) for image in sorted(table["images"], key=int) if table["train_test_split"][image] == train]
-        for train in ("1", "0")
-    ]
+    names, images, labels, training = (
+        dict(line.split(maxsplit=1) for line in _lines(place / f"{table}.txt")) for table in ("classes", "images", "image_class_labels", "train_test_split")
+    )
+    order = sorted(names, key=int)
+    parts = ([], [])
+    for image in sorted(images, key=int):
+        parts[training[image] != "1"].append((place / "images" / images[image], order.index(labels[image])))
+    classes = tuple(canonical(names[label].partition(".")[2]) for label in order)  # 001.Black_footed_Albatross
     return Layout(classes, *(_file_part([file for file, _ in part], [label for _, label in part]) for part in parts))
 
 
@@ -142,7 +142,7 @@ def dior(place: Path, seed: int) -> Layout:
 
     Archives of this set are packed in different ways, so files are found by name, wherever they lie.
     """
-    notes = {path.stem: path for path in sorted(place.rglob("*.xml")) if not any("oriented" in part.lower() for part in path.relative_to(place).parts)}
+    notes = {path.stem: path for path in sorted(place.rglob("*.xml")) if "oriented" not in str(path.relative_to(place)).lower()}
     pictures = {path.stem: path for path in sorted(place.rglob("*.jpg"))}
     lists = {path.stem: path for path in sorted(place.rglob("*.txt")) if path.parent.name == "Main"}
     if "test" not in lists or not {"trainval", "train"} & set(lists):
@@ -152,7 +152,10 @@ def dior(place: Path, seed: int) -> Layout:
         files, boxes, labels = [], [], []
         for image in (image for name in names for image in _lines(lists[name])):
             if image not in notes or image not in pictures:
-                raise ValueError(f"image {image!r} is in {str(lists[names[0]].parent)!r}, but its {'picture' if image in notes else 'annotation'} is not in {str(place)!r}: unpack what is missing.")
+                raise ValueError(
+                    f"image {image!r} is in the lists of {str(lists['test'].parent)!r}, but its {'picture' if image in notes else 'annotation'} is not in "
+                    f"{str(place)!r}: unpack what is missing."
+                )
             for label, box in _objects(notes[image]):
                 files.append(pictures[image])
                 boxes.append(box)
@@ -215,7 +218,9 @@ def _torchvision(name: str, place: Path, **options):
     try:
         return getattr(datasets, name)(place, download=False, **options)
     except (RuntimeError, ValueError, KeyError, AssertionError, OSError) as error:
-        raise ValueError(f"torchvision's {name} cannot read {str(place)!r}: files are missing or damaged ({error}). Delete that folder and unpack the archive again.") from error
+        raise ValueError(
+            f"torchvision's {name} cannot read {str(place)!r}: files are missing or damaged ({error}). Delete that folder and unpack the archive again."
+        ) from error
 
 
 def _array_part(pixels: np.ndarray, labels) -> Part:
@@ -270,7 +275,9 @@ def _objects(note: Path) -> list[tuple[int, tuple[int, int, int, int]]]:
                 found.append((label, (left, top, right, bottom)))
         return found
     except (ElementTree.ParseError, TypeError, ValueError) as error:
-        raise ValueError(f"cannot read the objects of {str(note)!r}: {error}; expected <object> with a <name> of {', '.join(DIOR)} and a <bndbox>.") from error
+        raise ValueError(
+            f"cannot read the objects of {str(note)!r}: {error}; expected <object> with a <name> of {', '.join(DIOR)} and a <bndbox>."
+        ) from error
 
 
 LOADERS = {

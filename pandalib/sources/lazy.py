@@ -108,5 +108,7 @@ class SqueezedImages(ImageFolder):
         with _naming(path):
             mask = _open(path)
             if mask.size != size:
-                raise ValueError(f"as a mask of {self.files[number].name!r} it must have {size[0]} x {size[1]} pixels, but it has {mask.size[0]} x {mask.size[1]}")
+                raise ValueError(
+                    f"as a mask of {self.files[number].name!r} it must have {size[0]} x {size[1]} pixels, but it has {mask.size[0]} x {mask.size[1]}"
+                )
             return fit_mask(mask, self.size, squeeze_box(*mask.size, self.size, self.resize))

@@ -19,11 +19,13 @@ from pandalib.tasks import OneClassTask
 
 # Sources of tasks -> the data set in the registry.
 SETS = {
-    "cifar10": "cifar10", "cifar100": "cifar100", "cifar100fine": "cifar100", "fashion_mnist": "fashion_mnist", "pets": "pets", "catsdogs": "catsdogs",
-    "flowers102": "flowers102", "cub200": "cub200", "dior": "dior", "wbc": "wbc", "mvtec": "mvtec", "ksdd": "ksdd", "chexpert": "chexpert",
+    "cifar10": "cifar10", "cifar100": "cifar100", "cifar100fine": "cifar100", "fashion_mnist": "fashion_mnist", "pets": "pets",
+    "catsdogs": "catsdogs", "flowers102": "flowers102", "cub200": "cub200", "dior": "dior", "wbc": "wbc", "mvtec": "mvtec", "ksdd": "ksdd",
+    "chexpert": "chexpert",
 }  # fmt: skip
 MVTEC = (
-    "bottle", "cable", "capsule", "carpet", "grid", "hazelnut", "leather", "metal_nut", "pill", "screw", "tile", "toothbrush", "transistor", "wood", "zipper",
+    "bottle", "cable", "capsule", "carpet", "grid", "hazelnut", "leather", "metal_nut", "pill", "screw", "tile", "toothbrush", "transistor",
+    "wood", "zipper",
 )  # fmt: skip
 FIRST_NUMBER = {"wbc": 1}  # where a set's own numbers do not begin with 0
 
@@ -83,10 +85,11 @@ def load_task(
     return _one_class(source, layout, normal, size=size, resize=resize, seed=seed, n_train=n_train, n_test=n_test)
 
 
-def _one_class(source: str, layout: layouts.Layout, normal: int, *, size: int, resize: int, seed: int, n_train: int | None, n_test: int | None) -> OneClassTask:
+def _one_class(source: str, layout: layouts.Layout, normal: int, *, size: int, resize: int, seed: int, n_train, n_test) -> OneClassTask:
     classes, train, test = layout
+    order = [normal, *(label for label in range(len(classes)) if label != normal)]
     train_numbers = np.flatnonzero(train.labels == normal).tolist()
-    test_numbers = {label: np.flatnonzero(test.labels == label).tolist() for label in (normal, *(other for other in range(len(classes)) if other != normal))}
+    test_numbers = {label: np.flatnonzero(test.labels == label).tolist() for label in order}
     if len(train_numbers) < 2:
         raise ValueError(f"{source} has {len(train_numbers)} training image(s) of {classes[normal]}: at least 2 are needed. Choose another class.")
     if not test_numbers[normal] or not any(numbers for label, numbers in test_numbers.items() if label != normal):
@@ -124,8 +127,9 @@ def names_of(source: str) -> tuple[str, ...]:
     if source == "cub200":
         return layouts.cub200(require("cub200"), 0).classes
     known = {
-        "cifar10": layouts.CIFAR10, "cifar100": tuple(layouts.CIFAR100), "cifar100fine": layouts.CIFAR100_FINE, "fashion_mnist": layouts.FASHION, "pets": ("cat", "dog"),
-        "catsdogs": ("cat", "dog"), "dior": layouts.DIOR, "wbc": layouts.WBC, "mvtec": MVTEC, "ksdd": ("all",), "chexpert": ("no_finding",),
+        "cifar10": layouts.CIFAR10, "cifar100": tuple(layouts.CIFAR100), "cifar100fine": layouts.CIFAR100_FINE, "fashion_mnist": layouts.FASHION,
+        "pets": ("cat", "dog"), "catsdogs": ("cat", "dog"), "dior": layouts.DIOR, "wbc": layouts.WBC, "mvtec": MVTEC, "ksdd": ("all",),
+        "chexpert": ("no_finding",),
     }  # fmt: skip
     if source not in known:
         raise ValueError(f"data set {source!r} is unknown: choose one of {', '.join(SETS)}.")

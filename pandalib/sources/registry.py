@@ -146,6 +146,8 @@ def fetch(name: str, *, progress: bool = True, say=lambda text: None) -> Path:
                 raise
         place = find(name)
         if place is None:
-            raise ValueError(f"{name}: {str(target)!r} does not hold {row['marker']!r} after unpacking: the files in {str(folder)!r} are others than expected.")
+            raise ValueError(
+                f"{name}: {str(target)!r} does not hold {row['marker']!r} after unpacking: the files in {str(folder)!r} are others than expected."
+            )
         say(f"unpacked into {str(target)!r}; the archives may be deleted")
     return place
