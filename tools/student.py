@@ -1,17 +1,21 @@
 """Students' copies of the notebooks: solutions cut to stubs, outputs removed: `make student`.
 
-    python tools/student.py            writes notebooks/student/*.ipynb from notebooks/*.ipynb
-    python tools/student.py --check    writes nothing; exit 1 when a committed copy differs from what it should be
+    python tools/student.py              writes notebooks/student/*.ipynb from notebooks/*.ipynb
+    python tools/student.py --check      writes nothing; exit 1 when a committed copy differs from what it should be
+    python tools/student.py --execute [NAME ...]   runs the copies as they are; exit 1 when any cell but the check of a
+                                         stub fails. All of them take as long as `make notebooks`.
 
 Two marks in the notebooks say what to cut: lines between `### BEGIN SOLUTION` and `### END SOLUTION` become a stub,
 and a cell with the tag "after-solution", a conclusion that would give an answer away, is left out. A sentence after
 the stub's docstring is all that a student's function has in it. The marks are nbgrader's own, so a teacher who has
-nbgrader can assign the originals directly.
+nbgrader can assign the originals directly. What is compared is the content, not how the JSON is laid out.
 """
 
 from __future__ import annotations
 
+import os
 import sys
+import time
 from pathlib import Path
 
 import nbformat
@@ -57,20 +61,58 @@ def student_copy(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     return copy
 
 
+def execute(notebook: nbformat.NotebookNode, folder: Path) -> list[str]:
+    """Run a students' copy as its reader first meets it, in place; what fails beside the checks of stubs, one line each."""
+    from nbclient import NotebookClient
+
+    os.environ["PANDALIB_QUIET"] = "1"
+    client = NotebookClient(
+        notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(folder)}}, record_timing=False, allow_errors=True
+    )
+    client.execute()
+    problems = []
+    for cell in notebook.cells:
+        errors = [output for output in cell.get("outputs", []) if output.output_type == "error"]
+        if cell.source.startswith("check("):
+            if [error.ename for error in errors] != ["NotSolved"] or len(errors[0].traceback) != 1:
+                problems.append(f"{cell.id}: the check of a stub should answer in one line that it is one, and said {errors}")
+        else:
+            problems += [f"{cell.id}: {error.ename}: {error.evalue}" for error in errors]
+    return problems
+
+
+def execute_all(names: list[str]) -> int:
+    folder = ROOT / "notebooks" / "student"
+    failed = False
+    for path in [folder / name for name in names] or sorted(folder.glob("*.ipynb")):
+        start = time.perf_counter()
+        problems = execute(nbformat.read(path, as_version=4), folder)
+        print(f"{path.name}: {time.perf_counter() - start:.0f} s, {'; '.join(problems) or 'only the checks of stubs fail'}", flush=True)
+        failed = failed or bool(problems)
+    return int(failed)
+
+
 def main(arguments: list[str]) -> int:
+    if "--execute" in arguments:
+        return execute_all([argument for argument in arguments if argument != "--execute"])
     only_check, stale = "--check" in arguments, []
-    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+    originals = sorted((ROOT / "notebooks").glob("*.ipynb"))
+    for path in originals:
         target = path.parent / "student" / path.name
-        text = nbformat.writes(student_copy(nbformat.read(path, as_version=4))) + "\n"
-        if target.is_file() and target.read_text(encoding="utf-8") == text:
+        copy = student_copy(nbformat.read(path, as_version=4))
+        if target.is_file() and nbformat.read(target, as_version=4) == copy:  # by content: how the JSON is laid out is nobody's concern
             continue
         stale.append(target.name)
         if not only_check:
-            write_atomically(target, text.encode())
+            write_atomically(target, (nbformat.writes(copy) + "\n").encode())
             print(f"wrote {target.relative_to(ROOT)}")
-    if only_check and stale:
-        print(f"out of date: {', '.join(stale)}. Run `make student`.", file=sys.stderr)
-    return int(only_check and bool(stale))
+    left_over = {path.name for path in (ROOT / "notebooks" / "student").glob("*.ipynb")} - {path.name for path in originals}
+    if only_check and (stale or left_over):
+        print(f"out of date: {', '.join([*stale, *sorted(left_over)])}. Run `make student`.", file=sys.stderr)
+        return 1
+    for name in left_over:
+        print(f"notebooks/student/{name} is the copy of no lesson: delete it.", file=sys.stderr)
+    return 0
 
 
 if __name__ == "__main__":
