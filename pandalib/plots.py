@@ -192,6 +192,39 @@ def dots(values: dict[str, np.ndarray], labels: list[str], *, xlabel: str = "ROC
     return fig
 
 
+def intervals(labels: list[str], values, ends, *, xlabel: str = "ROC-AUC", chance: float | None = 0.5) -> Figure:
+    """One row for each label: a value in 0..1 and its interval, ends (n, 2); a line at chance; the whole range is shown."""
+    values, ends = np.asarray(values), np.asarray(ends)
+    fig, axis = figure(width=7.0, height=0.8 + 0.3 * len(labels))
+    rows = np.arange(len(labels))[::-1]
+    axis.hlines(rows, *ends.T, color=NORMAL, linewidth=2)
+    axis.plot(values, rows, color=NORMAL, marker="o", linestyle="none", markersize=7)
+    if chance is not None:
+        axis.axvline(chance, color=REFERENCE, linewidth=1)
+    axis.set_xlim(0, 1.02)
+    axis.set_yticks(rows, labels, fontsize=FONT - 1)
+    axis.set_xlabel(xlabel)
+    axis.grid(axis="y", color="#E5E5E5")
+    axis.set_axisbelow(True)
+    return fig
+
+
+def bars(labels: list[str], values, *, xlabel: str) -> Figure:
+    """One bar for each label on a logarithmic axis, its value written beside it."""
+    fig, axis = figure(width=7.0, height=0.8 + 0.32 * len(labels))
+    rows = np.arange(len(labels))[::-1]
+    axis.barh(rows, values, color=NORMAL, height=0.6)
+    for row, value in zip(rows, values):
+        axis.annotate(f"{value:,.2g}" if value < 10 else f"{value:,.0f}", (value, row), xytext=(4, 0), textcoords="offset points", va="center", fontsize=FONT - 2)
+    axis.set_xscale("log")
+    axis.set_xlim(min(values) / 3, max(values) * 6)
+    axis.set_yticks(rows, labels, fontsize=FONT - 1)
+    axis.set_xlabel(xlabel)
+    axis.grid(axis="x", color="#E5E5E5")
+    axis.set_axisbelow(True)
+    return fig
+
+
 def lines(x, values: dict[str, np.ndarray], *, xlabel: str, ylabel: str, log_x: bool = False) -> Figure:
     """Curves by name over a shared x axis; each series has its own colour, marker and line style."""
     fig, axis = figure(width=6.4, height=3.4)
@@ -239,12 +272,27 @@ def scatter_strip(points: dict[str, np.ndarray], labels, *, shared: bool, xlabel
     for axis, (title, where) in zip(axes[0], points.items()):
         for name, rows, size in (("anomalous", labels, 12), ("normal", ~labels, 20)):
             style = STYLES[name]
-            axis.scatter(*where[rows].T, s=size, color=style["color"], marker=style["marker"], alpha=0.55, linewidths=0, label=name)
+            axis.scatter(*where[rows].T, s=size, facecolor=style["color"] + "59", edgecolor=style["color"], marker=style["marker"], linewidths=0.6, label=name)
         axis.set_title(title)
         axis.set_xlabel(xlabel)
     axes[0, 0].set_ylabel(ylabel)
     handles, names = axes[0, 0].get_legend_handles_labels()
     fig.legend(handles, names, frameon=False, fontsize=FONT - 1, ncols=2, loc="outside upper center")
+    return fig
+
+
+def two_parts(parts: np.ndarray, labels, *, threshold: float) -> Figure:
+    """Both parts (2, n) of the scores of an `Inspector`, on logarithmic axes; beyond the line the larger one raises an alarm."""
+    labels = np.asarray(labels).astype(bool)
+    fig, axis = figure(width=5.2, height=4.0)
+    for name, rows in (("anomalous", labels), ("normal", ~labels)):
+        style = STYLES[name]
+        axis.scatter(*parts[:, rows], s=34, color=style["color"], marker=style["marker"], alpha=0.7, linewidths=0, label=name)
+    low, high = parts.min() / 1.3, parts.max() * 1.3
+    axis.plot([low, threshold, threshold], [threshold, threshold, low], color=REFERENCE, linestyle="--", linewidth=1.5, label="threshold")
+    axis.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high), xlabel="image part (1: a usual normal image)", ylabel="place part (1: usual)")
+    axis.grid(color="#E5E5E5")
+    axis.legend(frameon=False, fontsize=FONT - 1)
     return fig
 
 

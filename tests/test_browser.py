@@ -257,7 +257,9 @@ def test_a_slider_moves_figure_and_sentence(lesson):
         return slider["text"], picture["picture"], sentence["text"]
 
     first, second = LESSONS[lesson.name]
-    (handle,) = lesson.browser.find_elements("css selector", ".jp-OutputArea .noUi-handle")
+    handles = lesson.browser.find_elements("css selector", ".jp-OutputArea .noUi-handle")
+    assert len(handles) == 1, f"{len(handles)} sliders on the page, expected one"
+    handle = handles[0]
     lesson.script("arguments[0].scrollIntoView({block: 'center'})", handle)
     readout, picture, sentence = state()
     assert sentence.startswith(f"Figure: {first}")
