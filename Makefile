@@ -15,7 +15,7 @@ LAB = $(RUN) -m jupyterlab --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url
 # Jupyter refuses to run as root, as in a container, unless told so.
 AS_ROOT = $(if $(filter 0,$(shell id -u)),--allow-root)
 
-.PHONY: help install lab test notebooks student nbgrader doctor lock clean
+.PHONY: help install lab test notebooks student book slides nbgrader doctor lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -24,7 +24,7 @@ help: ## this list
 	@echo '  PYTHON=python3      the Python it is made with, 3.11 or newer (now: $(PYTHON))'
 	@echo '  TORCH_INDEX=        address of an index of CPU-only torch, or a folder of wheels: no CUDA, under 2 GB in place of 6;'
 	@echo '                      remembered until `make clean`'
-	@echo '  ARGS=               more arguments for lab, test, notebooks, student, doctor, lock:'
+	@echo '  ARGS=               more arguments for lab, test, notebooks, student, book, slides, doctor, lock:'
 	@echo '                      make lab ARGS="--no-browser --port 8899"'
 
 install: ## build the virtual environment from requirements.lock; quick when nothing has changed
@@ -44,6 +44,12 @@ student: install ## make the students' copies of the notebooks again
 
 nbgrader: install ## install nbgrader beside the course, in .venv-nbgrader, so that `make test` tries it too
 	$(RUN) tools/nbgrader_check.py --install
+
+book: install ## build the book, all lessons and the library's reference as a site without network: build/book/html
+	$(RUN) tools/book.py $(ARGS)
+
+slides: install ## make slides from the lessons' cells, one file a lesson: build/slides
+	$(RUN) tools/slides.py $(ARGS)
 
 doctor: install ## say what works on this machine, what is missing and how to get it
 	$(RUN) -m pandalib doctor $(ARGS)

@@ -128,7 +128,7 @@ def command_line() -> list[str]:
     """What `python -m pandalib COMMAND --help` prints, for each command."""
     from pandalib.__main__ import COMMANDS
 
-    os.environ["COLUMNS"] = "100"  # argparse breaks its lines there
+    os.environ["COLUMNS"] = "88"  # argparse breaks its lines there
     page = [*rst_title("The command line"), "The same code without a browser.", ""]
     for name in COMMANDS:
         command = import_module(f"pandalib.commands.{name}")

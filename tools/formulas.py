@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import io
+import logging
 from importlib.util import find_spec
 from pathlib import Path
 from xml.etree import ElementTree
@@ -78,6 +79,7 @@ def font(characters: str = CHARACTERS) -> bytes:
     package = find_spec("ziamath")
     if package is None:
         raise FileNotFoundError("the font of the formulas lies in the package ziamath, which is not installed: `make install`.")
+    logging.getLogger("fontTools").setLevel(logging.WARNING)  # or it tells every glyph
     options = subset.Options(flavor="woff", layout_features=["*"], hinting=False, name_IDs=[0, 1, 2, 4, 5, 6, 13, 14])
     whole = subset.load_font(str(Path(package.origin).parent / "fonts" / "STIXTwoMath-Regular.ttf"), options)
     part = subset.Subsetter(options)

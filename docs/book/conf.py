@@ -2,17 +2,20 @@
 
 import re
 import sys
+from html import escape
 from pathlib import Path
 
 from docutils import nodes
 from myst_nb.core.render import NbElementRenderer
 from sphinx.transforms.post_transforms import SphinxPostTransform
+from sphinx.util import logging
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 import docstrings  # noqa: E402
 import formulas  # noqa: E402
 
+logger = logging.getLogger(__name__)
 project = "Anomaly detection with pretrained features"
 html_title = project
 language = "en"
@@ -94,13 +97,21 @@ class Figures(SphinxPostTransform):
             figure.parent.remove(image)
 
 
+def formula(node, display):
+    try:
+        return formulas.mathml(node.astext(), display)
+    except ValueError as error:
+        logger.warning("%s", error, location=node)
+        return escape(node.astext())
+
+
 def inline_formula(translator, node):
-    translator.body.append(formulas.mathml(node.astext()))
+    translator.body.append(formula(node, display=False))
     raise nodes.SkipNode
 
 
 def displayed_formula(translator, node):
-    translator.body.append(f'<div class="formula">{formulas.mathml(node.astext(), display=True)}</div>')
+    translator.body.append(f'<div class="formula">{formula(node, display=True)}</div>')
     raise nodes.SkipNode
 
 
