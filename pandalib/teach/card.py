@@ -56,4 +56,4 @@ def _reread(entries: list[dict], made: list[str]) -> str:
     sections = list(dict.fromkeys(entry["section"] for entry in entries if "section" in entry))
     if sections:
         return say("card_reread", sections=", ".join(f"*{section}*" for section in sections))
-    return say("card_nothing_to_reread") if made else say("card_predict_next_time")
+    return say("card_nothing_to_reread") if made and not entries else say("card_predict_next_time")
