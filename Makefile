@@ -15,7 +15,7 @@ LAB = $(RUN) -m jupyterlab --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url
 # Jupyter refuses to run as root, as in a container, unless told so.
 AS_ROOT = $(if $(filter 0,$(shell id -u)),--allow-root)
 
-.PHONY: help install lab test notebooks student book slides nbgrader doctor lock clean
+.PHONY: help install lab test notebooks student nbgrader book slides doctor lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
