@@ -172,6 +172,13 @@ def test_anything_else_is_answered_in_one_line(key, function, message):
     assert failure.value.__cause__ is None
 
 
+def test_a_result_of_the_right_form_is_told_with_what_it_was_called():
+    with pytest.raises(CheckFailed) as failure:
+        check("roc_auc_by_pairs", lambda labels, scores: 0.75 if len(scores) == 4 else 0.123)  # right in the first case only
+    otherwise = text("exercise", "roc_auc_by_pairs")["otherwise"]
+    assert str(failure.value) == f"Not yet, roc_auc_by_pairs: {otherwise} (called with array (30,), array (30,))"
+
+
 def test_the_readers_own_line_is_quoted():
     def divides(labels, scores):
         return helper(scores) / 0

@@ -60,7 +60,7 @@ def check(key: str, function: Callable) -> None:
     for answer, right in zip(answers, expected):
         _same_form(key, answer, right)
     number = next(i for i, (a, b) in enumerate(zip(answers, expected)) if not _close(a, b, exercise.tolerance))
-    raise CheckFailed(say("not_yet", key=key, message=f"{strings['otherwise']} {_describe(cases[number])}"))
+    raise CheckFailed(say("not_yet", key=key, message=f"{strings['otherwise']} ({_describe(cases[number])})"))
 
 
 def _call(key: str, function: Callable, case: tuple) -> np.ndarray:
