@@ -307,7 +307,7 @@ class Inspector:
             for part in PARTS:
                 parts[part].append(found.parts[part])
         if not names:
-            raise ValueError(f"none of {len(unreadable)} files can be read, the first: {unreadable[0][1]}")
+            raise ValueError(f"none of {len(unreadable)} files can be read as an image, the first, {unreadable[0][0]!r}: {unreadable[0][1]}.")
         parts = {part: np.concatenate(parts[part]) for part in PARTS}
         findings = [Finding(-number, image, heat) for _, number, image, heat in sorted(best, key=lambda entry: entry[:2], reverse=True)]
         return Ranking(names, np.maximum(*parts.values()), parts, np.concatenate(spots), findings, unreadable)
@@ -360,7 +360,7 @@ def _batches(images, step: int, names: list[str], unreadable: list | None) -> It
             try:
                 batch[number] = images[number]
             except ImageError as error:
-                unreadable.append((names[number], str(error)))
+                unreadable.append((names[number], error.cause or str(error)))
         if batch:
             yield list(batch), np.stack(list(batch.values()))
 

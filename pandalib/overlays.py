@@ -17,7 +17,7 @@ from pandalib.interpolation import enlargement
 
 SIDE = 320  # pixels of the longer side that an overlay has at least: a line needs some
 REACH = 2.0  # the darkest colour, in thresholds
-_COLOURS = matplotlib.colormaps["magma_r"](np.linspace(0, 1, 256))[:, :3].astype(np.float32)
+_COLOURS = matplotlib.colormaps["magma_r"](np.linspace(0.1, 0.9, 256))[:, :3].astype(np.float32)  # ends short of black, which looks like a hole
 
 
 def overlay(image: np.ndarray, heat: np.ndarray, threshold: float) -> np.ndarray:
@@ -29,8 +29,8 @@ def overlay(image: np.ndarray, heat: np.ndarray, threshold: float) -> np.ndarray
     mixed = _laid_over(grey, relative)
     hot = relative > 1
     # White over black: seen on light and on dark ground.
-    edge = binary_dilation(hot) & ~hot
-    mixed[binary_dilation(edge)] = 0
+    edge = binary_dilation(hot, iterations=2) & ~hot
+    mixed[binary_dilation(edge, iterations=2)] = 0
     mixed[edge] = 1
     return np.rint(np.clip(mixed, 0, 1) * 255).astype(np.uint8)
 
@@ -48,7 +48,7 @@ def scale_bar(width: int = 256, height: int = 20) -> np.ndarray:
 def _laid_over(grey: np.ndarray, relative: np.ndarray) -> np.ndarray:
     """Colours over a faded image: (h, w, 3), 0 to 1. What is cool stays clear."""
     colours = _COLOURS[np.clip(relative / REACH * 255, 0, 255).astype(int)]
-    opacity = 0.8 * np.clip((relative - 0.4) / 0.8, 0, 1)[..., None]
+    opacity = 0.68 * np.clip((relative - 0.45) / 0.75, 0, 1)[..., None]
     faded = (0.3 + 0.7 * grey)[..., None]
     return faded * (1 - opacity) + colours * opacity
 

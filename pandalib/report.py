@@ -57,8 +57,8 @@ def _pieces(inspector, ranking, rate: float, threshold: float, title: str, when:
             '<p class="warning"><strong>Made with the embedded network,</strong> a small one for teaching that has seen drawn symbols only. For '
             "photographs that matter, fit the detector again with <code>--tier standard</code>.</p>\n"
         )
-    yield f"</header>\n<main>\n{_guide(rate, len(inspector.kept_))}"
-    yield f'<section aria-labelledby="distribution">\n<h2 id="distribution">Scores of all images</h2>\n{_histogram(inspector.normal_scores_ / threshold, relative)}</section>\n'
+    yield f'</header>\n<main>\n<div class="beside">\n{_guide(rate, len(inspector.kept_))}'
+    yield f'<section aria-labelledby="distribution">\n<h2 id="distribution">Scores of all images</h2>\n{_histogram(inspector.normal_scores_ / threshold, relative)}</section>\n</div>\n'
     yield f'<section aria-labelledby="gallery">\n<h2 id="gallery">{_gallery_title(len(ranking.top), n)}</h2>\n{_legend()}<ol class="gallery">\n'
     for place, finding in enumerate(ranking.top, 1):
         yield _card(place, finding, ranking, relative, threshold)
@@ -163,7 +163,7 @@ def _histogram(normal: np.ndarray, found: np.ndarray, bins: int = 28) -> str:
     """Shares of both kinds over scores in multiples of the threshold, on a logarithmic axis, as SVG."""
     least = max(1e-3, min(values[values > 0].min(initial=1.0) for values in (normal, found)))
     low, high = np.log2([least / 1.05, max(2.0, 1.05 * normal.max(), 1.05 * found.max())])
-    left, right, top, bottom, width, height = 44, 12, 26, 44, 560, 250
+    left, right, top, bottom, width, height = 46, 14, 28, 48, 480, 250
     edges = np.linspace(low, high, bins + 1)
     shares = [np.histogram(np.log2(np.maximum(values, least)), edges)[0] / len(values) for values in (normal, found)]
     highest = max(share.max() for share in shares)
@@ -171,11 +171,13 @@ def _histogram(normal: np.ndarray, found: np.ndarray, bins: int = 28) -> str:
     y = lambda share: height - bottom - share / highest * (height - top - bottom)  # noqa: E731
     parts = []
     for share, kind in zip(shares, ("normal", "found")):
-        outline = f"M{left},{y(0):.1f}" + "".join(f"V{y(value):.1f}H{x(2.0**edge):.1f}" for value, edge in zip(share, edges[1:])) + f"V{y(0):.1f}Z"
-        parts.append(f'<path class="{kind}" d="{outline}"/>')
-    step = max(1, int(np.ceil((high - low) / 7)))
+        filled = np.concatenate([[0], share > 0, [0]]).astype(int)
+        for start, stop in zip(np.flatnonzero(np.diff(filled) == 1), np.flatnonzero(np.diff(filled) == -1)):  # an outline for each run of bins
+            steps = "".join(f"V{y(share[bin]):.1f}H{x(2.0 ** edges[bin + 1]):.1f}" for bin in range(start, stop))
+            parts.append(f'<path class="{kind}" d="M{x(2.0 ** edges[start]):.1f},{y(0):.1f}{steps}V{y(0):.1f}Z"/>')
+    step = max(1, int(np.ceil((high - low) / 6)))
     ticks = "".join(
-        f'<line class="axis" x1="{x(value):.1f}" x2="{x(value):.1f}" y1="{y(0)}" y2="{y(0) + 5}"/><text x="{x(value):.1f}" y="{y(0) + 19}" text-anchor="middle">{value:g}</text>'
+        f'<line class="axis" x1="{x(value):.1f}" x2="{x(value):.1f}" y1="{y(0)}" y2="{y(0) + 5}"/><text x="{x(value):.1f}" y="{y(0) + 20}" text-anchor="middle">{value:g}</text>'
         for value in (2.0**power for power in range(int(np.ceil(low)), int(np.floor(high)) + 1))
         if np.log2(value) % step == 0
     )

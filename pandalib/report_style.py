@@ -20,18 +20,22 @@ h1 { font-size: clamp(1.5rem, 4vw, 2.1rem); line-height: 1.2; margin: 0 0 .5rem;
 h2 { font-size: 1.3rem; margin: 2.5rem 0 .75rem; }
 h3 { font-size: 1rem; margin: 0; overflow-wrap: anywhere; display: flex; gap: .6rem; align-items: baseline; }
 p, ul { max-width: 46rem; }
+ul { margin: 0; }
 ul { padding-left: 1.25rem; }
 li + li { margin-top: .4rem; }
 a { color: var(--link); }
 code { font-family: ui-monospace, "DejaVu Sans Mono", Consolas, monospace; font-size: .92em; }
+.beside { display: grid; gap: 0 3rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); }
+.beside > section { min-width: 0; }
 .lead { font-size: 1.25rem; margin: 0 0 1rem; }
 .warning, .note { background: var(--warning-ground); border-left: .3rem solid var(--found); padding: .6rem 1rem; border-radius: .25rem; margin: .75rem 0; }
 figure { margin: 0; }
+figcaption { margin-top: .4rem; }
 figcaption, .detail, caption { color: var(--quiet); font-size: .9rem; }
 .wide { overflow-x: auto; }
 :focus-visible { outline: 3px solid var(--link); outline-offset: 2px; }
-.histogram { display: block; width: 100%; min-width: 27rem; max-width: 46rem; height: auto; }
-.histogram text { fill: var(--text); font-size: 12.5px; }
+.histogram { display: block; width: 100%; min-width: 19rem; max-width: 36rem; height: auto; }
+.histogram text { fill: var(--text); font-size: 14px; }
 .axis { stroke: var(--quiet); }
 .normal { fill: var(--normal); fill-opacity: .3; stroke: var(--normal); stroke-width: 1.8; }
 .found { fill: url(#hatch); stroke: var(--found); stroke-width: 1.8; stroke-dasharray: 5 3; }
@@ -41,7 +45,9 @@ figcaption, .detail, caption { color: var(--quiet); font-size: .9rem; }
 .key svg { vertical-align: -2px; }
 .legend { max-width: 20rem; margin-bottom: 1.25rem; }
 .legend img { display: block; width: 100%; height: 1.25rem; border: 1px solid var(--line); }
-.ticks { display: flex; justify-content: space-between; font-size: .85rem; }
+.ticks { display: grid; grid-template-columns: 1fr 1fr 1fr; text-align: center; font-size: .85rem; }
+.ticks > :first-child { text-align: left; }
+.ticks > :last-child { text-align: right; }
 .gallery { list-style: none; padding: 0; margin: 0; display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 23rem), 1fr)); }
 .gallery > li { margin: 0; }
 .card { background: var(--raised); border: 1px solid var(--line); border-radius: .6rem; padding: 1rem; break-inside: avoid; min-width: 0; }
@@ -57,7 +63,7 @@ figcaption, .detail, caption { color: var(--quiet); font-size: .9rem; }
 summary { cursor: pointer; padding: .3rem 0; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 caption { text-align: left; padding: .3rem 0; }
-th, td { text-align: left; padding: .35rem .8rem .35rem 0; border-bottom: 1px solid var(--line); vertical-align: baseline; }
+th, td { text-align: left; padding: .35rem 1.4rem .35rem 0; border-bottom: 1px solid var(--line); vertical-align: baseline; }
 td:not(:nth-child(4)):not(:last-child), th[scope="col"]:nth-child(1), th[scope="col"]:nth-child(3), th[scope="col"]:nth-child(5), th[scope="col"]:nth-child(6) { text-align: right; }
 tbody th { font-weight: 400; overflow-wrap: anywhere; min-width: 9rem; }
 thead th { white-space: nowrap; }

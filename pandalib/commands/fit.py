@@ -54,7 +54,7 @@ def main(options: dict) -> int:
         inspector = _new(options).fit(options["folder"], **how)
     inspector.save(target)
     for name, reason in inspector.unreadable_:
-        print(f"left out: {reason}", file=sys.stderr)
+        print(f"left out: {name!r} cannot be read as an image: {reason}", file=sys.stderr)
     if inspector.n_copies_ > copies:
         print(f"left out: {inspector.n_copies_ - copies} images that are copies of others", file=sys.stderr)
     if inspector.backbone.source == "embedded":

@@ -35,8 +35,8 @@ def main(options: dict) -> int:
     ranking = inspector.rank(options["images"], top=options["top"], recursive=options["recursive"], skip_unreadable=True)
     rows = list(_rows(ranking, threshold))
     if options["report"]:
-        name = Path(options["images"]).resolve().name
-        write_report(options["report"], inspector, ranking, rate=options["rate"], title=f"Anomaly report: {name}" if name else "Anomaly report")
+        name = "/".join(Path(options["images"]).expanduser().resolve().parts[-2:])
+        write_report(options["report"], inspector, ranking, rate=options["rate"], title=f"Anomaly report: {name}")
     if options["csv"]:
         write_atomically(Path(options["csv"]).expanduser(), _csv(rows).encode())
     if options["json"]:
@@ -57,8 +57,8 @@ def main(options: dict) -> int:
         if len(rows) > options["top"]:
             print(f"... and {len(rows) - options['top']} more")
         print(f"{sum(row['alarm'] for row in rows)} of {len(rows)} images raise an alarm (score above {threshold:.4g})")
-    for _, reason in ranking.unreadable:
-        print(f"pandalib: {reason}", file=sys.stderr)
+    for name, reason in ranking.unreadable:
+        print(f"pandalib: cannot read {name!r} as an image: {reason}", file=sys.stderr)
     return int(bool(ranking.unreadable))
 
 

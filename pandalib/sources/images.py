@@ -26,7 +26,9 @@ _READING_RULES = "pandalib folder images 1"
 
 
 class ImageError(ValueError):
-    """A file cannot be used as an image; the message is one sentence that names the file and the cause."""
+    """A file cannot be used as an image; the message is one sentence that names the file and the cause, which also stands alone in `.cause`."""
+
+    cause = ""
 
 
 @contextmanager
@@ -51,8 +53,9 @@ def _naming(path):
             cause = f"it has more than {Image.MAX_IMAGE_PIXELS} pixels"
         else:
             cause = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-        message = f"cannot read {str(path)!r} as an image: {cause}; mend, convert or remove this file."
-        raise ImageError(message) from error
+        problem = ImageError(f"cannot read {str(path)!r} as an image: {cause}; mend, convert or remove this file.")
+        problem.cause = cause
+        raise problem from error
 
 
 def _open(path) -> Image.Image:
