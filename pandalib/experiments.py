@@ -84,7 +84,7 @@ def sweep(
         raise ValueError(f"grid {grid.name} has no runs left without the missing data sets.")
     write_plan(grid, runs, folder, skip_missing=skip_missing)
     results = read_runs(runs, folder)
-    _check_weights(results.values())
+    check_weights(results.values())
     waiting = [run for run in runs if identity(run) not in results or retry_failed and "error" in results[identity(run)]]
     waiting.sort(key=lambda run: -USUAL_SECONDS[run["method"]])  # long ones first, so that no worker is left with one at the end
     if not waiting:
@@ -92,6 +92,7 @@ def sweep(
     if scheduler is not None:
         finished, workers = _on_cluster(waiting, folder, scheduler, threads)
     else:
+        prepare(waiting)
         workers = min(workers or usual_workers(), len(waiting))
         finished = _on_this_machine(waiting, folder, workers, threads or max(1, _cores() // workers))
     line = _Line(grid.name, runs, results, waiting, workers, shown=progress)
@@ -285,17 +286,49 @@ def read_results(folder: str | Path) -> list[dict]:
     return list(read_runs(read_plan(folder)["runs"], Path(folder).expanduser()).values())
 
 
-def _check_weights(results) -> None:
-    """Raise ValueError where results were made with other weights than the project's own of today."""
+def check_weights(results) -> None:
+    """Raise ValueError where results were made with other weights than those that the same settings mean today."""
     from pandalib.backbones import EMBEDDED, embedded_facts
+    from pandalib.files import sha256_of
 
+    known: dict[str, str | None] = {}
     for result in results:
-        own = result["backbone"] and result["backbone"].split(":")[0] == EMBEDDED and result["settings"].get("weights") in (None, "embedded")
-        if own and result["weights_sha256"] and result["weights_sha256"] != embedded_facts()["sha256"]:
+        if "error" in result or not result["weights_sha256"]:
+            continue
+        weights = result["settings"].get("weights") or ("embedded" if result["backbone"].split(":")[0] == EMBEDDED else "imagenet")
+        if weights not in known:
+            file = Path(weights).expanduser()
+            known[weights] = embedded_facts()["sha256"] if weights == "embedded" else sha256_of(file) if file.is_file() else None
+        if known[weights] not in (None, result["weights_sha256"]):
             raise ValueError(
-                f"{file_name(result['settings'])} was made with weights {result['weights_sha256'][:12]}, and the embedded ones are now "
-                f"{embedded_facts()['sha256'][:12]}: choose another folder, so that no table mixes them."
+                f"{file_name(result['settings'])} was made with weights {result['weights_sha256'][:12]}, and {weights} ones are now "
+                f"{known[weights][:12]}: choose another folder, so that no table mixes them."
             )
+
+
+def prepare(runs: list[dict]) -> None:
+    """What all processes will need, once and before they start: the weights, the Fisher information of the embedded network.
+
+    Raises what `load_backbone` raises: better now than in every run.
+    """
+    from pandalib.backbones import load_backbone, verify_embedded
+    from pandalib.runs import WITHOUT_BACKBONE, fisher_of
+
+    networks: dict[tuple, list[dict]] = {}
+    for run in runs:
+        if run["method"] not in WITHOUT_BACKBONE:
+            networks.setdefault(tuple(run.get(key) for key in ("backbone", "weights", "last", "adapt_from")) + (run["tier"],), []).append(run)
+    for (backbone, weights, last, adapt_from, tier), users in networks.items():
+        defaults = tiers.TIERS[tier]
+        name = backbone or defaults.backbone
+        weights = weights or (defaults.weights if name == defaults.backbone else "imagenet")
+        if weights == "embedded":
+            verify_embedded()
+        network = load_backbone(name, weights, last=last or defaults.last, device="cpu", **({"adapt_from": adapt_from} if adapt_from else {}))
+        recipes = {run.get("fisher_recipe", "per-sample") for run in users if run["method"] == "ewc" and not {"fisher", "fisher_images"} & set(run)}
+        if weights == "embedded" and last is None:
+            for recipe in recipes:
+                fisher_of(network, None, recipe=recipe)
 
 
 # ---------------------------------------------------------------- on one machine

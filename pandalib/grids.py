@@ -150,7 +150,13 @@ def expand(spec: str) -> list[str]:
 
 
 def _problem(spec: str) -> str:
+    """Why a task cannot be had on this machine; empty when it can."""
+    from pandalib.sources.public import SETS
+    from pandalib.sources.registry import require
+
     try:
+        if spec.partition(":")[0] in SETS:
+            require(SETS[spec.partition(":")[0]])
         return "" if expand(spec) else "it has no classes"
     except (ValueError, OSError) as error:
         return str(error)

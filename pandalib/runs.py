@@ -19,10 +19,12 @@ from pandalib.exposure import OutlierExposure
 from pandalib.history import adaptation_recorder, exposure_recorder, svdd_recorder
 from pandalib.metrics import roc_auc
 from pandalib.pixel_metrics import pixel_roc_auc, pro
+from pandalib.pooling import Chosen, Joined
 from pandalib.segment import SPADE, MemoryBank, image_scores
 from pandalib.sources.outliers import KINDS, check_unseen, load_outliers, outlier_folder
+from pandalib.sources.public import SETS
 from pandalib.svdd import DeepSVDD
-from pandalib.tasks import OneClassTask, load_task
+from pandalib.tasks import OneClassTask, load_task, sibling_tasks
 
 WITHOUT_BACKBONE = {"pixels", "svdd"}
 BIASED_BATCH = 32  # images in a batch whose mean gradient is squared, for the Fisher recipe "batch-mean": the official code's
@@ -283,8 +285,8 @@ def outliers_of(data: OneClassTask, outliers: str | None = None, n: int | None =
 
     Parameters
     ----------
-    outliers : one of `pandalib.sources.outliers.KINDS`, or a folder; None: "near" for pictograms, and for others there
-        is no default.
+    outliers : one of `pandalib.sources.outliers.KINDS`; a public data set, as "cifar100", of which the training images of
+        all classes are taken in turn; or a folder. None: "near" for pictograms, and for others there is no default.
     recall : `Memory.recall`, to draw them once for several runs.
     n : None: 2000 drawn ones, or all of the folder.
 
@@ -301,11 +303,28 @@ def outliers_of(data: OneClassTask, outliers: str | None = None, n: int | None =
     if outliers is None or outliers in KINDS:
         options = {} if level is None else dict(level=level)
         return recall(load_outliers, outliers or "near", N_OUTLIERS if n is None else n, seed=seed, **options)
-    if not os.path.exists(os.path.expanduser(outliers)):
-        raise ValueError(f"outliers {outliers!r} are unknown: choose one of {', '.join(KINDS)} (for pictograms), or a folder of images.")
-    images = outlier_folder(outliers, n, size=np.shape(data.train[:1])[-1], resize=resize, seed=seed)
+    size = np.shape(data.train[:1])[-1]
+    if outliers in SETS:
+        images = _outlier_set(data, outliers, n, size=size, resize=resize, seed=seed)
+    elif os.path.exists(os.path.expanduser(outliers)):
+        images = outlier_folder(outliers, n, size=size, resize=resize, seed=seed)
+    else:
+        raise ValueError(f"outliers {outliers!r} are unknown: choose one of {', '.join(KINDS)} (for pictograms), a folder of images, or a data set: {', '.join(SETS)}.")
     check_unseen(images, data)
     return images
+
+
+def _outlier_set(data: OneClassTask, name: str, n: int | None, *, size: int, resize: int | None, seed: int):
+    """Training images of every class of a data set, as many of each as far as they last, and not more than n."""
+    if SETS[name] == SETS.get(data.name.partition(":")[0]):
+        raise ValueError(f"outliers {name!r} for {data.name}: they are of the same data set, and would show the anomalies that are to be found. Choose another set.")
+    if n is not None and n < 1:
+        raise ValueError(f"n={n} outliers: expected at least 1.")
+    siblings = sibling_tasks(name)
+    each = None if n is None else max(2, -(-n // len(siblings)))
+    parts = [load_task(task, seed=seed, n_train=each, n_test=1, size=size, resize=resize).train for task in siblings]
+    images = Joined(parts)
+    return images if n is None or n >= len(images) else Chosen(images, np.random.default_rng(seed).permutation(len(images))[:n])
 
 
 def peak_rss_mb() -> float:

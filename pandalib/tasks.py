@@ -50,7 +50,8 @@ def load_task(
     ----------
     spec : "pictograms:star" (any of the ten symbols), "surfaces:weave" (any of the six kinds), "folder:PATH" (MVTec
         layout), "folder:PATH:CLASS" (one folder per class; CLASS is normal), or a class of a public data set, as
-        "cifar10:airplane" (`pandalib.sources.public`; `python -m pandalib data` lists them).
+        "cifar10:airplane" (`pandalib.sources.public`; `python -m pandalib data` lists them). "pictograms:star+heart" has
+        two normal classes (`pandalib.pooling`), each with its `n_train` images.
     seed : draws the images (pictograms, surfaces) or the split and the sample (folder).
     n_train, n_test : number of training images, and of test images per class or defect; None: the source's default.
     size : side of the square image in pixels, for folders and public data sets (default 224) and surfaces (64 to 256, default 128).
@@ -64,6 +65,11 @@ def load_task(
     ------
     ValueError naming what was given and what there is, when the source or the class is unknown.
     """
+    from pandalib.pooling import classes_of, pool
+
+    if classes_of(spec):
+        options = dict(seed=seed, n_train=n_train, n_test=n_test, size=size, resize=resize, missing_masks=missing_masks, level=level, defects=defects)
+        return pool(spec, lambda part: load_task(part, **options))
     source, _, name = spec.partition(":")
     counts = {key: value for key, value in (("n_train", n_train), ("n_test", n_test)) if value is not None}
     if defects is not None and source != "surfaces":

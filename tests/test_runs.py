@@ -172,7 +172,7 @@ def test_outliers_are_read_with_the_geometry_of_the_task(picture_folder):
 @pytest.mark.parametrize(
     ("task", "outliers", "message"),
     [
-        ("pictograms:star", "nearer", "outliers 'nearer' are unknown: choose one of near, middle, far, noise (for pictograms), or a folder of images"),
+        ("pictograms:star", "nearer", "outliers 'nearer' are unknown: choose one of near, middle, far, noise (for pictograms), a folder of images, or a data set"),
         ("pictograms:star", "{folder}/task/good/0.png", "is a file: expected the folder that holds the images"),
         ("surfaces:weave", None, "no outliers were given: surfaces:weave needs outliers=FOLDER, a folder of images that are not normal"),
         ("surfaces:weave", "near", "outliers 'near' are drawn for pictograms only: surfaces:weave needs outliers=FOLDER"),
