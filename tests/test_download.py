@@ -312,3 +312,20 @@ def test_two_processes_want_the_same_file(server, tmp_path):
     assert [worker.exitcode for worker in workers] == [0, 0]
     assert (tmp_path / "a.bin").read_bytes() == CONTENT and names(tmp_path) == ["a.bin"]
     assert len(server.requests) == 1  # the second waited and found it done
+
+
+def test_who_waited_for_a_part_that_was_deleted_gets_one_of_its_own(tmp_path):
+    part, found = tmp_path / "a.bin.part", []
+
+    def wait():
+        with module._locked(part, False) as mine:
+            mine.write(b"mine")
+            found.append(part.read_bytes())
+
+    with module._locked(part, False):
+        waiting = threading.Thread(target=wait)
+        waiting.start()
+        time.sleep(0.2)
+        part.unlink()
+    waiting.join(10)
+    assert found == [b"mine"]

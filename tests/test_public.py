@@ -350,6 +350,13 @@ def test_names_of_classes_are_those_of_torchvision():
     assert len(set(public.names_of("flowers102"))) == 102 and "colt_s_foot" in public.names_of("flowers102")
 
 
+def test_the_page_of_data_sets_says_what_the_registry_says():
+    text = (registry.ROOT / "docs" / "data_sets.md").read_text(encoding="utf-8")
+    for row in registry.registry().values():
+        line = next(line for line in text.splitlines() if line.startswith(f"| [{row['title']}]({row['page']})"))
+        assert all(f"| {row[key]} |" in line for key in ("tasks", "licence", "protocol"))
+
+
 # ---------------------------------------------------------------- every set, from its archives to a task
 
 
