@@ -208,18 +208,20 @@ def _checked(found: dict, source: str) -> Grid:
         raise ValueError("also: expected [[also]], with two brackets.")
     base = dict(seeds=[0], backbones=[{}], settings={}, vary={}) | {key: head[key] for key in _AXES if key in head}
     base |= {key: found[key] for key in ("settings", "vary") if key in found}
-    blocks = [_block(base, "the grid")]
     for number, block in enumerate(also, 1):
         _known(block, _BLOCK, f"[[also]] {number}")
-        blocks.append(_block({**base, "vary": {}, **block}, f"[[also]] {number}"))
+    whole = [(base, "the grid"), *(({**base, "vary": {}, **block}, f"[[also]] {number}") for number, block in enumerate(also, 1))]
+    for block, where in whole:
+        for axis in _AXES:
+            _check_list(block[axis], f"{axis} of {where}")
+    everyone = [method for block, _ in whole for method in block["methods"]]  # an option that one of them heeds has its place
+    blocks = [_block(block, where, everyone) for block, where in whole]
     return Grid(head["name"], head.get("description", ""), head["tier"], tuple(blocks), source)
 
 
-def _block(block: dict, where: str) -> dict:
+def _block(block: dict, where: str, everyone: list[str]) -> dict:
     from pandalib.runs import METHODS
 
-    for axis in _AXES:
-        _check_list(block[axis], f"{axis} of {where}")
     for name, kind in (("tasks", str), ("methods", str), ("seeds", int)):
         for value in block[name]:
             if not isinstance(value, kind) or isinstance(value, bool) or (kind is int and value < 0):
@@ -243,7 +245,7 @@ def _block(block: dict, where: str) -> dict:
                 raise ValueError(f"[settings.{key}]: {key!r} is no method: choose among {', '.join(METHODS)}.")
             settings[key] = {option: _check_option(option, one, [key], f"[settings.{key}]") for option, one in value.items()}
         else:
-            settings[""][key] = _check_option(key, value, block["methods"], "[settings]")
+            settings[""][key] = _check_option(key, value, everyone, "[settings]")
     for option, values in block["vary"].items():
         _check_list(values, f"{option} of [vary]")
         for value in values:
@@ -276,7 +278,7 @@ def _check_option(option: str, value, methods: list[str], where: str):
     parameters = {name: parameter for name, parameter in _parameters().items() if name not in _OWN}
     if option not in parameters:
         raise ValueError(f"{where} has an unknown option {option!r}: accepted are {', '.join(parameters)}.")
-    if not any(option in CONCERNS[method] for method in methods):
+    if not any(option in CONCERNS[method] for method in methods if isinstance(method, str) and method in CONCERNS):
         heeding = [method for method in CONCERNS if option in CONCERNS[method]]
         raise ValueError(f"{where}: {option} changes nothing in {', '.join(methods)}: it concerns {', '.join(heeding)}.")
     if value == DEFAULT:
