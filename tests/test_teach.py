@@ -272,10 +272,15 @@ def test_a_function_that_changes_its_arguments_cannot_fool_the_check():
     def sorts_in_place(labels, scores):
         scores.sort()
         labels[:] = np.sort(labels)
-        return 1.0
+        return EXERCISES["roc_auc_by_pairs"].solution(labels, scores)
 
-    with pytest.raises(CheckFailed):
-        check("roc_auc_by_pairs", sorts_in_place)
+    def makes_them_equal(ours, theirs):
+        theirs |= {key: value for key, value in ours.items() if key not in ("method", "ROC-AUC")}
+        return True
+
+    for key, function in (("roc_auc_by_pairs", sorts_in_place), ("fair", makes_them_equal)):
+        with pytest.raises(CheckFailed):
+            check(key, function)
 
 
 def test_a_tensor_is_as_good_as_an_array():
