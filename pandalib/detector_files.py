@@ -141,7 +141,8 @@ def load(cls, folder, *, weights=None, backbone: Backbone | None = None):
             if array is None or array.shape != shape or array.dtype != dtype:
                 has = "no such tensor" if array is None else f"{array.dtype} {array.shape}"
                 raise ValueError(f"{name} is {has}, expected {np.dtype(dtype)} {shape}")
-            if dtype in (np.float32, np.float64) and not np.isfinite(array).all() or dtype == np.float64 and (array < 0).any():
+            # Row by row: a mask of all pyramids would be half as large as they are.
+            if not all(np.isfinite(row).all() for row in array) or dtype == np.float64 and (array < 0).any():
                 raise ValueError(f"{name} holds numbers that are not finite, or negative")
         kept = tensors["kept"]
         if not (kept[0] >= 0 and kept[-1] < n and (np.diff(kept) > 0).all() and (tensors["scales"] > 0).all()):
@@ -166,7 +167,7 @@ def read_facts(folder: Path) -> dict:
         raise ValueError(f"{path} is damaged ({' '.join(str(error).split())[:100]}): restore it from a copy, or fit the detector again.") from None
     if not isinstance(facts, dict) or facts.get("format") != FORMAT:
         raise ValueError(f"{path} describes no detector of pandalib: expected format {FORMAT!r}.")
-    if facts.get("version") != VERSION:
+    if type(facts.get("version")) is not int or facts["version"] != VERSION:
         raise ValueError(f"{path} has format version {facts.get('version')!r}, this pandalib reads {VERSION}: update pandalib, or fit the detector again.")
     for key, (check, expected) in _ENTRIES.items():
         value = facts

@@ -130,6 +130,8 @@ class Inspector:
         stages = [name for part in (backbone.stem, backbone.head) for name, _ in part.named_children()]
         self.layers = tuple(name for name in LAYERS if name in stages) if layers is None else tuple(layers)
         self._spade = SPADE(backbone, layers=self.layers, n_images=n_images, sigma=sigma, balanced=True, memory_mb=memory_mb)  # checks the rest
+        if not (isinstance(seed, (int, np.integer)) and seed >= 0):
+            raise ValueError(f"seed={seed!r}: expected a whole number, 0 or more.")
         if not 0 < false_alarm_rate < 1:
             raise ValueError(f"false_alarm_rate={false_alarm_rate!r}: expected a share between 0 and 1, for example 0.05.")
         if n_maps < (needed := _needed(false_alarm_rate)):
@@ -210,8 +212,7 @@ class Inspector:
         """The pyramids of `old`, then those of the chosen images."""
         if not chosen:
             return old
-        picked = ImageFolder([images.files[number] for number in chosen], self.size, self.resize) if isinstance(images, ImageFolder) else images[np.array(chosen)]
-        found = Pyramids.of(self.backbone, picked, self.layers)
+        found = Pyramids.of(self.backbone, _Chosen(images, np.array(chosen)), self.layers)
         return found if old is None else Pyramids(np.concatenate([old.rows, found.rows]), found.shapes)
 
     def _calibrate(self, pyramids: Pyramids) -> None:
@@ -346,6 +347,19 @@ class Inspector:
         from pandalib.detector_files import load
 
         return load(cls, folder, weights=weights, backbone=backbone)
+
+
+class _Chosen(Sequence):
+    """Some images of a sequence, read when they are asked for."""
+
+    def __init__(self, images, numbers: np.ndarray):
+        self.images, self.numbers = images, numbers
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, index):
+        return self.images[self.numbers[index]]
 
 
 def _batches(images, step: int, names: list[str], unreadable: list | None) -> Iterator[tuple[Sequence[int], np.ndarray]]:
