@@ -273,8 +273,15 @@ def test_a_slider_moves_figure_and_sentence(lesson):
 
 def test_what_is_saved_holds_no_widget_state(lesson):
     before = lesson.file.stat().st_mtime_ns
+
+    def is_saved():
+        try:
+            return lesson.file.stat().st_mtime_ns != before and json.loads(lesson.file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # not yet whole
+            return False
+
     lesson.choose("File", "Save Notebook")
-    until(lambda: lesson.file.stat().st_mtime_ns != before and json.loads(lesson.file.read_text()), PAGE, "the notebook to be saved")
+    until(is_saved, PAGE, "the notebook to be saved")
     saved = nbformat.read(lesson.file, as_version=4)
     assert "widgets" not in saved.metadata and "widget-state" not in lesson.file.read_text()
     counts = [cell.execution_count for cell in saved.cells if cell.cell_type == "code"]

@@ -2,13 +2,14 @@
 
     python tools/notebooks.py [NOTEBOOK ...]      default: all of notebooks/
 
-Prints for each its seconds and the seconds from the kernel's start to its first figure. A notebook that fails is left
-as it was. No times, no widget state and no version of this machine's Python stay in the files.
+Prints for each its seconds, the seconds from the kernel's start to its first figure, and on Linux the largest memory of
+its kernel. A notebook that fails is left as it was. No times, no widget state and no version of this machine's Python stay in the files.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -25,13 +26,23 @@ os.environ["PANDALIB_QUIET"] = "1"  # no progress bar in the files
 LARGEST = 1_000_000  # bytes of one notebook
 
 
-def execute(path: Path) -> tuple[float, float | None]:
-    """Run one notebook and write it back: (seconds in all, seconds to the first figure or None)."""
+def largest_memory(process: int | None) -> int | None:
+    """Bytes that a running process has held at most, its libraries included; None where the system does not say."""
+    try:
+        found = re.search(r"^VmHWM:\s*(\d+) kB", Path(f"/proc/{process}/status").read_text(), re.MULTILINE)
+    except OSError:
+        return None
+    return 1024 * int(found[1]) if found else None
+
+
+def execute(path: Path) -> tuple[float, float | None, int | None]:
+    """Run one notebook and write it back: (seconds in all, seconds to the first figure or None, bytes of its kernel or None)."""
     notebook = nbformat.read(path, as_version=4)
-    start, first_figure = time.perf_counter(), None
+    start, first_figure, memory = time.perf_counter(), None, None
 
     def note_figure(cell, cell_index, **_):
-        nonlocal first_figure
+        nonlocal first_figure, memory
+        memory = largest_memory(client.km.provisioner.pid)
         if first_figure is None and any("image/png" in output.get("data", {}) for output in cell.get("outputs", [])):
             first_figure = time.perf_counter() - start
 
@@ -50,16 +61,17 @@ def execute(path: Path) -> tuple[float, float | None]:
     if len(text) > LARGEST:
         raise ValueError(f"{path} would have {len(text)} bytes: at most {LARGEST} are allowed. Make its figures smaller or fewer.")
     write_atomically(path, text.encode())
-    return time.perf_counter() - start, first_figure
+    return time.perf_counter() - start, first_figure, memory
 
 
 def main(names: list[str]) -> int:
     failed = False
     for path in [Path(name) for name in names] or sorted((ROOT / "notebooks").glob("*.ipynb")):
         try:
-            seconds, first_figure = execute(path)
+            seconds, first_figure, memory = execute(path)
             figure = f"first figure after {first_figure:.1f} s" if first_figure is not None else "no figure"
-            print(f"{path.name}: {seconds:.1f} s, {figure}, {path.stat().st_size / 1e3:.0f} kB", flush=True)
+            kernel = f", kernel {memory / 2**30:.2f} GiB at most" if memory else ""
+            print(f"{path.name}: {seconds:.1f} s, {figure}{kernel}, {path.stat().st_size / 1e3:.0f} kB", flush=True)
         except (CellExecutionError, ValueError) as error:
             print(f"{path.name}: left as it was.\n{error}", file=sys.stderr)
             failed = True
