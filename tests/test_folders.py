@@ -700,3 +700,16 @@ def test_real_magnetic_tile():
     whole = load_task(root, size=32)
     empty = {kind for kind, label, mask in zip(whole.kinds, whole.labels, whole.masks) if label and not mask.any()}
     assert "uneven" in empty  # allowed: some "uneven" masks mark no pixel
+
+
+def test_images_are_written_in_their_order_and_only_into_an_empty_folder(tmp_path):
+    from pandalib.sources.folders import write_images
+
+    images = np.random.default_rng(0).integers(0, 256, (12, 3, 20, 20), dtype=np.uint8)
+    folder = write_images(images, tmp_path / "new" / "photographs")
+    names = sorted(path.name for path in folder.iterdir())
+    assert names[0] == "00.png" and len(names) == 12
+    assert np.array_equal(np.stack([read_image(folder / name, 20) for name in names]), images)
+    with pytest.raises(FileExistsError, match="is not empty: expected a new or an empty folder"):
+        write_images(images, folder)
+    assert sorted(path.name for path in folder.iterdir()) == names

@@ -158,10 +158,7 @@ def write_mvtec(task: OneClassTask, folder) -> Path:
     FileExistsError where the folder holds something or is a file, OSError where it cannot be written, ValueError for a
     kind that cannot be the name of a folder, or that is both normal and anomalous.
     """
-    folder = Path(folder).expanduser().resolve()
-    if folder.exists() and not folder.is_dir() or folder.is_dir() and any(folder.iterdir()):
-        what = "is not empty" if folder.is_dir() else "is a file"
-        raise FileExistsError(f"{str(folder)!r} {what}: expected a new or an empty folder to write to.")
+    folder = _empty_folder(folder)
     names = _kind_folders(task)
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name[:40]}.", suffix=".part"))
@@ -183,6 +180,27 @@ def write_mvtec(task: OneClassTask, folder) -> Path:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+    return folder
+
+
+def write_images(images, folder) -> Path:
+    """Write images, uint8 (N, 3, H, W), as PNG files 000.png, 001.png ... into a new or an empty folder; its path.
+
+    Raises FileExistsError where the folder holds something or is a file, OSError where it cannot be written.
+    """
+    folder = _empty_folder(folder)
+    width = len(str(len(images)))
+    for number in range(len(images)):
+        _write_png(folder / f"{number:0{width}}.png", images[number].transpose(1, 2, 0))
+    return folder
+
+
+def _empty_folder(folder) -> Path:
+    """The whole path, after a check that nothing is there."""
+    folder = Path(folder).expanduser().resolve()
+    if folder.exists() and not folder.is_dir() or folder.is_dir() and any(folder.iterdir()):
+        what = "is not empty" if folder.is_dir() else "is a file"
+        raise FileExistsError(f"{str(folder)!r} {what}: expected a new or an empty folder to write to.")
     return folder
 
 
