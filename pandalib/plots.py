@@ -287,7 +287,7 @@ def two_parts(parts: np.ndarray, labels, *, threshold: float) -> Figure:
     fig, axis = figure(width=5.2, height=4.0)
     for name, rows in (("anomalous", labels), ("normal", ~labels)):
         style = STYLES[name]
-        axis.scatter(*parts[:, rows], s=34, color=style["color"], marker=style["marker"], alpha=0.7, linewidths=0, label=name)
+        axis.scatter(*parts[:, rows], s=34, facecolor=style["color"] + "59", edgecolor=style["color"], marker=style["marker"], linewidths=0.8, label=name)
     low, high = parts.min() / 1.3, parts.max() * 1.3
     axis.plot([low, threshold, threshold], [threshold, threshold, low], color=REFERENCE, linestyle="--", linewidth=1.5, label="threshold")
     axis.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high), xlabel="image part (1: a usual normal image)", ylabel="place part (1: usual)")

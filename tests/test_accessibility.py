@@ -114,6 +114,9 @@ def drawn_figures():
     scores, labels = rng.gamma(3, size=60), np.arange(60) % 2
     yield plots.score_histogram(scores, labels, threshold=3.0)
     yield plots.roc_curves({"one": ([0, 1], [0, 1])})
+    yield plots.intervals(["a", "b"], [0.5, 0.7], [[0.4, 0.6], [0.6, 0.8]])
+    yield plots.bars(["a", "b"], [1.0, 20.0], xlabel="seconds")
+    yield plots.two_parts(rng.gamma(3, size=(2, 60)), labels, threshold=1.5)
     yield plots.dots({"one": [0.5, 0.6], "two": [0.7, 0.8]}, ["a", "b"])
     yield plots.stacked([1, 2, 3], {"loss": {"one": [1, 2, 3]}}, xlabel="epoch", marks={"peak": 2})
     yield plots.scatter_strip({"start": rng.normal(size=(60, 2))}, labels, shared=True, xlabel="first", ylabel="second")
@@ -129,8 +132,9 @@ def test_words_and_outlines_in_figures_have_contrast():
             for word in words + (list(legend.get_texts()) if legend else []):
                 assert contrast(word.get_color()) >= 4.5, word  # WCAG 2.2, 1.4.3: text
                 assert word.get_fontsize() >= 8
-            for patch in axis.patches:  # bars and areas: the fill may be pale, the outline may not
-                assert patch.get_edgecolor()[3] == 1 and contrast(patch.get_edgecolor()[:3]) >= 3.0
+            for patch in axis.patches:  # bars and areas: a pale fill needs an outline that is not
+                *colour, opacity = patch.get_facecolor() if patch.get_facecolor()[3] == 1 else patch.get_edgecolor()
+                assert opacity == 1 and contrast(colour) >= 3.0
             for line in axis.lines:
                 colour = line.get_markeredgecolor() if line.get_linestyle() == "None" else line.get_color()
                 assert contrast(colour) >= 3.0 and line.get_alpha() in (None, 1)

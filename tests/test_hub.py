@@ -55,6 +55,12 @@ def test_devcontainer_uses_what_the_makefile_has():
     assert settings["customizations"]["vscode"]["settings"]["python.defaultInterpreterPath"].endswith("/.venv/bin/python")
 
 
+def test_ci_brings_a_browser():
+    script = ROOT / ".ci" / "run"
+    subprocess.run(["bash", "-n", script], check=True)
+    assert re.search(r"apt-get .*install .*chromium chromium-driver", script.read_text())
+
+
 # ---------------------------------------------------------------- Colab
 
 TOOL = ROOT / "tools" / "colab.py"
@@ -177,7 +183,8 @@ def test_the_page_names_what_exists_and_says_what_was_not_tried():
     for name in re.findall(r"`make ([a-z]+)", PAGE):
         assert name in make_targets(), name
     for target in re.findall(r"\]\(([^)\s]+)\)", PAGE):
-        assert target.startswith(("https://", "#")) or (ROOT / "docs" / target).exists(), target
+        assert target.startswith(("https://", "#")) or (ROOT / "docs" / target.split("#")[0]).exists(), target
+    assert set(re.findall(r"\bv\d+\.\d+\.\d+", PAGE)) == {f"v{pandalib.__version__}"}
     for heading in ("Binder", "container", "Colab", "JupyterHub"):
         part = next(section for section in re.split(r"^## ", PAGE, flags=re.MULTILINE) if heading.lower() in section.split("\n")[0].lower())
         assert re.search(r"not tried", part, re.IGNORECASE), f"{heading}: what could not be tried is marked"
