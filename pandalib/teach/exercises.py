@@ -691,18 +691,24 @@ def _parts_of_scores() -> list[tuple]:
     return [(rng.gamma(3, size=(2, n)) * scales, rng.gamma(2, size=(2, m)) * scales) for n, m in ((6, 30), (1, 9), (20, 50))]
 
 
+def _in_units(parts, normal, q: float = 0.9) -> np.ndarray:
+    return parts / np.quantile(normal, q, axis=1, keepdims=True)
+
+
 EXERCISES["larger_part"] = Exercise(
     _parts_of_scores,
-    lambda parts, normal: (parts / np.median(normal, axis=1, keepdims=True)).max(axis=0),
+    lambda parts, normal: _in_units(parts, normal).max(axis=0),
     {
         "not_scaled": lambda parts, normal: parts.max(axis=0),
-        "own_median": lambda parts, normal: (parts / np.median(parts, axis=1, keepdims=True)).max(axis=0),
-        "one_median": lambda parts, normal: parts.max(axis=0) / np.median(normal),
-        "sum": lambda parts, normal: (parts / np.median(normal, axis=1, keepdims=True)).sum(axis=0),
-        "mean": lambda parts, normal: (parts / np.median(normal, axis=1, keepdims=True)).mean(axis=0),
-        "smaller": lambda parts, normal: (parts / np.median(normal, axis=1, keepdims=True)).min(axis=0),
-        "by_the_largest": lambda parts, normal: (parts / normal.max(axis=1, keepdims=True)).max(axis=0),
-        "one_number": lambda parts, normal: float((parts / np.median(normal, axis=1, keepdims=True)).max()),
+        "own_unit": lambda parts, normal: _in_units(parts, parts).max(axis=0),
+        "one_unit": lambda parts, normal: parts.max(axis=0) / np.quantile(normal, 0.9),
+        "median": lambda parts, normal: _in_units(parts, normal, 0.5).max(axis=0),
+        "lower_tenth": lambda parts, normal: _in_units(parts, normal, 0.1).max(axis=0),
+        "sum": lambda parts, normal: _in_units(parts, normal).sum(axis=0),
+        "mean": lambda parts, normal: _in_units(parts, normal).mean(axis=0),
+        "smaller": lambda parts, normal: _in_units(parts, normal).min(axis=0),
+        "by_the_largest": lambda parts, normal: _in_units(parts, normal, 1.0).max(axis=0),
+        "one_number": lambda parts, normal: float(_in_units(parts, normal).max()),
     },
 )
 
