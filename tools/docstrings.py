@@ -110,7 +110,8 @@ def inline(text: str) -> str:
         elif re.fullmatch(r"\*[^*]+\*", piece):
             result.append(piece)
         else:
-            result.append(re.sub(r"([\\*|_`])", r"\\\1", piece))
+            plain = re.sub(r"([\\*|_`])", r"\\\1", piece)
+            result.append(re.sub(r"\b(?!https?:)(\w+)://", r"\1\\://", plain))  # tcp://... is no link
     return "".join(result)
 
 

@@ -14,12 +14,16 @@ below its figure; of an exercise the stub is shown, hints and solution go into t
 from __future__ import annotations
 
 import argparse
+import base64
+import io
 import re
 import sys
 from dataclasses import dataclass, field
 from html import escape
 from importlib.util import find_spec
 from pathlib import Path
+
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
@@ -98,8 +102,8 @@ def lead(block: str) -> str:
             break
         kept.append(sentence)
     short = " ".join(kept)
-    if any(short.count(mark) % 2 for mark in "*`$"):  # the cut went through a phrase in bold, in italics or in code
-        return block
+    if short.count("**") % 2 or any(short.replace("**", "").count(mark) % 2 for mark in "*`$"):
+        return block  # the cut went through a phrase in bold, in italics or in code
     return short
 
 
@@ -144,9 +148,11 @@ def text_pages(heading: str, level: int, section: str, text: str, lessons: froze
     kind = "exercise" if heading.startswith("Exercise") else "text"
     first = f"<h{level}>{markdown(heading)[3:-5]}</h{level}>" if heading else again(section)
     pages = [Page(first, "", 0, kind, [text], opens=bool(heading))]
+    room = ROOM
     for block in [lead(block) for block in blocks(re.sub(r"Stuck\? Run `hint\(.*?\.", "", text))]:  # a room has no cell to run
-        if pages[-1].high and pages[-1].high + height(block) > ROOM:
+        if pages[-1].high and pages[-1].high + height(block) > room:
             pages.append(Page(again(heading or section), "", 0, kind))
+        room = 1.2 * ROOM if block.endswith(":") else ROOM  # a list stays with the line that announces it
         pages[-1].body += markdown(block, lessons)
         pages[-1].high += height(block)
     return pages
@@ -184,9 +190,12 @@ def figure_pages(cell, section: str) -> list[Page]:
     pages = []
     for output in cell.outputs:
         if "image/png" in output.get("data", {}):
-            alt = output.metadata["image/png"]["alt"]
-            image = f'<img alt="{escape(alt)}" src="data:image/png;base64,{"".join(output.data["image/png"].split())}">'
-            pages.append(Page(again(section), f"<figure>{image}<figcaption>{escape(alt)}</figcaption></figure>", ROOM, "figure"))
+            alt = escape(output.metadata["image/png"]["alt"])
+            data = "".join(output.data["image/png"].split())
+            width, tall = Image.open(io.BytesIO(base64.b64decode(data))).size
+            scale = min(1160 / width, 500 / tall)
+            image = f'<img alt="{alt}" width="{width * scale:.0f}" height="{tall * scale:.0f}" src="data:image/png;base64,{data}">'
+            pages.append(Page(again(section), f"<figure>{image}<figcaption>{alt}</figcaption></figure>", tall * scale + 80, "figure"))
     return pages
 
 
@@ -207,10 +216,11 @@ def join(pages: list[Page], room: float = ROOM) -> list[Page]:
     joined: list[Page] = []
     for page in pages:
         last = joined[-1] if joined else None
-        together = last and {last.kind, page.kind} <= MERGED and not page.opens and last.high + page.high <= room
+        alike = last and ({last.kind, page.kind} <= MERGED or (last.kind, page.kind) in (("text", "figure"), ("answer", "text")))
+        together = alike and not page.opens and last.high + page.high <= (room if page.kind != "figure" else 1.2 * room)
         if together:
             last.body, last.high, last.notes = last.body + page.body, last.high + page.high, last.notes + page.notes
-            last.kind = page.kind if not last.opens else last.kind
+            last.kind = page.kind if last.kind in MERGED and not last.opens else last.kind
         else:
             joined.append(page)
     return joined
@@ -261,7 +271,8 @@ def columns(notebook, number: str, lessons: frozenset[str]) -> list[list[Page]]:
 
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
-            for level, heading, text in sections(cell.source):
+            parts = sections(cell.source)
+            for number_of_part, (level, heading, text) in enumerate(parts):
                 if level == 1:
                     add([title_page(heading, text, number)], cell)
                     continue
@@ -270,6 +281,8 @@ def columns(notebook, number: str, lessons: frozenset[str]) -> list[list[Page]]:
                 if level == 2:
                     if heading != "Set-up" and cell.metadata.get("slideshow", {}).get("slide_type") != "skip":
                         result.append([])
+                if level == 2 and not text and number_of_part + 1 < len(parts):  # a title above another title: a slide of its own
+                    add([Page(f"<h2>{markdown(heading)[3:-5]}</h2>", "", 0, opens=True)], cell)
                 if level > 1 and not text:
                     continue  # its title stands on the slide of the cell that follows
                 pages = text_pages(heading, level, section, text, lessons)
@@ -289,7 +302,7 @@ def columns(notebook, number: str, lessons: frozenset[str]) -> list[list[Page]]:
                 continue  # the stub is the slide; a card is the reader's own
             else:
                 figures = figure_pages(cell, section)
-                answers = [Page("<h2>What happened</h2>", markdown(opening(text)), ROOM, "answer") for text in shown(cell)]
+                answers = [Page("<h2>What happened</h2>", markdown(opening(text)), sum(map(height, blocks(opening(text)))), "answer") for text in shown(cell)]
                 below = code_pages(cell, section)
                 if figures and not printed(cell) and "def " not in cell.source:  # it draws and does nothing else
                     figures[0].notes.append(f"```\n{cell.source}\n```")

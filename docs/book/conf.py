@@ -44,6 +44,7 @@ html_math_renderer = "mathml"
 html_css_files = ["formulas.css", "book.css"]
 html_js_files = ["book.js"]
 html_copy_source = False
+html_domain_indices = False  # "The library" lists the modules, with what each is for
 html_show_copyright = False
 html_show_sphinx = False
 pygments_style = "a11y-high-contrast-light"
