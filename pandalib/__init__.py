@@ -29,7 +29,7 @@ _HOME = {
     "load_outliers": "sources.outliers",
     "Inspector": "inspector",
     "SPADE": "segment",
-    "MemoryBank": "segment",
+    "MemoryBank": "bank",
     "PixelKNN": "detectors",
     "KNN": "knn",
     "knn_scores": "knn",

@@ -19,8 +19,6 @@ from pandalib.files import atomic_file
 from pandalib.overlays import REACH, in_words, jpeg, overlay, scale_bar
 from pandalib.report_style import STYLE
 
-PART_NAMES = {"image": "the image as a whole", "place": "one place in it"}
-
 
 def write_report(path, inspector, ranking, *, rate: float | None = None, title: str = "Anomaly report", when: datetime | None = None) -> None:
     """Write the report of a ranking.
@@ -167,8 +165,13 @@ def _histogram(normal: np.ndarray, found: np.ndarray, bins: int = 28) -> str:
     edges = np.linspace(low, high, bins + 1)
     shares = [np.histogram(np.log2(np.maximum(values, least)), edges)[0] / len(values) for values in (normal, found)]
     highest = max(share.max() for share in shares)
-    x = lambda value: left + (np.log2(value) - low) / (high - low) * (width - left - right)  # noqa: E731
-    y = lambda share: height - bottom - share / highest * (height - top - bottom)  # noqa: E731
+
+    def x(value):
+        return left + (np.log2(value) - low) / (high - low) * (width - left - right)
+
+    def y(share):
+        return height - bottom - share / highest * (height - top - bottom)
+
     parts = []
     for share, kind in zip(shares, ("normal", "found")):
         filled = np.concatenate([[0], share > 0, [0]]).astype(int)

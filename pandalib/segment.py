@@ -20,54 +20,22 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from pandalib.adapt import check_counts
-from pandalib.backbones import MEAN, STD, Backbone, normalise
+from pandalib.backbones import MEAN, STD, Backbone
+from pandalib.bank import MemoryBank, coreset  # noqa: F401 - lesson 06 compares the two, and finds both here
 from pandalib.cache import FeatureCache, content_key
-from pandalib.features import check_fitted, check_k
-from pandalib.interpolation import blurred_enlargement, enlargement
+from pandalib.correspond import MapDetector, Nearest, check_settings, enlarged, image_scores, nearest_squared  # noqa: F401 - as well
+from pandalib.features import check_fitted
 from pandalib.knn import nearest_others, squared_distances
 from pandalib.metrics import threshold_at
 from pandalib.progress import progress as bar
 
-# Distances that are worked out at once: 1 MB, which stays in the processor's cache between the product and the minimum.
-TILE_ROWS, TILE_COLUMNS = 256, 1024
 TOGETHER = 4096  # positions of normal images that are read at once: coarse layers have few an image
 FOR_SCALES = 16  # normal images that tell what is usual in a layer: their mean over all positions hardly varies
 
 
-class _MapDetector:
-    """What the detectors below share. A detector brings `_maps_of(images)` and `_bytes_per_image()`."""
-
-    def maps(self, images) -> np.ndarray:
-        """Anomaly maps of images, uint8 (n, 3, H, W) -> float32 (n, H, W), higher = more anomalous."""
-        return np.concatenate(list(self.iter_maps(images)))
-
-    def score(self, images) -> np.ndarray:
-        """Anomaly scores (n,) of images, uint8 (n, 3, H, W): the largest value of each map."""
-        return np.concatenate([image_scores(maps) for maps in self.iter_maps(images)])
-
-    def iter_maps(self, images) -> Iterator[np.ndarray]:
-        """The maps batch by batch, (b, H, W): memory does not grow with the number of images.
-
-        Raises ValueError when the images are not uint8 (n, 3, H, W) of the size of the normal ones.
-        """
-        check_fitted(self, "image_size_")
-        if len(images) == 0:
-            raise ValueError("there are no images: expected uint8 (n, 3, H, W) with n of at least 1.")
-        size = tuple(normalise(images[:1]).shape[2:])
-        if size != self.image_size_:
-            raise ValueError(f"images are {size[0]} x {size[1]} pixels: expected {self.image_size_[0]} x {self.image_size_[1]}, as the normal images.")
-        step = self._images_at_once()
-        for start in range(0, len(images), step):
-            yield self._maps_of(images[start : start + step])
-
-    def _images_at_once(self) -> int:
-        return max(1, int(self.memory_mb * 1e6 / self._bytes_per_image()))
-
-
-class SPADE(_MapDetector):
+class SPADE(MapDetector):
     """Semantic pyramid anomaly detection: correspondences with the nearest normal images, position by position.
 
     Parameters
@@ -101,7 +69,7 @@ class SPADE(_MapDetector):
         cache: FeatureCache | None = None,
         memory_mb: float = 64.0,
     ):
-        _check_settings(layers, sigma, memory_mb)
+        check_settings(layers, sigma, memory_mb)
         check_counts(n_images=n_images, kappa=kappa)
         self.backbone, self.layers, self.n_images, self.kappa, self.sigma = backbone, tuple(layers), n_images, kappa, sigma
         self.balanced, self.cache, self.memory_mb = balanced, cache, memory_mb
@@ -177,7 +145,7 @@ class SPADE(_MapDetector):
     def _layer_map(self, part: Pyramids, neighbours: np.ndarray, layer: int) -> np.ndarray:
         """The distances in one layer, (n, h, w)."""
         mean, (high, wide, _) = self._means[layer], part.shapes[layer]
-        nearest = _Nearest(part.positions(slice(None), layer) - mean, self.kappa)
+        nearest = Nearest(part.positions(slice(None), layer) - mean, self.kappa)
         # Each normal image is read and prepared once for all images that it serves; those that serve the same go together.
         groups: dict[tuple[int, ...], list[int]] = {}
         for number in np.unique(neighbours):
@@ -187,73 +155,6 @@ class SPADE(_MapDetector):
             for start in range(0, len(numbers), step):
                 nearest.update((self.normal_.positions(numbers[start : start + step], layer) - mean).flatten(0, 1), served)
         return nearest.squared().numpy().reshape(-1, high, wide)
-
-
-class MemoryBank(_MapDetector):
-    """A bank of patches of all normal images, thinned out by a coreset: the idea of PatchCore (Roth et al., CVPR 2022).
-
-    A patch is the mean of a layer over 3 x 3 positions, the layers laid side by side at the resolution of the first one.
-    Each patch is compared with the whole bank; there is no retrieval of images. Left out of PatchCore: the reweighting
-    of the image score.
-
-    Parameters
-    ----------
-    layers : from fine to coarse.
-    share : of the patches that stay in the bank, chosen greedily so that each patch has a chosen one near.
-    sigma, memory_mb : as in `SPADE`.
-    seed : of the random projection in which the choice is made, and of its first patch.
-
-    Attributes
-    ----------
-    bank_ : float32 tensor (M, C).
-    """
-
-    def __init__(
-        self,
-        backbone: Backbone,
-        *,
-        layers: Sequence[str] = ("layer2", "layer3"),
-        share: float = 0.1,
-        sigma: float = 4.0,
-        memory_mb: float = 64.0,
-        seed: int = 0,
-        progress: bool = True,
-    ):
-        _check_settings(layers, sigma, memory_mb)
-        if not 0 < share <= 1:
-            raise ValueError(f"share={share!r}: expected the part of the patches that stay in the bank, above 0 and at most 1.")
-        self.backbone, self.layers, self.share, self.sigma, self.memory_mb, self.seed, self.progress = backbone, tuple(layers), share, sigma, memory_mb, seed, progress
-
-    def fit(self, normal_images) -> MemoryBank:
-        """Choose the bank among the patches of normal images, uint8 (N, 3, H, W)."""
-        patches = self._patches(normal_images)
-        self.image_size_, self._grid = tuple(np.shape(normal_images[:1])[-2:]), patches.shape[1:3]
-        patches = patches.flatten(0, 2)
-        n_kept = max(1, round(self.share * len(patches)))
-        if n_kept < len(patches):
-            patches = patches[coreset(patches, n_kept, seed=self.seed, progress=self.progress)]
-        self._mean = patches.mean(dim=0)
-        self.bank_ = patches
-        return self
-
-    def _bytes_per_image(self) -> int:
-        return 12 * self._grid[0] * self._grid[1] * self.bank_.shape[1]
-
-    def _maps_of(self, images) -> np.ndarray:
-        patches = self._patches(images)
-        nearest = _Nearest(patches.flatten(1, 2) - self._mean, 1)
-        nearest.update(self.bank_ - self._mean, range(len(patches)))
-        return enlarged(nearest.squared().numpy().reshape(-1, *self._grid), self.image_size_, self.sigma)
-
-    def _patches(self, images) -> torch.Tensor:
-        """(n, h, w, C): mean over 3 x 3 positions, layers enlarged to the first one's grid and laid side by side."""
-        parts = []
-        for found in self.backbone.iter_layers(images, self.layers):
-            maps = [F.avg_pool2d(found[name].float().cpu(), 3, 1, 1, count_include_pad=False) for name in self.layers]
-            size = maps[0].shape[2:]
-            maps[1:] = [_matrix(enlargement, map.shape[2], size[0]) @ map @ _matrix(enlargement, map.shape[3], size[1]).T for map in maps[1:]]
-            parts.append(torch.cat(maps, dim=1).permute(0, 2, 3, 1))
-        return torch.cat(parts)
 
 
 class Pyramids:
@@ -327,113 +228,3 @@ def _rows(backbone: Backbone, images, layers: Sequence[str], dtype: np.dtype) ->
         if not max(rows.max(), -rows.min()) <= np.finfo(dtype).max:  # NaN passes no comparison
             raise ValueError(f"features reach {np.abs(rows).max():g}: expected finite numbers below {np.finfo(dtype).max:,.0f}, the largest in {dtype}.")
         yield rows
-
-
-class _Nearest:
-    """A running minimum: squared distances from positions of several images to their kappa nearest so far.
-
-    ||q - g||^2 = ||q||^2 + (||g||^2 - 2 q . g): one matrix product, added to the norms, gives all that depends on g, and
-    ||q||^2 can wait. Whoever calls this takes the mean off first, so that little is lost where terms cancel.
-    """
-
-    def __init__(self, queries: torch.Tensor, kappa: int = 1):
-        self.queries, self.own = queries, queries.square().sum(dim=2)
-        self.best = torch.full((*self.own.shape, kappa), torch.inf)
-        self._tile = torch.empty(TILE_ROWS * TILE_COLUMNS)
-
-    def update(self, gallery: torch.Tensor, images: Sequence[int]) -> None:
-        """Let the images with these numbers meet a gallery (m, C)."""
-        everyone = len(images) == len(self.queries)
-        images = slice(None) if everyone else torch.as_tensor(images)
-        queries = self.queries[images].flatten(0, 1)
-        best = self.best[images].flatten(0, 1)
-        kappa = best.shape[1]
-        for columns, norms in zip(gallery.split(TILE_COLUMNS), gallery.square().sum(dim=1).split(TILE_COLUMNS)):
-            # A narrow gallery takes more rows at a time: the tile keeps its size.
-            for start in range(0, len(queries), step := len(self._tile) // len(columns)):
-                rows = queries[start : start + step]
-                tile = torch.addmm(norms, rows, columns.T, alpha=-2, out=self._tile[: len(rows) * len(columns)].view(len(rows), len(columns)))
-                if kappa == 1:
-                    low = best[start : start + step, 0]
-                    torch.minimum(low, tile.amin(dim=1), out=low)
-                else:
-                    both = torch.cat([best[start : start + step], tile], dim=1)
-                    best[start : start + step] = both.topk(kappa, dim=1, largest=False).values
-        if not everyone:
-            self.best[images] = best.view(-1, *self.best.shape[1:])
-
-    def squared(self) -> torch.Tensor:
-        """Sum of the kappa smallest squared distances, (n, positions)."""
-        if torch.isinf(self.best).any():
-            raise ValueError(f"kappa={self.best.shape[2]}: a gallery has fewer positions than that. Lower kappa, or compare with more images.")
-        return (self.best + self.own[..., None]).clamp_(min=0).sum(dim=2)
-
-
-def nearest_squared(queries: torch.Tensor, gallery: torch.Tensor, kappa: int = 1) -> torch.Tensor:
-    """Sum of the squared distances from each of queries (n, C) to its kappa nearest in gallery (m, C): float32 (n,).
-
-    Accurate to about 1e-6 of the squared spread of the gallery. Raises ValueError for kappa above m.
-    """
-    check_k(kappa, len(gallery))
-    mean = gallery.mean(dim=0)
-    nearest = _Nearest((queries - mean)[None], kappa)
-    nearest.update(gallery - mean, range(1))
-    return nearest.squared()[0]
-
-
-def coreset(features: torch.Tensor, n_kept: int, *, n_projected: int = 128, seed: int = 0, progress: bool = True) -> torch.Tensor:
-    """Greedy k-centre: numbers of `n_kept` rows such that every row has a chosen one near (Sener and Savarese 2018).
-
-    Each step takes the row that is farthest from all chosen so far. One matrix-vector product a step, in a random
-    projection to `n_projected` dimensions, which keeps distances nearly (Johnson and Lindenstrauss).
-
-    Parameters
-    ----------
-    features : (n, d), float32.
-
-    Returns
-    -------
-    int64 (n_kept,), in the order of choice.
-
-    Raises ValueError unless n_kept lies between 1 and n.
-    """
-    if not 1 <= n_kept <= len(features):
-        raise ValueError(f"n_kept={n_kept}: expected 1 to {len(features)}, the number of features.")
-    generator = torch.Generator().manual_seed(seed)
-    features = features - features.mean(dim=0)
-    if features.shape[1] > n_projected:
-        features = features @ torch.randn(features.shape[1], n_projected, generator=generator) / n_projected**0.5
-    own = features.square().sum(dim=1)
-    farthest = int(torch.randint(len(features), (), generator=generator))
-    distance, chosen = torch.full_like(own, torch.inf), []
-    for _ in bar(range(n_kept), "coreset", shown=progress):
-        chosen.append(farthest)
-        new = own + own[farthest] - 2 * (features @ features[farthest])
-        torch.minimum(distance, new, out=distance)
-        distance[farthest] = -torch.inf  # rounding must not let it be chosen twice
-        farthest = int(distance.argmax())
-    return torch.tensor(chosen)
-
-
-def enlarged(maps: np.ndarray, size: tuple[int, int], sigma: float) -> np.ndarray:
-    """Small maps (n, h, w) enlarged to `size` by bilinear interpolation, then blurred by a Gaussian: (n, H, W)."""
-    down, across = (blurred_enlargement(small, large, sigma) for small, large in zip(maps.shape[1:], size))
-    return down @ maps @ across.T
-
-
-def image_scores(maps: np.ndarray) -> np.ndarray:
-    """The largest value of each map, (n, H, W) -> (n,), float64."""
-    return maps.max(axis=(1, 2)).astype(np.float64)
-
-
-def _matrix(function, *arguments) -> torch.Tensor:
-    return torch.from_numpy(function(*arguments))
-
-
-def _check_settings(layers: Sequence[str], sigma: float, memory_mb: float) -> None:
-    if isinstance(layers, str) or len(layers) == 0:
-        raise ValueError(f"layers={layers!r}: expected a list of names, as ('layer1', 'layer2').")
-    if not (np.isfinite(sigma) and sigma >= 0):
-        raise ValueError(f"sigma={sigma!r}: expected the width of the blur in pixels, 0 or more.")
-    if not memory_mb > 0:
-        raise ValueError(f"memory_mb={memory_mb!r}: expected megabytes, above 0.")

@@ -242,6 +242,7 @@ def test_mvtec_layout_and_subfolders(backbone, tmp_path):
     assert len(new(backbone).fit(tmp_path).features_) == 30
     names = open_images(tmp_path / "test", SIDE, recursive=True)[1]
     assert names == ["good/000.png", "good/001.png", "good/002.png", "good/003.png", "hole/000.png", "hole/001.png"]
+    assert open_images(find_images(tmp_path / "test", recursive=True), SIDE)[1] == names and open_images([tmp_path / "test" / "hole" / "001.png"], SIDE)[1] == ["001.png"]
     with pytest.raises(ValueError, match="holds no images: .*Its subfolders are searched with recursive=True"):
         find_images(tmp_path)
     os.symlink(tmp_path, tmp_path / "test" / "loop")

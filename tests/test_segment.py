@@ -12,7 +12,7 @@ from scipy.spatial.distance import cdist
 from sklearn.exceptions import NotFittedError
 from small import images, normalised, plain_network, small_backbone
 
-from pandalib import SPADE, FeatureCache, MemoryBank, backbones, pixel_roc_auc, roc_auc, segment
+from pandalib import SPADE, FeatureCache, MemoryBank, backbones, correspond, pixel_roc_auc, roc_auc, segment
 from pandalib.segment import Pyramids, coreset, enlarged, image_scores, nearest_squared
 
 LAYERS = ("layer1", "layer2", "layer3")
@@ -472,6 +472,6 @@ def test_how_many_normal_images_go_together_changes_no_map(backbone, fitted, mon
 def test_a_tile_stays_a_tile(monkeypatch):
     """However many positions there are, the distances in hand are those of one tile."""
     sizes, addmm = [], torch.addmm
-    monkeypatch.setattr(segment.torch, "addmm", lambda *parts, out, **options: sizes.append(out.numel()) or addmm(*parts, out=out, **options))
+    monkeypatch.setattr(torch, "addmm", lambda *parts, out, **options: sizes.append(out.numel()) or addmm(*parts, out=out, **options))
     nearest_squared(torch.randn(3000, 4), torch.randn(5000, 4))
-    assert max(sizes) <= segment.TILE_ROWS * segment.TILE_COLUMNS and sum(sizes) == 3000 * 5000
+    assert max(sizes) <= correspond.TILE_ROWS * correspond.TILE_COLUMNS and sum(sizes) == 3000 * 5000

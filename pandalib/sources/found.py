@@ -67,7 +67,8 @@ def open_images(images, size: int, resize: int | None = None, *, recursive: bool
     if len(images) == 0:
         raise ValueError("there are no images: expected at least one.")
     if isinstance(images, ImageFolder):
-        return images, [_readable(str(file)) for file in images.files]
+        top = os.path.commonpath([os.path.abspath(file.parent) for file in images.files])  # the names need not tell where all of them lie
+        return images, [_readable(Path(os.path.relpath(os.path.abspath(file), top)).as_posix()) for file in images.files]
     if np.ndim(images[:1]) != 4:
         raise ValueError(f"images have the shape {np.shape(images)}: expected uint8 (N, 3, H, W); for one image pass image[None].")
     return images, [f"image {number}" for number in range(len(images))]
