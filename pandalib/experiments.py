@@ -37,6 +37,7 @@ KEYS = (
 # Seconds of a run on 400 images at one thread, for the order of the runs and a first estimate; soon replaced by what is measured.
 USUAL_SECONDS = dict(pixels=1.5, dn2=1.5, whitened=1.5, compactness=18, early=4, ses=8, ewc=18, oe=16, svdd=12, spade=6, bank=8)
 TICK = 1.0  # seconds between two looks at the clock
+CONNECTING = 15  # seconds to wait for a cluster's scheduler
 _one_at_a_time = threading.Lock()  # torch's seed and its number of threads belong to the whole process
 
 
@@ -149,7 +150,6 @@ def _attempt(settings: dict, threads: int | None) -> dict:
 
     from pandalib.runs import reset_peak_rss, run
 
-    os.environ["PANDALIB_QUIET"] = "1"  # the sweep has a line of its own
     if threads is not None:
         torch.set_num_threads(threads)
         faiss.omp_set_num_threads(threads)
@@ -231,19 +231,19 @@ def read_runs(runs: list[dict], folder: Path) -> dict[str, dict]:
     """The results there are, by the identity of their run; a file that is damaged counts as absent."""
     found = {}
     for settings in runs:
-        result = _read(folder / RUNS / file_name(settings))
-        if result is not None and result["id"] == identity(settings):
+        result = _read(settings, folder)
+        if result is not None:
             found[result["id"]] = result
     return found
 
 
-def _read(path: Path) -> dict | None:
+def _read(settings: dict, folder: Path) -> dict | None:
     try:
-        result = json.loads(path.read_text(encoding="utf-8"))
+        result = json.loads((folder / RUNS / file_name(settings)).read_text(encoding="utf-8"))
     except (FileNotFoundError, UnicodeDecodeError, json.JSONDecodeError):
         return None
-    sound = isinstance(result, dict) and result.get("format") == FORMAT and all(key in result for key in ("id", "settings", *KEYS))
-    return result if sound else None
+    sound = isinstance(result, dict) and result.get("format") == FORMAT and all(key in result for key in ("settings", *KEYS))
+    return result if sound and result.get("id") == identity(settings) else None
 
 
 def write_plan(grid: Grid, runs: list[dict], folder: Path, *, skip_missing: bool = False) -> None:
@@ -335,7 +335,7 @@ def prepare(runs: list[dict]) -> None:
 
 
 def _attempt_and_write(settings: dict, folder: Path, threads: int) -> dict:
-    found = _read(folder / RUNS / file_name(settings))
+    found = _read(settings, folder)
     if found is not None and "error" not in found:  # another sweep of the same folder was faster
         return found
     return write_result(attempt(settings, threads), folder)
@@ -352,8 +352,9 @@ def _on_this_machine(waiting: list[dict], folder: Path, workers: int, threads: i
 
     from joblib.externals.loky import get_reusable_executor
 
-    variables = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-    start = lambda: get_reusable_executor(max_workers=workers, timeout=600, env=dict.fromkeys(variables, str(threads)))  # noqa: E731
+    variables = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
+    variables["PANDALIB_QUIET"] = "1"  # no bars: the sweep has a line of its own
+    start = lambda: get_reusable_executor(max_workers=workers, timeout=600, env=variables)  # noqa: E731
     executor = start()
     line, suspects, flying = deque(waiting), deque(), {}
     try:
@@ -402,7 +403,7 @@ def _on_cluster(waiting: list[dict], folder: Path, address: str, threads: int | 
     except ImportError:
         raise ValueError("a cluster needs the extra [cluster]: pip install 'dask[distributed]'.") from None
     try:
-        client = Client(address, timeout=15, set_as_default=False)
+        client = Client(address, timeout=CONNECTING, set_as_default=False)
     except (OSError, TimeoutError, ValueError) as error:
         raise ConnectionError(f"there is no Dask scheduler at {address!r} ({type(error).__name__}): expected an address as tcp://10.0.0.1:8786 of one that runs.") from None
     n_workers = len(client.scheduler_info(n_workers=-1)["workers"])
@@ -442,6 +443,7 @@ def attempt_on_cluster(settings: dict, threads: int | None) -> dict:
     """`attempt` with the threads that the Dask worker has; a worker does one run at a time, whatever its threads."""
     from distributed import get_worker
 
+    os.environ["PANDALIB_QUIET"] = "1"
     return attempt(settings, threads or get_worker().state.nthreads)
 
 

@@ -12,16 +12,19 @@ Results of the embedded tier never stand beside published ones.
 from __future__ import annotations
 
 import csv
+import inspect
 import io
 import json
 from pathlib import Path
 
 import numpy as np
 
+from pandalib import tiers
 from pandalib.experiments import read_plan, read_runs
 from pandalib.files import write_atomically
 from pandalib.grids import CONCERNS, identity
-from pandalib.published import Published, published_numbers
+from pandalib.published import published_numbers
+from pandalib.runs import run
 
 METRICS = {"roc_auc": "ROC-AUC", "pixel_roc_auc": "pixel ROC-AUC", "pro": "PRO"}
 LEVEL = 0.95
@@ -42,8 +45,8 @@ def summarise(results: list[dict], plan: dict | None = None) -> list[dict]:
     -------
     list of dict with data_set, normal_classes (1, or so many pooled), tier, method, backbone, options, weights_sha256;
     for each of roc_auc, pixel_roc_auc, pro that applies the mean, its `_low` and `_high` (None for a single class) and
-    `_by_class` (class -> mean over seeds); n_classes and classes_wanted, seeds, n_runs and runs_wanted, n_failed, seconds
-    (mean of a run); published (a list of `Published`, empty in the embedded tier).
+    `_by_class` (class -> mean over seeds); n_classes and classes_wanted, seeds, n_runs and runs_wanted, n_failed, n_train
+    (all that occur), seconds (mean of a run); published (a list of `pandalib.published.Published`, empty in the embedded tier).
 
     Raises ValueError where one cell holds results of different weights.
     """
@@ -76,13 +79,13 @@ def _row(key: tuple, results: list[dict], wanted: set[str], plan: dict | None) -
         raise ValueError(f"{source} {method}: results of different weights ({', '.join(sorted(str(one)[:12] for one in weights))}) cannot be averaged: sweep into folders of their own.")
     classes = {result["task"] for result in good}
     of_set = (plan or {}).get("classes", {}).get(source)
-    planned = {run["task"] for run in (plan["runs"] if plan else []) if _cell(run) == key}
+    planned = {settings["task"] for settings in (plan["runs"] if plan else []) if _cell(settings) == key}
     row = dict(
         data_set=source, normal_classes=pooled, tier=tier, method=method, backbone=next((result["backbone"] for result in good), None), options=options,
         weights_sha256=next(iter(weights)) if len(weights) == 1 else None,
         n_classes=len(classes), classes_wanted=max(len(planned), of_set if of_set and pooled == 1 else 0) or len(classes),
         seeds=sorted({result["seed"] for result in good}), n_runs=len(good), runs_wanted=len(wanted), n_failed=len(results) - len(good),
-        seconds=float(np.mean([result["seconds"] for result in good])) if good else None,
+        n_train=sorted({result["n_train"] for result in good}), seconds=float(np.mean([result["seconds"] for result in good])) if good else None,
     )  # fmt: skip
     for metric in METRICS:
         by_class: dict[str, list[float]] = {}
@@ -142,8 +145,19 @@ def describe(row: dict, varied: list[str] = ()) -> str:
 
 
 def _value(row: dict, option: str):
-    value = row["options"].get(option, "default")
-    return Path(value).name if option in ("weights", "fisher") and isinstance(value, str) else value
+    """The value of an option in a row; where it was left out, what that means."""
+    if option in row["options"]:
+        value = row["options"][option]
+        return Path(value).name if isinstance(value, str) else value
+    if option == "n_train" and len(row["n_train"]) == 1:
+        return row["n_train"][0]
+    default = inspect.signature(run).parameters[option].default
+    pace = tiers.TIERS[row["tier"]].pace
+    if default is None and row["method"] == "ewc" and option == "lr":
+        return pace.ewc_lr
+    if default is None and option in ("strength", "lr", "clip") and row["method"] != "oe":
+        return getattr(pace, option)
+    return "none" if option == "n_centres" else "default" if default is None else default
 
 
 def varied_options(rows: list[dict]) -> tuple[list[str], dict]:
@@ -229,6 +243,8 @@ def _section(source: str, rows: list[dict], varied: list[str]) -> list[str]:
     lines.append("")
     if notes:
         lines += ["Published numbers, by experiment:", "", *(f"{i}. {note}" for i, note in enumerate(notes, 1)), ""]
+    if any(row["method"] == "oe" and row["published"] for row in rows):
+        lines += ["The published results of outlier exposure were reached with other outliers: 80 Million Tiny Images, which its owners withdrew in 2020.", ""]
     for metric in metrics:
         lines += _by_class(metric, rows, varied)
     return lines
