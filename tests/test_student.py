@@ -37,8 +37,8 @@ def code(notebook):
 
 
 def imports_of(notebook):
-    first = code(notebook)[0]
-    assert first.id == "setup"
+    colab, first, *_ = code(notebook)
+    assert (colab.id, first.id) == ("colab", "setup")
     return "\n".join(ast.unparse(node) for node in ast.parse(first.source).body if isinstance(node, (ast.Import, ast.ImportFrom)))
 
 
