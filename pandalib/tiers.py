@@ -79,8 +79,8 @@ def current_tier() -> Tier:
             tier = tier._replace(task=os.environ["PANDALIB_TASK"])
     if not tier.task:
         raise ValueError(
-            f"tier {tier.name!r} brings no images of its own: name some, as in PANDALIB_TASK=folder:PATH:CLASS "
-            f"or pandalib.use({tier.name!r}, task='folder:PATH:CLASS')."
+            f"tier {tier.name!r} brings no images of its own: name some, as in PANDALIB_TASK=cifar10:airplane or folder:PATH:CLASS, "
+            f"or pandalib.use({tier.name!r}, task='cifar10:airplane')."
         )
     return tier
 
