@@ -325,7 +325,7 @@ def check_tier_needs(tier: str) -> list[Finding]:
     """Weights and images of a tier that does not bring its own."""
     findings = []
     if not tiers.TIERS[tier].task and not os.environ.get("PANDALIB_TASK"):
-        findings.append(Finding("warn", f"the {tier} tier brings no images of its own", "name some: PANDALIB_TASK=folder:PATH:CLASS"))
+        findings.append(Finding("warn", f"the {tier} tier brings no images of its own", "name some: PANDALIB_TASK=cifar10:airplane or folder:PATH:CLASS"))
     name, folder = tiers.TIERS[tier].backbone, hub_checkpoints()
     if any(folder.glob(f"{name}-*.pth")):  # as torchvision names them, with the start of their hash
         findings.append(Finding("ok", f"weights of {name} in {folder}"))

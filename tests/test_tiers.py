@@ -31,7 +31,7 @@ def test_errors(monkeypatch):
     with pytest.raises(ValueError, match="PANDALIB_TIER='big' is unknown"):
         tiers.current_tier()
     monkeypatch.setenv("PANDALIB_TIER", "paper")
-    with pytest.raises(ValueError, match="'paper' brings no images of its own: name some, as in PANDALIB_TASK=folder"):
+    with pytest.raises(ValueError, match="'paper' brings no images of its own: name some, as in PANDALIB_TASK=cifar10"):
         tiers.current_tier()
 
 
