@@ -37,8 +37,8 @@ def code(notebook):
 
 
 def imports_of(notebook):
-    colab, first, *_ = code(notebook)
-    assert (colab.id, first.id) == ("colab", "setup")
+    first = next(cell for cell in code(notebook) if cell.id != "colab")
+    assert first.id == "setup"
     return "\n".join(ast.unparse(node) for node in ast.parse(first.source).body if isinstance(node, (ast.Import, ast.ImportFrom)))
 
 
