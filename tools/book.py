@@ -25,6 +25,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 PACKAGES = "sphinx", "myst_nb", "furo", "sphinx_copybutton", "latex2mathml", "ziamath"
+ONLY_TO_RUN = "colab"  # name of the cell that a hosted notebook needs and a reader does not
 
 
 # ---------------------------------------------------------------- lessons
@@ -38,6 +39,8 @@ def lesson(path: Path):
     notebook = nbformat.read(path, as_version=4)
     cells = []
     for cell in notebook.cells:
+        if cell.id == ONLY_TO_RUN:
+            continue
         if cell.cell_type == "code" and BEGIN in cell.source:
             cells.append(nbformat.v4.new_markdown_cell(f"```python\n{without_solution(cell.source)}\n```", id=f"{cell.id}-stub"))
             cell.source = "\n".join(line for line in cell.source.splitlines() if line.strip() not in (BEGIN, END))
@@ -147,8 +150,34 @@ def readme() -> tuple[str, str]:
     return opening.strip(), "\n".join(section for section in sections if not section.startswith("## Lessons"))
 
 
+def with_use_for_readme(text: str) -> str:
+    """README.md is two pages here: links to it lead to the page "Set-up and use", to its list of lessons to the front page."""
+    text = re.sub(r"\]\(((?:\.\./)*)README\.md#lessons\)", r"](\1index.md#lessons)", text)
+    return re.sub(r"\]\(((?:\.\./)*)README\.md", r"](\1use.md", text)
+
+
+def linked_files(pages: dict[str, str | bytes]) -> dict[str, bytes]:
+    """Files of the repository that a page links to and that are no pages: a reader gets them as they are."""
+    found = {}
+    for name, content in pages.items():
+        if not name.endswith((".md", ".ipynb")) or name.startswith("downloads/"):
+            continue
+        for target in re.findall(r"\]\(([^)#\s:]+)", content if isinstance(content, str) else content.decode()):
+            path = Path(os.path.normpath(ROOT / Path(name).parent / target))
+            inside = path.is_relative_to(ROOT) and path.relative_to(ROOT).as_posix()
+            if inside and inside not in pages and path.is_file() and path.suffix not in (".md", ".ipynb"):
+                found[inside] = path.read_bytes()
+    return found
+
+
 def toctree(caption: str, entries: list[str]) -> str:
     return f"```{{toctree}}\n:hidden:\n:caption: {caption}\n\n" + "\n".join(entries) + "\n```\n"
+
+
+def reading_order(path: Path) -> tuple[int, str]:
+    """For teachers first, decisions last, what is not named between them in the order of the alphabet."""
+    first, last = ("teaching", "hub"), ("decisions",)
+    return (first.index(path.stem) - len(first) if path.stem in first else int(path.stem in last), path.name)
 
 
 def pages() -> dict[str, str | bytes]:
@@ -160,15 +189,17 @@ def pages() -> dict[str, str | bytes]:
     if not lessons:
         raise FileNotFoundError(f"{ROOT / 'notebooks'} holds no lesson: expected files such as 00_start_here.ipynb.")
     abouts = [about_lesson(path) for path in lessons]
-    texts = sorted(path for folder in ("docs", "docs/results") for path in (ROOT / folder).glob("*.md"))
+    texts = sorted((path for folder in ("docs", "docs/results") for path in (ROOT / folder).glob("*.md")), key=reading_order)
     result: dict[str, str | bytes] = dict(api_pages())
     for path in lessons:
-        result[f"notebooks/{path.name}"] = nbformat.writes(lesson(path))
+        result[f"notebooks/{path.name}"] = with_use_for_readme(nbformat.writes(lesson(path)))
         for original in (path, path.parent / "student" / path.name):
             if original.is_file():
                 result[f"downloads/{original.relative_to(ROOT / 'notebooks')}"] = original.read_bytes()
-    for path in [*texts, *(ROOT / "docs").rglob("*.png"), ROOT / "LICENSE"]:
-        result[str(path.relative_to(ROOT))] = path.read_bytes()
+    for path in texts:
+        result[path.relative_to(ROOT).as_posix()] = with_use_for_readme(path.read_text(encoding="utf-8"))
+    for path in (ROOT / "docs").rglob("*.png"):
+        result[path.relative_to(ROOT).as_posix()] = path.read_bytes()
     for path in (ROOT / "docs/book").glob("*"):
         if path.suffix in (".css", ".js", ".svg"):
             result[f"static/{path.name}"] = path.read_bytes()
@@ -181,9 +212,9 @@ def pages() -> dict[str, str | bytes]:
     result["use.md"] = f"# Set-up and use\n\n{use}"
     trees = [
         toctree("Lessons", [f"{about['number']} {about['title']} <{about['page']}>" for about in abouts]),
-        toctree("The course", ["use", *[str(path.relative_to(ROOT).with_suffix("")) for path in texts if path.parent.name == "docs"]]),
+        toctree("The course", ["use", *[path.relative_to(ROOT).with_suffix("").as_posix() for path in texts if path.parent.name == "docs"]]),
         toctree("Reference", ["api/index", "api/command_line"]),
-        toctree("Results", [str(path.relative_to(ROOT).with_suffix("")) for path in texts if path.parent.name == "results"]),
+        toctree("Results", [path.relative_to(ROOT).with_suffix("").as_posix() for path in texts if path.parent.name == "results"]),
     ]
     cards = '```{raw} html\n<nav class="lessons" aria-label="Lessons">' + "\n".join(card(about) for about in abouts) + "</nav>\n```\n"
     start = f'```{{raw}} html\n<a class="start" href="{abouts[0]["page"]}.html">Begin with lesson {abouts[0]["number"]}</a>\n```\n'
@@ -191,13 +222,13 @@ def pages() -> dict[str, str | bytes]:
     for place, text in (("{{opening}}", opening), ("{{start}}", start), ("{{lessons}}", cards)):
         front = front.replace(place, text)
     result["index.md"] = front + "\n" + "\n".join(trees)
-    return result
+    return result | linked_files(result)
 
 
 def gather(folder: Path) -> None:
     """Write the pages into `folder`; leave those that have not changed, so that only changed pages are built again."""
     wanted = pages()
-    for path in [path for path in folder.rglob("*") if path.is_file() and str(path.relative_to(folder)) not in wanted]:
+    for path in [path for path in folder.rglob("*") if path.is_file() and path.relative_to(folder).as_posix() not in wanted]:
         path.unlink()
     for name, content in wanted.items():
         content = content.encode() if isinstance(content, str) else content

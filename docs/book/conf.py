@@ -60,6 +60,7 @@ html_theme_options = {
 }
 # A prompt, as in `>>> x`, is not part of what is copied.
 copybutton_exclude = ".linenos, .gp, .go"
+UNANSWERED = "No prediction was made. "
 
 
 def with_alternative_text(render_image):
@@ -96,6 +97,24 @@ class Figures(SphinxPostTransform):
             figure = nodes.figure("", image.deepcopy(), caption, ids=[f"figure-{number}"])
             paragraph.parent.replace(paragraph, figure)
             figure.parent.remove(image)
+
+
+class Predictions(SphinxPostTransform):
+    """A question to the reader, and its answer, stand out. Nobody predicts in a book, so it does not say that nobody did."""
+
+    default_priority = 201
+
+    def run(self):
+        for paragraph in self.document.findall(nodes.paragraph):
+            output, text = paragraph.parent, paragraph.astext()
+            if "cell_output" not in output.get("classes", []):
+                continue
+            if text.startswith("Your prediction: "):
+                output["classes"].append("prediction")
+            elif text.startswith(UNANSWERED):
+                first = next(paragraph.findall(nodes.Text))
+                first.parent.replace(first, nodes.Text(first.removeprefix(UNANSWERED)))
+                paragraph["classes"].append("answer")
 
 
 def formula(node, display):
@@ -140,6 +159,7 @@ def setup(app):
     app.connect("config-inited", static_files)
     app.add_html_math_renderer("mathml", (inline_formula, None), (displayed_formula, None))
     app.add_post_transform(Figures)
+    app.add_post_transform(Predictions)
     app.connect("autodoc-process-docstring", read_docstring)
     app.connect("autodoc-process-signature", plain_signature)
     app.connect("autodoc-skip-member", leave_out)
