@@ -1,5 +1,6 @@
 """Settings of the book for Sphinx. `make book` (tools/book.py) gathers the pages and calls it."""
 
+import hashlib
 import re
 import sys
 from html import escape
@@ -19,6 +20,8 @@ logger = logging.getLogger(__name__)
 project = "Anomaly detection with pretrained features"
 html_title = project
 language = "en"
+# When one of these changes, no page that was built before is kept.
+made_by = hashlib.sha256(b"".join(Path(file).read_bytes() for file in (__file__, docstrings.__file__, formulas.__file__))).hexdigest()
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx_copybutton"]
 exclude_patterns = ["downloads"]
 smartquotes = False
@@ -156,6 +159,7 @@ def static_files(app, config):
 
 
 def setup(app):
+    app.add_config_value("made_by", "", "env")
     app.connect("config-inited", static_files)
     app.add_html_math_renderer("mathml", (inline_formula, None), (displayed_formula, None))
     app.add_post_transform(Figures)
