@@ -23,15 +23,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 
-from pandalib.backbones import Backbone, state_sha256
+from pandalib.backbones import Backbone
 from pandalib.features import as_features
-from pandalib.files import write_atomically
 from pandalib.knn import KNN
 from pandalib.metrics import roc_auc
 from pandalib.progress import progress as bar
+from pandalib.sealed import read_tensors, write_tensors
 from pandalib.smallmaps import use_small_map_convolutions
 
 RESUME = "resume.safetensors"  # beside the checkpoints: the newest parameters with their momentum
@@ -76,18 +74,26 @@ class Checkpoints(Sequence):
             return [self[i] for i in range(len(self))[number]]
         state = self._states[number]
         if isinstance(state, Path):
-            state = _read(state)[0]
+            state = self._from_disk(state, self.epochs[number])
         head = copy.deepcopy(self.backbone.head)
         with torch.no_grad():
             for name, parameter in head.named_parameters():
                 parameter.copy_(state[name])
         return self.backbone.with_head(head)
 
+    def _from_disk(self, path: Path, epoch: int) -> dict[str, torch.Tensor]:
+        state, facts = _read(path)
+        shapes = {name: parameter.shape for name, parameter in self.backbone.head.named_parameters()}
+        fits = {name: tensor.shape for name, tensor in state.items()} == shapes
+        if not fits or facts.get("epoch") != epoch or facts.get("weights_sha256") != self.backbone.weights_sha256:
+            raise ValueError(f"checkpoint {path} is one of another epoch or network: empty its folder and adapt again.")
+        return state
+
     def keep(self, epoch: int, head: torch.nn.Module, metadata: dict) -> None:
         state = {name: parameter.detach().clone() for name, parameter in head.named_parameters()}
         if self.folder is not None:
             path = self.folder / f"epoch-{epoch:04d}.safetensors"
-            _write(path, state, {**metadata, "epoch": epoch})
+            write_tensors(path, state, {**metadata, "epoch": epoch})
             state = path
         self.epochs.append(epoch)
         self._states.append(state)
@@ -307,22 +313,12 @@ def hold_out(n: int, share: float, seed: int = 0) -> tuple[np.ndarray, np.ndarra
     return np.sort(order[n_held_out:]), np.sort(order[:n_held_out])
 
 
-def _write(path: Path, tensors: dict[str, torch.Tensor], metadata: dict) -> None:
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_atomically(path, save(tensors, metadata={"pandalib": json.dumps({**metadata, "sha256": state_sha256(tensors)})}))
-
-
 def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = json.loads((file.metadata() or {})["pandalib"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-        if metadata["sha256"] != state_sha256(tensors):
-            raise ValueError("its numbers are not those that were written")
-        return tensors, metadata
+        return read_tensors(path)
     except FileNotFoundError:
         raise FileNotFoundError(f"checkpoint {path} is missing: empty its folder and adapt again.") from None
-    except (SafetensorError, KeyError, ValueError):
+    except ValueError:
         raise ValueError(f"checkpoint {path} is damaged or no checkpoint: empty its folder and adapt again.") from None
 
 
@@ -333,7 +329,7 @@ def _save_resume(checkpoints: Checkpoints, head, optimiser, identity: dict) -> N
         tensors[f"parameter.{name}"] = parameter
         tensors[f"momentum.{name}"] = optimiser.state[parameter].get("momentum_buffer", torch.zeros_like(parameter))
     state = dict(identity=identity, epoch=checkpoints.epochs[-1], epochs=checkpoints.epochs, losses=checkpoints.losses)
-    _write(checkpoints.folder / RESUME, tensors, state)
+    write_tensors(checkpoints.folder / RESUME, tensors, state)
 
 
 def _resume(checkpoints: Checkpoints, head, optimiser, identity: dict, epochs: int, every: int) -> int:
@@ -342,6 +338,9 @@ def _resume(checkpoints: Checkpoints, head, optimiser, identity: dict, epochs: i
     if not path.exists():
         return 0
     tensors, state = _read(path)
+    names = {f"{kind}.{name}" for kind in ("parameter", "momentum") for name, _ in head.named_parameters()}
+    if tensors.keys() != names or not {"identity", "epoch", "epochs", "losses"} <= state.keys():
+        raise ValueError(f"checkpoint {path} is damaged or no checkpoint: empty its folder and adapt again.")
     theirs, ours = state["identity"], json.loads(json.dumps(identity))
     different = [key for key in ours if theirs.get(key) != ours[key]]
     if different:

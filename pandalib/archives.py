@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import gzip
 import lzma
-import os
 import re
-import shutil
 import stat
 import tarfile
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
+from pandalib.files import atomic_folder
 from pandalib.progress import progress
 
 CHUNK = 1 << 20
@@ -62,9 +60,7 @@ def unpack(files, folder, *, max_bytes: int | None = None, max_members: int = MA
         raise FileExistsError(f"{str(folder)!r} is there already: delete or rename it first.")
     if max_bytes is None:
         max_bytes = max(MIN_LIMIT, MAX_GROWTH * sum(file.stat().st_size for file in files))
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name[:40]}.", suffix=".part"))
-    try:
+    with atomic_folder(folder) as temporary:
         n_members = n_bytes = 0
         for file in files:
             try:
@@ -78,16 +74,6 @@ def unpack(files, folder, *, max_bytes: int | None = None, max_members: int = MA
             except _DAMAGE as error:
                 cause = str(error).split("\n")[0].rstrip(".:") or type(error).__name__
                 raise ArchiveError(f"{str(file)!r} is damaged, or no archive of its kind ({cause}): delete it and get it again.") from error
-        os.chmod(temporary, 0o755)  # mkdtemp makes it private
-        try:
-            os.rename(temporary, folder)
-        except OSError as error:
-            if folder.exists():
-                raise FileExistsError(f"{str(folder)!r} was made by another process meanwhile.") from error
-            raise
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
     return folder
 
 

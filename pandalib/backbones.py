@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import http.client
 import json
-import pickle
+import os
 import warnings
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -21,7 +22,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torchvision
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -243,7 +243,7 @@ def load_backbone(
         remove_biases(network)
     if bias_free or digest is None:
         digest = state_sha256(network.state_dict())
-    n_classes = embedded_facts()["n_glyphs"] if weights == "embedded" else None
+    n_classes = _n_glyphs(state) if weights == "embedded" else None
     backbone = Backbone(stages, classifier, name=name, weights_sha256=digest, adapt_from=adapt_from, n_classes=n_classes)
     backbone.source = weights if weights in ("embedded", "imagenet", "random") else str(path)
     return backbone.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -278,6 +278,18 @@ def embedded_facts() -> dict:
     return json.loads((data_folder() / "weights" / EMBEDDED_INDEX).read_text(encoding="utf-8"))
 
 
+def _n_glyphs(state: dict[str, torch.Tensor]) -> int:
+    """How many logits are glyphs, by the index; the others are textures."""
+    try:
+        facts = embedded_facts()
+        n_glyphs, n_outputs = facts["n_glyphs"], facts["n_glyphs"] + facts["n_textures"]
+    except (KeyError, TypeError):
+        n_glyphs = n_outputs = None
+    if n_outputs != len(state["fc.weight"]):
+        raise ValueError(f"{data_folder() / 'weights' / EMBEDDED_INDEX} is damaged: it does not count the outputs of the network. Restore it with `git checkout -- data/weights`.")
+    return n_glyphs
+
+
 def embedded_network(n_classes: int) -> ResNet:
     """The network that `tools/pretrain.py` trains: one basic block a stage, 4.9 million parameters."""
     return ResNet(BasicBlock, [1, 1, 1, 1], num_classes=n_classes)
@@ -295,12 +307,22 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
             state = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # damaged files make torch raise a dozen types
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise ValueError(f"weights {path} cannot be read ({reason}): expected .safetensors, or a .pth of tensors only.") from None
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise ValueError(f"weights {path} hold no state dict (names to tensors): save `network.state_dict()` instead.")
+    for key, value in state.items():
+        if not _is_plain(value):
+            raise ValueError(f"weights {path}: {key} is no plain tensor with all its numbers in the file: save `network.state_dict()` of an ordinary network.")
     return {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    """Not sparse, not quantised, and not one number that claims to be a billion."""
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+        return False
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
 def state_sha256(state: dict[str, torch.Tensor]) -> str:
@@ -364,7 +386,7 @@ def _stages(network: nn.Module) -> tuple[OrderedDict[str, nn.Module], nn.Module]
 
 def _n_classes(state: dict[str, torch.Tensor] | None) -> int | None:
     for key in ("fc.weight", "classifier.1.weight"):
-        if state is not None and key in state:
+        if state is not None and key in state and state[key].ndim:
             return len(state[key])
     return None
 
@@ -398,15 +420,19 @@ def _imagenet_file(name: str) -> Path:
         raise ValueError(f"{EMBEDDED} has no ImageNet weights: choose weights='embedded', or another backbone.")
     url = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"].url
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
+    prefix = path.stem.rsplit("-", 1)[1]  # torchvision's names end with the beginning of their SHA-256
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            torch.hub.download_url_to_file(url, str(path), hash_prefix=path.stem.rsplit("-", 1)[1])
-        except OSError as error:  # URLError is one
+            torch.hub.download_url_to_file(url, str(path), hash_prefix=prefix, progress=os.environ.get("PANDALIB_QUIET") != "1")
+        except (OSError, RuntimeError, http.client.HTTPException) as error:  # URLError is an OSError, a wrong hash a RuntimeError
+            reason = " ".join(str(error).split()) or type(error).__name__
             raise ConnectionError(
-                f"the ImageNet weights of {name} are not on this machine and {url} cannot be reached ({error}): fetch that file "
+                f"the ImageNet weights of {name} are not on this machine and {url} cannot be fetched ({reason}): fetch that file "
                 f"elsewhere and put it at {path}, or work in the embedded tier (PANDALIB_TIER=embedded), which needs no network."
             ) from None
+    if not sha256_of(path).startswith(prefix):
+        raise ValueError(f"{path} is damaged: its SHA-256 does not begin with {prefix}, as its name says. Delete it, and it is fetched again.")
     return path
 
 

@@ -11,6 +11,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +70,7 @@ class FeatureCache:
             self._write(path, shape, chunks)
         except OSError as error:
             raise OSError(
-                f"features could not be kept in {self.folder} ({error.strerror or error}): free some space there, "
+                f"features could not be kept in {self.folder} ({os.strerror(error.errno) if error.errno else error}): free some space there, "
                 f"point PANDALIB_CACHE to another folder, or work with cache=None."
             ) from error
         self._evict(keep=path)
@@ -105,9 +106,10 @@ class FeatureCache:
                 return None
             if hashlib.sha256(numbers).hexdigest() != header["sha256"]:
                 return None
-            os.utime(path)  # used just now: last to be evicted
+            with suppress(OSError):  # a folder that is read-only serves all the same
+                os.utime(path)  # used just now: last to be evicted
             return numbers
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
 
     def _evict(self, keep: Path) -> None:

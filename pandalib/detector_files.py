@@ -1,4 +1,4 @@
-"""A detector on disk: `detector.json`, which says what it is, and `normal-HASH.safetensors`, which it names by its hash.
+"""A detector on disk: `detector.json`, which says what it is and holds its own hash, and `normal-HASH.safetensors`, which it names by its hash.
 
 The tensors are written first, under a name of their own; the JSON is replaced as a whole; then the old tensors go. So whoever is
 killed, at any moment, leaves a folder with the old detector or the new one. What is read may come from a stranger:
@@ -7,7 +7,6 @@ every entry is checked, no path is followed out of the folder, and no file can r
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -21,6 +20,7 @@ from safetensors.numpy import load_file, save_file
 from pandalib.backbones import Backbone, load_backbone
 from pandalib.features import check_fitted
 from pandalib.files import sha256_of, write_atomically
+from pandalib.sealed import parsed, sealed, unsealed
 from pandalib.segment import Pyramids
 
 FORMAT, VERSION = "pandalib detector", 1
@@ -90,7 +90,7 @@ def save(inspector, folder) -> None:
     facts["tensors"] = dict(file=name, sha256=digest)
     facts["versions"] = dict(pandalib=__version__) | {package: version_of(package) for package in ("torch", "torchvision", "numpy", "faiss-cpu")}
     facts["written"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    write_atomically(folder / FACTS, (json.dumps(facts, indent=1, allow_nan=False) + "\n").encode())
+    write_atomically(folder / FACTS, sealed(facts))
     for path in folder.iterdir():
         if _OURS.fullmatch(path.name) and path.name != name:
             path.unlink(missing_ok=True)
@@ -162,8 +162,9 @@ def read_facts(folder: Path) -> dict:
     if not path.is_file():
         raise FileNotFoundError(f"{str(folder)!r} holds no detector: expected {FACTS} in it, as `python -m pandalib fit` writes.")
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
+        text = path.read_bytes()
+        facts = parsed(text)
+    except ValueError as error:
         raise ValueError(f"{path} is damaged ({' '.join(str(error).split())[:100]}): restore it from a copy, or fit the detector again.") from None
     if not isinstance(facts, dict) or facts.get("format") != FORMAT:
         raise ValueError(f"{path} describes no detector of pandalib: expected format {FORMAT!r}.")
@@ -176,7 +177,10 @@ def read_facts(folder: Path) -> dict:
         if value is _MISSING or not check(value):
             has = "is missing" if value is _MISSING else f"is {str(value)[:60]!r}"
             raise ValueError(f"{path} is damaged: {key} {has}, expected {expected}. Restore it from a copy, or fit the detector again.")
-    return facts
+    try:
+        return unsealed(text)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}. Restore it from a copy, or fit the detector again.") from None
 
 
 def _network(facts: dict, where: Path, weights) -> Backbone:
@@ -203,10 +207,6 @@ def _read_tensors(folder: Path, facts: dict) -> dict[str, np.ndarray]:
         return load_file(path)
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} cannot be read ({' '.join(str(error).split())[:100]}): restore it from a copy, or fit the detector again.") from None
-
-
-def _no_constant(text: str):
-    raise ValueError(f"{text} is no number")
 
 
 def _word(value) -> bool:

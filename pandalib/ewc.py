@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,13 +22,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import ArrayLike
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import nn
 
 from pandalib.backbones import EMBEDDED, Backbone
-from pandalib.files import cache_folder, write_atomically
+from pandalib.files import cache_folder
 from pandalib.progress import progress as bar
+from pandalib.sealed import read_tensors, write_tensors
 
 
 @dataclass(frozen=True)
@@ -72,9 +70,7 @@ class Fisher:
 
     def save(self, path: Path | str) -> None:
         """Write it as safetensors, with where it came from."""
-        facts = {key: value for key, value in vars(self).items() if key != "values"}
-        tensors = {name: value.contiguous() for name, value in self.values.items()}
-        write_atomically(Path(path), save(tensors, metadata={"pandalib": json.dumps({**facts, "sha256": _digest(tensors)})}))
+        write_tensors(path, self.values, {key: value for key, value in vars(self).items() if key != "values"})
 
     @staticmethod
     def load(path: Path | str, backbone: Backbone | None = None) -> Fisher:
@@ -86,15 +82,14 @@ class Fisher:
         if not path.is_file():
             raise FileNotFoundError(f"Fisher information {path}: there is no such file.")
         try:
-            with safe_open(path, framework="pt") as file:
-                facts = json.loads(file.metadata()["pandalib"])
-                values = {name: file.get_tensor(name) for name in file.keys()}
-            digest = facts.pop("sha256")
+            values, facts = read_tensors(path)
             fisher = Fisher(values=values, **facts)
-        except (SafetensorError, KeyError, TypeError, ValueError):
+            if not all(isinstance(text, str) for text in (fisher.weights_sha256, fisher.adapt_from, fisher.last)):
+                raise ValueError
+            if not all(value.is_floating_point() and value.isfinite().all() and (value >= 0).all() for value in values.values()):
+                raise ValueError  # squares, so none is negative
+        except (TypeError, ValueError):
             raise ValueError(f"{path} is damaged, or holds no Fisher information: compute it anew with pandalib.ewc.fisher_information.") from None
-        if digest != _digest(values):
-            raise ValueError(f"{path} is damaged: its numbers are not those that were written. Compute it anew.")
         if backbone is not None:
             fisher.check(backbone)
         return fisher
@@ -186,7 +181,10 @@ def upstream_fisher(backbone: Backbone, n_samples: int = 600, *, batch_size: int
     except (FileNotFoundError, ValueError):
         images = glyphs.draw_batch(range(n_samples), split="fisher", seed=seed)[0]
         fisher = fisher_information(backbone, images, batch_size=batch_size, seed=seed, progress=progress)
-        fisher.save(path)
+        try:
+            fisher.save(path)
+        except OSError as error:
+            raise OSError(f"the Fisher information could not be kept: {error} PANDALIB_CACHE says where.") from error
         return fisher
 
 

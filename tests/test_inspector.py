@@ -22,6 +22,7 @@ from pandalib import SPADE, Inspector, detector_files, inspector, load_backbone
 from pandalib.__main__ import main
 from pandalib.files import sha256_of
 from pandalib.inspector import _sample
+from pandalib.sealed import sealed, unsealed
 from pandalib.segment import image_scores
 from pandalib.sources.found import find_images, open_images
 from pandalib.sources.images import ImageError, ImageFolder
@@ -371,7 +372,8 @@ def facts(folder) -> dict:
 
 
 def change(folder, key, value):
-    content = facts(folder)
+    """As somebody would who can work out a hash."""
+    content = unsealed((folder / "detector.json").read_bytes())
     entry = content
     *path, last = key.split(".")
     for name in path:
@@ -380,7 +382,7 @@ def change(folder, key, value):
         del entry[last]
     else:
         entry[last] = value
-    (folder / "detector.json").write_text(json.dumps(content))
+    (folder / "detector.json").write_bytes(sealed(content))
 
 
 def replace_tensors(folder, **changes):

@@ -46,6 +46,10 @@ def main(options: dict) -> int:
         print(text)
         return 0
     if target:
-        write_atomically(Path(target), (text + "\n").encode())
+        try:
+            write_atomically(Path(target).expanduser(), (text + "\n").encode())
+        except OSError:
+            print(text)  # what took an hour is not lost to a full disk
+            raise
     print(f"{result['task']}  {result['method']}  ROC-AUC {result['roc_auc']:.4f}  {result['seconds']:.1f} s")
     return 0

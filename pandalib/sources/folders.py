@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import difflib
 import os
-import shutil
-import tempfile
 import unicodedata
 import zlib
 from collections.abc import Iterable
@@ -14,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from pandalib.files import atomic_folder
 from pandalib.sources.images import ImageFolder, check_geometry, image_names, list_images, read_mask_of, subfolders, visible_entries
 from pandalib.tasks import OneClassTask
 
@@ -160,11 +159,9 @@ def write_mvtec(task: OneClassTask, folder) -> Path:
     """
     folder = _empty_folder(folder)
     names = _kind_folders(task)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name[:40]}.", suffix=".part"))
     width = len(str(max(len(task.train), len(task.test))))  # names sort as their numbers do
     counts = dict.fromkeys(names.values(), 0)
-    try:
+    with atomic_folder(folder) as temporary:
         for number in range(len(task.train)):
             _write_png(temporary / "train" / "good" / f"{number:0{width}}.png", task.train[number].transpose(1, 2, 0))
         for number, name in enumerate(names[kind] for kind in task.kinds):
@@ -173,25 +170,19 @@ def write_mvtec(task: OneClassTask, folder) -> Path:
             _write_png(temporary / "test" / name / f"{stem}.png", task.test[number].transpose(1, 2, 0))
             if task.masks is not None and task.labels[number]:
                 _write_png(temporary / "ground_truth" / name / f"{stem}_mask.png", np.uint8(255) * task.masks[number])
-        os.chmod(temporary, 0o755)  # mkdtemp makes it private
-        if folder.is_dir():
-            folder.rmdir()  # refuses, should it no longer be empty
-        os.rename(temporary, folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
     return folder
 
 
 def write_images(images, folder) -> Path:
-    """Write images, uint8 (N, 3, H, W), as PNG files 000.png, 001.png ... into a new or an empty folder; its path.
+    """Write images, uint8 (N, 3, H, W), as PNG files 000.png, 001.png ... into a new or an empty folder, all or none; its path.
 
     Raises FileExistsError where the folder holds something or is a file, OSError where it cannot be written.
     """
     folder = _empty_folder(folder)
     width = len(str(len(images)))
-    for number in range(len(images)):
-        _write_png(folder / f"{number:0{width}}.png", images[number].transpose(1, 2, 0))
+    with atomic_folder(folder) as temporary:
+        for number in range(len(images)):
+            _write_png(temporary / f"{number:0{width}}.png", images[number].transpose(1, 2, 0))
     return folder
 
 
