@@ -193,6 +193,8 @@ def test_the_readers_own_line_is_quoted():
 def test_nan_is_named():
     with pytest.raises(CheckFailed, match="contains NaN"):
         check("roc_auc_by_pairs", lambda labels, scores: np.nan)
+    with pytest.raises(CheckFailed, match="contains infinite numbers"):
+        check("roc_auc_by_pairs", lambda labels, scores: np.inf)
     with pytest.raises(CheckFailed, match=r"array of shape \(2,\): expected one number"):
         check("roc_auc_by_pairs", lambda labels, scores: [0.5, 0.5])
     with pytest.raises(CheckFailed, match=r"returned one number: expected an array of shape \(3, 5\)"):

@@ -118,6 +118,8 @@ def _same_form(key: str, answer: np.ndarray, right) -> None:
         raise CheckFailed(say("shape", key=key, given=given, expected=expected))
     if np.isnan(answer).any() and not np.isnan(np.asarray(right, dtype=float)).any():
         raise CheckFailed(say("nan", key=key))
+    if np.isinf(answer).any() and np.isfinite(np.asarray(right, dtype=float)).all():
+        raise CheckFailed(say("infinite", key=key))
 
 
 def _close(answer: np.ndarray, right, tolerance: float) -> bool:
