@@ -290,7 +290,7 @@ def two_parts(parts: np.ndarray, labels, *, threshold: float) -> Figure:
         axis.scatter(*parts[:, rows], s=34, facecolor=style["color"] + "59", edgecolor=style["color"], marker=style["marker"], linewidths=0.8, label=name)
     low, high = parts.min() / 1.3, parts.max() * 1.3
     axis.plot([low, threshold, threshold], [threshold, threshold, low], color=REFERENCE, linestyle="--", linewidth=1.5, label="threshold")
-    axis.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high), xlabel="image part (1: a usual normal image)", ylabel="place part (1: usual)")
+    axis.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high), xlabel="image part (1 normal image in 10 is above 1)", ylabel="place part (likewise)")
     axis.grid(color="#E5E5E5")
     axis.legend(frameon=False, fontsize=FONT - 1)
     return fig
