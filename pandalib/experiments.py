@@ -14,6 +14,7 @@ import inspect
 import json
 import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
@@ -354,7 +355,7 @@ def _on_this_machine(waiting: list[dict], folder: Path, workers: int, threads: i
 
     variables = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
     variables["PANDALIB_QUIET"] = "1"  # no bars: the sweep has a line of its own
-    start = lambda: get_reusable_executor(max_workers=workers, timeout=600, env=variables)  # noqa: E731
+    start = lambda: get_reusable_executor(max_workers=workers, timeout=600, env=variables, initializer=_leave_with_parent, initargs=(os.getpid(),))  # noqa: E731
     executor = start()
     line, suspects, flying = deque(waiting), deque(), {}
     try:
@@ -385,6 +386,18 @@ def _on_this_machine(waiting: list[dict], folder: Path, workers: int, threads: i
                 yield None
     finally:
         executor.shutdown(wait=True, kill_workers=bool(flying))
+
+
+def _leave_with_parent(parent: int) -> None:
+    """Begin a process of a sweep: it ends when the sweep is killed, and leaves ctrl-C to it."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(TICK)
+        os._exit(1)  # at once: a result file is whole or not there
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _died(settings: dict, error: BaseException | None) -> dict:
@@ -461,7 +474,7 @@ class _Line:
         self.failed = 0
         self.start = time.monotonic()
         self.shown = shown and os.environ.get("PANDALIB_QUIET") != "1"
-        self.live = sys.stderr.isatty() or "ipykernel" in sys.modules
+        self.live = sys.stderr.isatty() or "IPython" in sys.modules and sys.modules["IPython"].get_ipython() is not None
         self.width = 0
         if self.shown and self.before:
             print(f"{name}: {self.before} of {self.n} runs have a result already", file=sys.stderr)

@@ -207,7 +207,7 @@ def as_markdown(rows: list[dict], plan: dict, results: list[dict], alt: str) -> 
     for source in dict.fromkeys(row["data_set"] for row in rows):
         lines += _section(source, [row for row in rows if row["data_set"] == source], varied)
     lines += [
-        f"Mean: over the normal classes, of the mean over the seeds. Interval: {LEVEL:.0%}, {RESAMPLES} draws of the classes with replacement; it tells how much the "
+        f"Mean: over the normal classes, of the mean over the seeds. Interval: {100 * LEVEL:.0f} %, {RESAMPLES} draws of the classes with replacement; it tells how much the "
         "mean would move with other classes of the same kind, not with other test images or seeds.", "",
     ]  # fmt: skip
     lines += [f"![{alt}](table.png)", "", alt, ""]
@@ -261,8 +261,11 @@ def _by_class(metric: str, rows: list[dict], varied: list[str]) -> list[str]:
         for number in row["published"]:
             if number.metric == metric and number.classes:
                 columns.append((f"{number.published_as}, published, {number.mark}", {name: f"{value:.3f}" for name, value in number.classes.items()}))
-    lines = [f"{METRICS[metric]} by normal class:", "", "| class | " + " | ".join(_cell_text(title) for title, _ in columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    return [*lines, *(f"| {_cell_text(name)} | " + " | ".join(values.get(name, "") for _, values in columns) + " |" for name in names), ""]
+    grid = [["", *(title for title, _ in columns)], *([name, *(values.get(name, "") for _, values in columns)] for name in names)]
+    if len(columns) > len(names):  # long rather than wide
+        grid = [list(line) for line in zip(*grid)]
+    lines = ["| " + " | ".join(map(_cell_text, line)) + " |" for line in grid]
+    return [f"{METRICS[metric]} by normal class:", "", lines[0], "|---" * len(grid[0]) + "|", *lines[1:], ""]
 
 
 def _provenance(good: list[dict], plan: dict) -> str:
@@ -303,6 +306,7 @@ def figure(rows: list[dict]):
     sources = list(dict.fromkeys(row["data_set"] for row in rows))
     counts = [sum(row["data_set"] == source for row in rows) for source in sources]
     fig, axes = panels(len(sources), 1, width=7.0, height=0.9 * len(sources) + 0.5 + 0.32 * sum(counts), squeeze=False, sharex=True, height_ratios=[count + 1 for count in counts])
+    lowest = min(row[metric] if row[f"{metric}_low"] is None else row[f"{metric}_low"] for row in rows)
     named: dict[str, object] = {}
     for axis, source in zip(axes[:, 0], sources):
         shown = [row for row in rows if row["data_set"] == source]
@@ -318,7 +322,7 @@ def figure(rows: list[dict]):
                     )
         axis.set_yticks(range(len(shown)), [describe(row, varied) for row in reversed(shown)], fontsize=FONT - 1)
         axis.set_ylim(-0.6, len(shown) - 0.4)
-        axis.set_xlim(0, 1.02)
+        axis.set_xlim(0.45 if lowest > 0.48 else 0, 1.02)
         axis.axvline(0.5, color="#767676", linewidth=1)
         axis.grid(axis="y", color="#E5E5E5")
         axis.set_axisbelow(True)

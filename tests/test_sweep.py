@@ -81,14 +81,21 @@ def children(pid: int) -> list[int]:
     return [int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()]
 
 
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"  # whose parent has gone may wait as a zombie
+    except FileNotFoundError:
+        return False
+
+
 def working(pid: int) -> list[int]:
     """The processes of a sweep that do its runs."""
     lines = {child: Path(f"/proc/{child}/cmdline").read_text() for child in children(pid)}
     return [child for child, line in lines.items() if "loky" in line and "tracker" not in line]
 
 
-def test_one_process_killed_then_all_of_them_then_called_again(grid, undisturbed, tmp_path, capsys, monkeypatch):
-    """One process, as when memory runs out: what it did is done again. Then kill -9 of all at once: the next call does what is missing."""
+def test_one_process_killed_then_the_sweep_then_called_again(grid, undisturbed, tmp_path, capsys, monkeypatch):
+    """One process, as when memory runs out: what it did is done again. Then kill -9: its processes leave too, the next call does what is missing."""
     process = start(grid, tmp_path, "--workers", "2", "--threads", "1")
     least = 2
     wait_for(lambda: len(results(tmp_path)) >= least, "the second result")
@@ -98,7 +105,11 @@ def test_one_process_killed_then_all_of_them_then_called_again(grid, undisturbed
         os.kill(pids[0], signal.SIGKILL)
         least = len(results(tmp_path)) + 3
         wait_for(lambda: len(results(tmp_path)) >= least, "a further result")
-    os.killpg(process.pid, signal.SIGKILL)
+        pids = working(process.pid)
+        os.kill(process.pid, signal.SIGKILL)  # the sweep alone
+        wait_for(lambda: not any(map(alive, pids)), "the end of its processes")
+    else:
+        os.killpg(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     done = {path: path.stat().st_mtime_ns for path in results(tmp_path)}
     assert least <= len(done) < 12, "killed too late: the grid is too quick for this machine"

@@ -52,7 +52,7 @@ def test_mean_over_classes_of_the_mean_over_seeds():
 
 
 def test_the_interval_is_the_bootstrap_over_classes():
-    values = [0.7, 0.75, 0.9, 0.95, 0.6, 0.85]
+    values = [0.7013, 0.7557, 0.9071, 0.9532, 0.6119, 0.8547]
     low, high = class_interval(values)
     rng = np.random.default_rng(1)
     means = [np.mean([values[rng.integers(len(values))] for _ in values]) for _ in range(4000)]  # written out, with other draws
@@ -118,7 +118,7 @@ def test_a_table_outside_of_the_embedded_tier(tmp_path):
     page = (folder / "table.md").read_text()
     assert "0.962 verified [1]" in page and "0.925 unverified [2]" in page and "0.989 verified [3]" in page
     assert "1. PANDA-EWC: CIFAR-10, one class normal" in page and "were reached with other outliers: 80 Million Tiny Images" in page
-    assert "2 of 10 classes" in page and "PANDA-EWC, published, verified" in page and "| airplane | 0.900 | 0.974 |" in page
+    assert "2 of 10 classes" in page and "PANDA-EWC, published, verified" in page and "| PANDA-EWC, published, verified | 0.974 | 0.939 |" in page
     lines = list(csv.DictReader(io.StringIO((folder / "table.csv").read_text())))
     assert [(line["method"], line["published"], line["mark"]) for line in lines] == [
         ("ewc", "0.9620", "verified"), ("dn2", "0.9250", "unverified"), ("oe", "0.9890", "verified"),
@@ -216,7 +216,8 @@ def test_the_figure_and_its_sentence(tmp_path):
     markers = {label.get_text(): handle.get_marker() for legend in fig.legends for label, handle in zip(legend.get_texts(), legend.legend_handles)}
     assert markers == {"mean over classes, interval": "o", "published, verified": "D"}
     fig, _ = tables.figure(summarise([result("dior:ship", "dn2", tier="paper")]))
-    assert {label.get_text() for label in fig.legends[0].get_texts()} == {"mean over classes, interval", "published, unverified"}
+    markers = {label.get_text(): handle.get_marker() for label, handle in zip(fig.legends[0].get_texts(), fig.legends[0].legend_handles)}
+    assert markers == {"mean over classes, interval": "o", "published, unverified": "s"}
 
 
 def test_the_same_results_give_the_same_files(tmp_path):
@@ -236,3 +237,9 @@ def test_a_table_of_nothing(tmp_path, capsys):
     assert main(["table", str(folder)]) == 2
     assert "none of its 1 runs has a result yet (1 failed): call the sweep again" in capsys.readouterr().err
     assert not (folder / "table.md").exists()
+
+
+def test_figures_by_class_are_long_rather_than_wide():
+    few = [result(f"pictograms:{name}", "ewc", strength=float(value), roc_auc=value / 10) for name in ("star", "heart") for value in (5, 6, 7)]
+    page = as_markdown(summarise(few), plan_of(few), few, "Alt.")
+    assert "|  | star | heart |\n|---|---|---|\n| ewc, strength = 5.0 | 0.500 | 0.500 |" in page

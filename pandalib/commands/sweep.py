@@ -19,7 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: dict) -> int:
-    """Sweep; 1 if a run failed, else 0."""
+    """Sweep; 1 if a run failed, 130 after ctrl-C, else 0."""
+    import sys
     from pathlib import Path
 
     from pandalib.experiments import sweep
@@ -33,7 +34,11 @@ def main(options: dict) -> int:
     folder = Path(options.pop("out") or Path("results") / grid.name)
     if options.pop("dry_run"):
         return _dry_run(grid, folder, options)
-    results = sweep(grid, folder, **options)
+    try:
+        results = sweep(grid, folder, **options)
+    except KeyboardInterrupt:
+        print("stopped: the same command goes on from here", file=sys.stderr)
+        return 130
     failed = [result for result in results if "error" in result]
     for result in failed:
         print(f"failed: {result['task']}  {result['method']}  seed {result['seed']}  {result['error']['type']}: {result['error']['message']}")
