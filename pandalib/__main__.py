@@ -16,6 +16,9 @@ def main(arguments: list[str] | None = None) -> int:
     for name, command in commands.items():
         command.add_arguments(parsers.add_parser(name, help=command.HELP, description=command.__doc__))
     options = vars(parser.parse_args(arguments))
+    for stream in (sys.stdout, sys.stderr):  # a file name that the terminal cannot show is no reason to fail
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     try:
         return commands[options.pop("command")].main(options)
     except (ValueError, OSError, FloatingPointError) as error:

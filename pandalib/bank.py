@@ -78,6 +78,8 @@ class MemoryBank(MapDetector):
             size = maps[0].shape[2:]
             maps[1:] = [_matrix(enlargement, map.shape[2], size[0]) @ map @ _matrix(enlargement, map.shape[3], size[1]).T for map in maps[1:]]
             parts.append(torch.cat(maps, dim=1).permute(0, 2, 3, 1))
+            if not parts[-1].isfinite().all():
+                raise ValueError("features hold NaN or infinite values: look for what produced them, as damaged weights or a learning rate too high.")
         return torch.cat(parts)
 
 

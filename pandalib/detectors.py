@@ -205,4 +205,6 @@ def pixels(images) -> np.ndarray:
     images = np.asarray(images[:])
     if images.dtype != np.uint8 or images.ndim != 4:
         raise ValueError(f"images are {images.dtype} {images.shape}: expected uint8 (N, 3, H, W).")
+    if len(images) == 0:
+        raise ValueError("there are no images: expected uint8 (N, 3, H, W) with N of at least 1.")
     return images.reshape(len(images), -1).astype(np.float32) / np.float32(255)

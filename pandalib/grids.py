@@ -30,6 +30,7 @@ import hashlib
 import inspect
 import itertools
 import json
+import math
 import re
 import tomllib
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ from pandalib import tiers
 from pandalib.files import data_folder
 
 DEFAULT = "default"
+MOST_RUNS = 100_000  # of one block: more are a mistake, and would fill the memory
 _DATA = {"size", "n_train", "n_test", "missing_masks", "level"}
 _NETWORK = _DATA | {"backbone", "weights", "last"}
 _ADAPTED = _NETWORK | {"adapt_from", "k", "epochs", "lr", "clip", "bf16", "checkpoints"}
@@ -95,6 +97,9 @@ class Grid:
             if twice:
                 raise ValueError(f"{self.source}: task {sorted(twice)[0]!r} is in `tasks` twice, alone and as part of its data set: keep one.")
             varied = [[(option, value) for value in values] for option, values in block["vary"].items()]
+            n = math.prod(map(len, (block["methods"], tasks, block["backbones"], block["seeds"], *varied)))
+            if n > MOST_RUNS:
+                raise ValueError(f"{self.source} stands for {n} runs: expected at most {MOST_RUNS}. Vary fewer options at once.")
             for method, task, backbone, seed, *point in itertools.product(block["methods"], tasks, block["backbones"], block["seeds"], *varied):
                 everything = {**block["settings"].get("", {}), **block["settings"].get(method, {}), **backbone, **dict(point)}
                 options = {key: value for key, value in everything.items() if key in CONCERNS[method] and value != DEFAULT}
@@ -181,7 +186,7 @@ def load_grid(source: str | Path) -> Grid:
         raise FileNotFoundError(f"grid {str(source)!r}: there is no such file, and no grid of that name: choose a file, or one of {', '.join(grids()) or 'none'}.")
     try:
         found = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no TOML: {error}.") from None
     try:
         return _checked(found, str(path))
@@ -201,6 +206,8 @@ def _checked(found: dict, source: str) -> Grid:
     for key in ("name", "description", "tier"):
         if not isinstance(head.get(key, ""), str) or key != "description" and not head[key]:
             raise ValueError(f"{key} = {head[key]!r}: expected a text.")
+    if not re.fullmatch(r"\w[\w .+-]{0,99}", head["name"]):  # it names a folder
+        raise ValueError(f"name = {head['name'][:100]!r}: expected up to 100 letters, digits, blanks and the signs _ - . +, a letter or a digit first.")
     if head["tier"] not in tiers.TIERS:
         raise ValueError(f"tier = {head['tier']!r} is unknown: choose one of {', '.join(tiers.TIERS)}.")
     also = found.get("also", [])
@@ -285,6 +292,6 @@ def _check_option(option: str, value, methods: list[str], where: str):
         return value
     wanted = str(parameters[option].annotation).split(" | ")[0]  # "int", "float", "bool" or "str"
     fits = dict(int=int, float=(int, float), bool=bool, str=str)[wanted]
-    if not isinstance(value, fits) or isinstance(value, bool) != (wanted == "bool"):
+    if not isinstance(value, fits) or isinstance(value, bool) != (wanted == "bool") or isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{where}: {option} = {value!r}: expected {dict(int='a whole number', float='a number', bool='true or false', str='a text')[wanted]}.")
     return value
