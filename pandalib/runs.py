@@ -108,6 +108,8 @@ def run(
         raise ValueError(f"method {method!r} is unknown: choose one of {', '.join(METHODS)}.")
     if tier not in tiers.TIERS:
         raise ValueError(f"tier {tier!r} is unknown: choose one of {', '.join(tiers.TIERS)}.")
+    if checkpoints < 0:
+        raise ValueError(f"checkpoints={checkpoints}: expected a whole number of at least 0.")
     defaults = tiers.TIERS[tier]
     if task.startswith(("pictograms:", "surfaces:")):  # drawn images have a size of their own
         resize = None

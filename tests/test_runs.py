@@ -1,5 +1,6 @@
 """One run, its record, and the command line around it."""
 
+import functools
 import inspect
 import json
 import subprocess
@@ -8,12 +9,14 @@ import types
 
 import numpy as np
 import pytest
+import torch
 
 from pandalib import (
-    DN2, SPADE, MemoryBank, OutlierExposure, PixelKNN, detectors, fisher_information, load_backbone, load_outliers, load_task, pixel_roc_auc, pro, runs, tiers,
+    DN2, KNN, SPADE, MemoryBank, OutlierExposure, PixelKNN, detectors, fisher_information, load_backbone, load_outliers, load_task, pixel_roc_auc, pro, runs, tiers,
 )  # fmt: skip
 from pandalib.__main__ import main
 from pandalib.adapt import adapt
+from pandalib.cache import Memory
 from pandalib.detectors import pixels
 from pandalib.metrics import roc_auc
 from pandalib.runs import METHODS, run
@@ -328,6 +331,84 @@ def test_detectors_fit_and_score():
         PixelKNN().fit(np.float32(task.train))
 
 
+def test_options_of_ablations_are_those_of_the_detectors():
+    """k, length, k-means and blocks: the scores of the library's parts."""
+    task, network = load_task("pictograms:phone", seed=3, **SMALL), load_backbone()
+    for options in (dict(k=5), dict(normalise=True), dict(n_centres=6)):
+        expected = roc_auc(task.labels, DN2(network, seed=3, **options).fit(task.train).score(task.test))
+        assert run("pictograms:phone", "dn2", seed=3, **options, **SMALL)["roc_auc"] == pytest.approx(expected, abs=1e-9)
+    assert run("pictograms:phone", "pixels", seed=3, k=4, **SMALL)["roc_auc"] == roc_auc(task.labels, PixelKNN(4).fit(task.train).score(task.test))
+    for stage in ("layer2", "layer4"):
+        network = load_backbone(adapt_from=stage)
+        checkpoints = adapt(network, network.stem_features(task.train), epochs=1, lr=0.25, clip=0.1, seed=3, progress=False)
+        scores = KNN(3).fit(checkpoints[-1].features(task.train)).score(checkpoints[-1].features(task.test))
+        record = run("pictograms:phone", "early", seed=3, epochs=1, adapt_from=stage, k=3, checkpoints=1, **SMALL)
+        assert record["roc_auc"] == pytest.approx(roc_auc(task.labels, scores), abs=1e-6) == pytest.approx(record["history"][-1]["roc_auc"], abs=1e-6)
+
+
+def test_the_biased_recipe_of_the_fisher_information():
+    network, images = load_backbone(), glyphs.draw_batch(range(64), split="fisher")[0]
+    fair = runs.fisher_of(load_backbone("resnet18", "random"), images[:2])
+    assert "squares per sample" in fair.recipe
+    biased = runs.fisher_of(load_backbone("resnet18", "random"), images[:4], recipe="batch-mean")
+    assert "squares of the mean gradient of batches of 32" in biased.recipe
+    expected = fisher_information(network, images, batch_size=32, progress=False)
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "upstream_fisher", lambda backbone, **options: seen.append(options) or fisher_information(backbone, images, progress=False, **options))
+        found = runs.fisher_of(network, None, recipe="batch-mean")
+    assert seen == [dict(batch_size=32)] and all(torch.equal(found.values[name], expected.values[name]) for name in expected.values)
+
+
+@pytest.mark.parametrize("method", ["early", "ses", "oe", "svdd"])
+def test_less_history_changes_no_score(method):
+    common = dict(seed=3, epochs=4, n_outliers=20, n_train=20, n_test=3)
+    whole, ends, none = (run("pictograms:phone", method, checkpoints=number, **common) for number in (10, 1, 0))
+    assert whole["roc_auc"] == ends["roc_auc"] == none["roc_auc"] and none["history"] == []
+    first = [] if method == "oe" else [0]
+    assert [moment["epoch"] for moment in whole["history"]] == [*first, 1, 2, 3, 4] and [moment["epoch"] for moment in ends["history"]] == [*first, 4]
+    assert ends["history"][-1] == whole["history"][-1]
+
+
+def test_a_memory_changes_no_number_and_saves_the_work():
+    memory, drawn = Memory(), []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "load_task", functools.wraps(load_task)(lambda *arguments, **options: drawn.append(arguments) or load_task(*arguments, **options)))
+        for method in ("dn2", "oe"):
+            options = dict(seed=3, n_outliers=20, checkpoints=1, **({} if method == "dn2" else dict(epochs=1)), n_train=10, n_test=2)
+            plain, first, second = (run("pictograms:phone", method, memory=kept, **options) for kept in (None, memory, memory))
+            assert plain["roc_auc"] == first["roc_auc"] == second["roc_auc"] and plain["history"] == first["history"] == second["history"]
+    assert len(drawn) == 3  # once for each run without a memory, once with it
+    forgetful = Memory(limit_mb=1e-5, n_results=1)
+    calls = []
+    for number in (1, 1, 2, 1):
+        assert forgetful.recall(lambda n: calls.append(n) or 10 * n, number) == 10 * number
+        assert forgetful.get(str(number), (2, 2), iter([np.full((1, 2), number)] * 2)).tolist() == [[number] * 2] * 2
+    assert calls == [1, 2, 1] and len(forgetful._arrays) == len(forgetful._results) == 1
+
+
+def test_outliers_from_a_data_set(monkeypatch):
+    """Training images of all its classes; never of the data set that is tested."""
+    def tiny(spec, **options):
+        label = "abc".index(spec[-1])
+        images = np.random.default_rng(label).integers(0, 256, (7, 3, 32, 32), dtype=np.uint8)
+        return types.SimpleNamespace(train=images[: options["n_train"]])
+
+    monkeypatch.setattr(runs, "load_task", tiny)
+    monkeypatch.setattr(runs, "sibling_tasks", lambda name: [f"{name}:{kind}" for kind in "abc"])
+    data = types.SimpleNamespace(name="cifar10:bird", train=np.zeros((2, 3, 32, 32), np.uint8), test=np.zeros((2, 3, 32, 32), np.uint8), files=None, kinds=("a", "b"))
+    whole, some = runs.outliers_of(data, "cifar100"), runs.outliers_of(data, "cifar100", 6)
+    assert len(whole) == 21 and len(some) == 6 and whole[:].shape == (21, 3, 32, 32)
+    assert np.array_equal(whole[8], tiny("cifar100:b", n_train=None).train[1])
+    first_two = np.concatenate([tiny(f"cifar100:{kind}", n_train=2).train for kind in "abc"])
+    assert sorted(map(bytes, some[:])) == sorted(map(bytes, first_two))  # as many of each class
+    with pytest.raises(ValueError, match="outliers 'cifar10' for cifar10:bird: they are of the same data set"):
+        runs.outliers_of(data, "cifar10")
+    data.test[1] = whole[4]
+    with pytest.raises(ValueError, match="outlier 'number 4' is the same as test image number 1 .b."):
+        runs.outliers_of(data, "cifar100")
+
+
 def test_command_prints_one_json_object(capsys):
     assert main(["run", "--task", "pictograms:star", "--method", "dn2", "--n-train", "20", "--n-test", "3", "--json", "-"]) == 0
     out = capsys.readouterr().out
@@ -366,6 +447,13 @@ def test_folder_task_by_command(tmp_path, capsys):
         (["--task", "pictograms:star", "--method", "dn2", "--tier", "huge"], "tier 'huge' is unknown"),
         (["--task", "pictograms:star", "--method", "dn2", "--weights", "no.pth"], "weights no.pth: there is no such file"),
         (["--task", "pictograms:star", "--method", "dn2", "--n-train", "1"], "n_train=1"),
+        (["--task", "pictograms:star", "--method", "dn2", "--n-train", "9", "--n-test", "2", "--k", "10"], "k = 10 neighbours were asked for, but the gallery holds 9"),
+        (["--task", "pictograms:star", "--method", "dn2", "--n-train", "9", "--n-test", "2", "--checkpoints", "-1"], "checkpoints=-1: expected"),
+        (["--task", "pictograms:star", "--method", "ewc", "--n-train", "9", "--n-test", "2", "--fisher-recipe", "mean"], "fisher_recipe='mean' is unknown: choose one of per-sample, batch-mean"),
+        (
+            ["--task", "pictograms:star", "--method", "ewc", "--n-train", "9", "--n-test", "2", "--fisher-recipe", "batch-mean", "--fisher", "a"],
+            "a file was made by a recipe of its own",
+        ),
         (["--task", "pictograms:star", "--method", "ewc", "--fisher", "a", "--fisher-images", "b", "--n-train", "9", "--n-test", "2"], "give one of them"),
         (["--task", "pictograms:star", "--method", "svdd", "--epochs", "0", "--n-train", "9", "--n-test", "2"], "epochs=0"),
         (
@@ -378,7 +466,8 @@ def test_folder_task_by_command(tmp_path, capsys):
 def test_errors_are_one_line(arguments, message, capsys):
     assert main(["run", *arguments]) == 2
     captured = capsys.readouterr()
-    assert message in captured.err and captured.err.startswith("pandalib: ") and captured.err.count("\n") == 1 and not captured.out
+    assert message in captured.err and captured.err.startswith("pandalib: ") and captured.err.count("\n") == 1
+    assert bool(captured.out) == ("--json" in arguments)  # where it cannot be written, the result is printed at least
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere the parent's memory does not count")
