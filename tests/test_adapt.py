@@ -162,6 +162,23 @@ def test_one_seed_one_result(backbone, stem):
     assert equal(first, again) and not equal(first, other)
 
 
+def test_what_is_left_out_has_its_documented_value(backbone, stem):
+    """Momentum 0.9, no weight decay, batches of 32, seed 0, every epoch kept: the definition with these gives the same losses."""
+    settings = dict(epochs=3, lr=0.05, clip=0.1)
+    usual = adapt(backbone, stem, progress=False, **settings)
+    np.testing.assert_allclose(usual.losses, by_hand(plain_network(), ("layer3", "layer4"), IMAGES, batch_size=32, momentum=0.9, **settings), rtol=1e-5)
+    assert usual.epochs == [0, 1, 2, 3] and usual.folder is None and usual.backbone is backbone
+    np.testing.assert_allclose(usual.centre, backbone.features(IMAGES).mean(axis=0), atol=1e-5)
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_the_bar_is_shown_as_asked(backbone, stem, monkeypatch, shown):
+    seen = []
+    monkeypatch.setattr("pandalib.adapt.bar", lambda epochs, what, *, shown: seen.append((list(epochs), what, shown)) or epochs)
+    adapt(backbone, stem[:4], **{**SETTINGS, "progress": shown})
+    assert seen == [([1, 2, 3], "adapting", shown)]
+
+
 class Killed(Exception):
     pass
 
@@ -346,6 +363,8 @@ def test_weight_decay_acts_after_the_clip(backbone, stem):
 )
 def test_epochs_for(minibatches, n, batch_size, expected):
     assert epochs_for(minibatches, n, batch_size) == expected
+    if batch_size == 32:
+        assert epochs_for(minibatches, n) == expected
 
 
 def test_compactness_by_hand():
@@ -393,6 +412,10 @@ def test_diagnose_by_hand():
     unlabelled = diagnose(gallery, features)
     assert unlabelled == {**found, "loss": None, "roc_auc": None, "normal_distance": None, "anomalous_distance": None}
     assert list(unlabelled) == list(found)
+    assert diagnose(gallery, features, labels) == diagnose(gallery, features, labels, k=2) != diagnose(gallery, features, labels, k=3)
+    for broken, name in ((dict(gallery=gallery * np.nan, features=features), "gallery"), (dict(gallery=gallery, features=features * np.nan), "features")):
+        with pytest.raises(ValueError, match=f"^{name} holds"):
+            diagnose(**broken)
 
 
 def test_sample_wise_by_loops():
@@ -404,12 +427,19 @@ def test_sample_wise_by_loops():
         assert scores[image] == pytest.approx(max(ratios)) and chosen[image] == ratios.index(max(ratios))
     assert len(set(chosen)) > 2
     np.testing.assert_array_equal(sample_wise([[1.0], [2.0], [3.0]], [[1.0], [2.0], [3.0]])[1], [0])  # the first of equals
+    small = test.astype(np.float16), held_out.astype(np.float16)
+    np.testing.assert_array_equal(sample_wise(*small)[0], sample_wise(*(part.astype(np.float64) for part in small))[0])  # worked out in float64
+    for part in (0, 1):
+        mixed = [values.astype(np.float16 if i == part else np.float64) for i, values in enumerate(small)]
+        np.testing.assert_array_equal(sample_wise(*mixed)[0], sample_wise(*small)[0])
 
 
 @pytest.mark.parametrize(
     ("test", "held_out", "message"),
     [
         (np.ones((3, 4)), np.ones((2, 4)), r"scores are \(3, 4\) and \(2, 4\): expected \(T, n\)"),
+        (np.ones(3), np.ones((3, 4)), r"scores are \(3,\) and \(3, 4\): expected \(T, n\)"),
+        (np.ones((3, 4)), np.ones(3), r"scores are \(3, 4\) and \(3,\): expected \(T, n\)"),
         (np.ones(4), np.ones((1, 4)), r"scores are \(4,\)"),
         (np.ones((1, 4)), np.ones(4), r"and \(4,\)"),
         (np.ones((3, 4)), np.ones((3, 0)), r"and \(3, 0\)"),
@@ -430,6 +460,7 @@ def test_hold_out_is_disjoint_and_complete(n, share, m):
     assert len(held_out) == m and np.array_equal(np.union1d(train, held_out), np.arange(n)) and len(train) + m == n
     assert (np.diff(train) > 0).all() and (np.diff(held_out) > 0).all()
     assert np.array_equal(held_out, hold_out(n, share, seed=1)[1])
+    assert np.array_equal(hold_out(n, share)[1], hold_out(n, share, seed=0)[1])
     if n > 4:
         assert not np.array_equal(held_out, hold_out(n, share, seed=2)[1])
 

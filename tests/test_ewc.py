@@ -243,6 +243,32 @@ def test_upstream_fisher_is_kept_and_made_again_when_damaged(drawn, tmp_path):
     assert drawn == [([0, 1], dict(split="fisher", seed=seed)) for seed in (0, 1)] and len(list((tmp_path / "cache").iterdir())) == 3
 
 
+def test_upstream_fisher_of_batches_is_kept_apart(drawn, tmp_path):
+    network = load_backbone()
+    exact, biased = (upstream_fisher(network, 6, batch_size=size, progress=False) for size in (1, 2))
+    assert len(drawn) == 2 and "squares per sample" in exact.recipe and "batches of 2" in biased.recipe
+    again = [upstream_fisher(network, 6, batch_size=size, progress=False) for size in (1, 2)]
+    assert len(drawn) == 2 and [one.recipe for one in again] == [exact.recipe, biased.recipe]
+    assert largest_error(again[1].values, biased.values) == 0 < largest_error(exact.values, biased.values)
+    by_name = {path.name: path for path in (tmp_path / "cache").iterdir()}
+    assert sorted(by_name) == sorted(f"fisher-{network.weights_sha256[:12]}-layer3-6-0{end}.safetensors" for end in ("", "-batches-of-2"))
+    # A file of other weights under that name: not used.
+    dataclasses.replace(exact, weights_sha256="0" * 64).save(next(path for name, path in by_name.items() if "batches" not in name))
+    assert upstream_fisher(network, 6, progress=False).weights_sha256 == network.weights_sha256 and len(drawn) == 3
+
+
+def test_upstream_fisher_takes_600_images_and_says_how_far_it_is(monkeypatch, tmp_path):
+    monkeypatch.setenv("PANDALIB_CACHE", str(tmp_path))
+    asked, watched = [], []
+    monkeypatch.setattr(glyphs, "draw_batch", lambda indices, **options: asked.append((len(indices), options)) or (images(2, side=64), None))
+    monkeypatch.setattr("pandalib.ewc.bar", lambda starts, what, *, shown: watched.append((what, shown)) or starts)
+    network = load_backbone()
+    upstream_fisher(network)
+    upstream_fisher(network, seed=1, progress=False)
+    assert asked == [(600, dict(split="fisher", seed=0)), (600, dict(split="fisher", seed=1))]
+    assert watched == [("Fisher information", True), ("Fisher information", False)]
+
+
 def test_upstream_fisher_of_another_network(backbone, drawn):
     for other in (backbone, load_backbone(last="layer3"), load_backbone(EMBEDDED, "random")):
         with pytest.raises(ValueError, match=f"{other.name} up to {other.last} was not pretrained on glyphs: give labelled images"):

@@ -5,7 +5,7 @@ import torch
 from sklearn.exceptions import NotFittedError
 
 from pandalib.features import kmeans_gallery
-from pandalib.knn import KNN, knn_scores, leave_one_out_scores, squared_distances
+from pandalib.knn import KNN, knn_scores, leave_one_out_scores, nearest_others, squared_distances
 from pandalib.whitening import whitened_leave_one_out_scores
 
 
@@ -52,6 +52,14 @@ def test_a_common_offset_costs_no_accuracy(offset):
     queries = (rng.standard_normal((300, 512)) + offset).astype(np.float32)
     distances, _ = squared_distances(gallery, queries, 2)
     np.testing.assert_allclose(distances, brute_force(gallery, queries, 2)[0], rtol=1e-7)
+
+
+def test_scores_are_summed_in_float64():
+    # Neighbours at squared distances 1 and 2^24; in float32 their sum is 2^24.
+    far = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 4096.0], [1.0, 4096.0]])
+    for scores in (knn_scores(far, far, 3), leave_one_out_scores(far, 2), KNN(3).fit(far).score(far), KNN(2).fit(far).leave_one_out()):
+        assert scores.dtype == np.float64
+        np.testing.assert_array_equal(scores, 2.0**24 + 1)
 
 
 def test_distances_near_100_that_differ_by_a_thousandth():
@@ -174,6 +182,26 @@ def test_wrong_input_is_named(gallery, queries, k, message):
         squared_distances(gallery, queries, k)
     with pytest.raises(ValueError, match=message):
         knn_scores(gallery, queries, k)
+
+
+def test_nearest_others_by_hand():
+    gallery = [[0.0], [1.0], [3.0], [3.0]]
+    found = nearest_others(gallery, 2)
+    assert found.dtype == np.int64 and found.tolist() == [[1, 2], [0, 2], [3, 1], [2, 1]]
+    with pytest.raises(ValueError, match="4 with one left out"):
+        nearest_others(GOOD, 5)
+
+
+def test_neighbours_where_more_than_the_spare_candidates_are_equally_near():
+    # Twenty copies of one image beside others: each sees k of the copies at zero, never itself, whatever faiss proposes.
+    gallery = np.concatenate([np.zeros((20, 3)), np.eye(3)])
+    assert (leave_one_out_scores(gallery, 5)[:20] == 0).all()
+    others = nearest_others(gallery, 5)
+    assert all(len(set(row)) == 5 and i not in row for i, row in enumerate(others))
+    assert (others[:20] < 20).all()
+    distances, indices = squared_distances(gallery, np.zeros((1, 3)), 23)
+    np.testing.assert_array_equal(distances[0], [0] * 20 + [1] * 3)
+    assert indices[0].tolist() == list(range(23))
 
 
 def test_leave_one_out_needs_k_others():

@@ -140,13 +140,36 @@ def test_bootstrap_width_agrees_with_the_theory():
     assert wide_low < low < auc < high < wide_high
 
 
+def test_bootstrap_is_the_percentiles_of_the_resampled_values():
+    labels, scores = np.array([0, 1, 0, 1, 0, 1]), np.array([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
+    for level, n_resamples in ((0.5, 21), (0.9, 41)):
+        seen = []
+        metric = lambda labels, scores: seen.append(scores.mean()) or seen[-1]  # noqa: E731
+        low, high = bootstrap_interval(labels, scores, metric=metric, n_resamples=n_resamples, level=level)
+        # With this many, either end falls on one of the sorted values: no interpolation.
+        left_out = round((1 - level) / 2 * (n_resamples - 1))
+        assert (low, high) == pytest.approx((sorted(seen)[left_out], sorted(seen)[-1 - left_out]))
+    usual = bootstrap_interval(labels, scores)
+    assert usual == bootstrap_interval(labels, scores, metric=roc_auc, n_resamples=1000, level=0.95, seed=0)
+    assert usual != bootstrap_interval(labels, scores, n_resamples=1000, level=0.8)
+    counted = []
+    bootstrap_interval(labels, scores, metric=lambda *_: counted.append(0) or 0.5)
+    assert len(counted) == 1000
+
+
 def test_bootstrap_of_perfect_separation_has_no_width():
     assert bootstrap_interval([0, 0, 1, 1], [1.0, 2.0, 3.0, 4.0], n_resamples=20) == (1.0, 1.0)
 
 
 @pytest.mark.parametrize(
     "options, message",
-    [({"level": 95}, "level .* got 95"), ({"level": 0}, "got 0"), ({"n_resamples": 0}, "at least 1; got 0")],
+    [
+        ({"level": 95}, "level .* got 95"),
+        ({"level": 1}, "level .* got 1"),
+        ({"level": 1.5}, "level .* got 1.5"),
+        ({"level": 0}, "got 0"),
+        ({"n_resamples": 0}, "at least 1; got 0"),
+    ],
 )
 def test_bootstrap_options_are_checked(options, message):
     with pytest.raises(ValueError, match=message):
@@ -155,7 +178,7 @@ def test_bootstrap_options_are_checked(options, message):
 
 @pytest.mark.parametrize(
     "n, rate, rank",
-    [(19, 0.05, 19), (20, 0.05, 20), (39, 0.05, 38), (9, 0.1, 9), (9, 0.7, 3), (9, 1 - 0.9, 9), (99, 0.29, 71)],
+    [(19, 0.05, 19), (20, 0.05, 20), (39, 0.05, 38), (9, 0.1, 9), (9, 0.7, 3), (9, 1 - 0.9, 9), (99, 0.29, 71), (5000, 0.5, 2501), (1, 0.5, 1)],
 )
 def test_threshold_is_the_conformal_order_statistic(n, rate, rank):
     scores = np.random.default_rng(n).permutation(np.arange(1.0, n + 1))  # the r-th smallest is r
@@ -174,6 +197,9 @@ def test_the_rate_that_the_error_suggests_is_possible():
     with pytest.raises(ValueError, match="a rate of 0.091 or more"):
         threshold_at(np.arange(10), 0.01)
     assert threshold_at(np.arange(10), 0.091) == 9
+    with pytest.raises(ValueError, match="a rate of 0.1 or more"):
+        threshold_at(np.arange(9), 0.01)
+    assert threshold_at(np.arange(9), 0.1) == 8
 
 
 @pytest.mark.parametrize("rate", [0, 1, 5, -0.1, np.nan])
