@@ -224,10 +224,10 @@ def page(tmp_path_factory):
         yield one
 
 
-# Elements that reach beyond the screen, but for those that can be rolled into view. The theme cuts off the rest without a scroll bar.
+# Elements that reach beyond the screen, but for those that are rolled in a box of their own. The page as a whole must not roll sideways.
 CUT_OFF = """[...document.querySelectorAll('article, article *')].filter(one => {
     if (one.getBoundingClientRect().right <= innerWidth + 1) return false;
-    for (let outer = one; outer && outer.tagName != 'BODY'; outer = outer.parentElement)
+    for (let outer = one; outer.tagName != 'ARTICLE'; outer = outer.parentElement)
         if (['auto', 'scroll'].includes(getComputedStyle(outer).overflowX)) return false;
     return true }).map(one => one.outerHTML.slice(0, 100))"""
 
