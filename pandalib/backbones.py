@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torchvision
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models.resnet import BasicBlock, ResNet
@@ -304,7 +304,7 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
         raise FileNotFoundError(f"weights {path}: there is no such file.")
     try:
         if path.suffix == ".safetensors":
-            state = load_file(path)
+            state = load(path.read_bytes())
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files make torch raise a dozen types

@@ -217,7 +217,7 @@ def _torchvision(name: str, place: Path, **options):
 
     try:
         return getattr(datasets, name)(place, download=False, **options)
-    except (RuntimeError, ValueError, KeyError, AssertionError, OSError) as error:
+    except Exception as error:  # damaged files make it raise a dozen types
         raise ValueError(
             f"torchvision's {name} cannot read {str(place)!r}: files are missing or damaged ({error}). Delete that folder and unpack the archive again."
         ) from error
@@ -247,7 +247,7 @@ def _is_image(file: Path) -> bool:
     try:
         with Image.open(file, formats=_READERS):
             return True
-    except (OSError, ValueError, SyntaxError):
+    except Exception:  # among them Pillow's for an image that is too large to be one
         return False
 
 
@@ -256,12 +256,16 @@ def _lines(path: Path) -> list[str]:
 
 
 def _table(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        missing = [column for column in columns if column not in (reader.fieldnames or [])]
-        if missing:
-            raise ValueError(f"{str(path)!r} has no column {missing[0]!r}: expected {', '.join(columns)}.")
-        return list(reader)
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            missing = [column for column in columns if column not in (reader.fieldnames or [])]
+            rows = list(reader)
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{str(path)!r} is no table of commas and lines in UTF-8 ({error}): get it again.") from None
+    if missing:
+        raise ValueError(f"{str(path)!r} has no column {missing[0]!r}: expected {', '.join(columns)}.")
+    return rows
 
 
 def _objects(note: Path) -> list[tuple[int, tuple[int, int, int, int]]]:
@@ -274,7 +278,7 @@ def _objects(note: Path) -> list[tuple[int, tuple[int, int, int, int]]]:
             if min(right - left, bottom - top) > SMALLEST_OBJECT:
                 found.append((label, (left, top, right, bottom)))
         return found
-    except (ElementTree.ParseError, TypeError, ValueError) as error:
+    except (ElementTree.ParseError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(
             f"cannot read the objects of {str(note)!r}: {error}; expected <object> with a <name> of {', '.join(DIOR)} and a <bndbox>."
         ) from error
