@@ -50,8 +50,8 @@ Wanted: two workers at least {wanted_ratio} times one worker: {ratio:.2f}, {rati
 |---|---|---|
 {methods}
 
-Where the time goes: in EWC, outlier exposure and early stopping nearly all of it is the head's convolutions in float32, which are
-at more than half of the processor's peak, so that only fewer steps would be quicker. What a sweep leaves out, without a change
+Where the time goes: in EWC, outlier exposure and early stopping more than nine tenths of it are the head's convolutions, their
+backward pass and the step of the optimiser (profile at one thread). What a sweep leaves out, without a change
 of any number: a process keeps the images it has drawn and what the frozen stem made of them for its later runs
 (`pandalib.cache.Memory`), and the history has the first and last moment only (`checkpoints = 1`), since every moment costs a pass
 over all images.
@@ -107,7 +107,7 @@ def main() -> None:
     each = {method: [result["seconds"] for result in results if result["method"] == method] for method in methods}
     page = PAGE.format(
         machine=f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}", cores=os.cpu_count(), torch=torch.__version__, n_part=len(part.runs()), grid=GRID,
-        part=" and ".join(tasks) + ", all methods", rounds=options.rounds, rows=rows, wanted_ratio=WANTED_RATIO, ratio=ratio,
+        part=" and ".join(tasks) + ", all methods", rounds=len(variants[1, 1]), rows=rows, wanted_ratio=WANTED_RATIO, ratio=ratio,
         ratio_met="met" if ratio >= WANTED_RATIO else "NOT met", n_grid=len(results), workers=cores, whole=in_words(seconds), wanted_whole=in_words(WANTED_SECONDS),
         whole_met="met" if seconds <= WANTED_SECONDS else "NOT met", memory=max(result["peak_rss_mb"] for result in results),
         methods="\n".join(f"| {method} | {len(values)} | {statistics.mean(values):.1f} |" for method, values in each.items()),

@@ -86,7 +86,7 @@ def sweep(
         raise ValueError(f"grid {grid.name} has no runs left without the missing data sets.")
     write_plan(grid, runs, folder, skip_missing=skip_missing)
     results = read_runs(runs, folder)
-    check_weights(results.values())
+    check_meaning(results.values())
     waiting = [run for run in runs if identity(run) not in results or retry_failed and "error" in results[identity(run)]]
     waiting.sort(key=lambda run: -USUAL_SECONDS[run["method"]])  # long ones first, so that no worker is left with one at the end
     if not waiting:
@@ -156,11 +156,9 @@ def _attempt(settings: dict, threads: int | None) -> dict:
         faiss.omp_set_num_threads(threads)
     defaults = {name: parameter.default for name, parameter in inspect.signature(run).parameters.items() if name != "memory"}
     around = dict(
-        settings=settings, all_settings=defaults | settings, tier_defaults=tiers.TIERS[settings["tier"]]._replace(needs="", task="")._asdict(), versions=versions(),
+        settings=settings, all_settings=defaults | settings, tier_defaults=tier_defaults(settings["tier"]), versions=versions(),
         device=_device(), threads=torch.get_num_threads(), commit=commit(), started=datetime.now(UTC).isoformat(timespec="seconds"),
     )  # fmt: skip
-    around["tier_defaults"] = {key: value for key, value in around["tier_defaults"].items() if value != ""}
-    around["tier_defaults"]["pace"] = around["tier_defaults"]["pace"]._asdict()
     reset_peak_rss()
     start = time.perf_counter()
     try:
@@ -177,6 +175,12 @@ def failed(settings: dict, error: BaseException, seconds: float | None = None) -
     empty = dict.fromkeys(KEYS) | {key: settings[key] for key in ("task", "method", "tier", "seed")}
     seconds = None if seconds is None else round(seconds, 3)
     return empty | dict(seconds=seconds, history=[], error=dict(type=type(error).__name__, message=str(error), traceback=trace))
+
+
+def tier_defaults(name: str) -> dict:
+    """What a tier stands for in a run: network, weights, size, pace."""
+    tier = tiers.TIERS[name]
+    return {key: value for key, value in tier._asdict().items() if key not in ("needs", "task", "pace")} | dict(pace=tier.pace._asdict())
 
 
 @functools.cache
@@ -287,14 +291,20 @@ def read_results(folder: str | Path) -> list[dict]:
     return list(read_runs(read_plan(folder)["runs"], Path(folder).expanduser()).values())
 
 
-def check_weights(results) -> None:
-    """Raise ValueError where results were made with other weights than those that the same settings mean today."""
+def check_meaning(results) -> None:
+    """Raise ValueError where results were made with other weights or defaults of the tier than those that the same settings mean today."""
     from pandalib.backbones import EMBEDDED, embedded_facts
     from pandalib.files import sha256_of
 
     known: dict[str, str | None] = {}
     for result in results:
-        if "error" in result or not result["weights_sha256"]:
+        if "error" in result:
+            continue
+        then, now = result["tier_defaults"], tier_defaults(result["tier"])
+        if then != now:
+            changed = next((key for key in now["pace"] if then["pace"].get(key) != now["pace"][key]), None) or next(key for key in now if then.get(key) != now[key])
+            raise ValueError(f"{file_name(result['settings'])} was made when the tier {result['tier']} had another {changed}: choose another folder, so that no table mixes them.")
+        if not result["weights_sha256"]:
             continue
         weights = result["settings"].get("weights") or ("embedded" if result["backbone"].split(":")[0] == EMBEDDED else "imagenet")
         if weights not in known:

@@ -297,6 +297,9 @@ def test_results_of_other_weights_are_not_continued(swept):
     file.write_text(whole.replace(results[1]["weights_sha256"], "f" * 64))
     with pytest.raises(ValueError, match="was made with weights ffffffffffff, and embedded ones are now .*: choose another folder"):
         sweep(path, folder, workers=1, progress=False)
+    file.write_text(whole.replace('"early": 39', '"early": 40'))
+    with pytest.raises(ValueError, match="was made when the tier embedded had another early: choose another folder"):
+        sweep(path, folder, workers=1, progress=False)
     file.write_text(whole)
 
 
