@@ -280,6 +280,41 @@ def test_a_damaged_checkpoint_is_refused(backbone, stem, tmp_path, name, damage)
         assert parameters(checkpoints[1])  # the others are still there
 
 
+def test_a_checkpoint_of_another_epoch_or_network_is_refused(backbone, stem, tmp_path):
+    from pandalib.sealed import read_tensors, write_tensors
+
+    checkpoints = adapt(backbone, stem, folder=tmp_path / "own", **SETTINGS)
+    other = small_backbone(1)
+    adapt(other, other.stem_features(IMAGES), folder=tmp_path / "other", **SETTINGS)
+    path = tmp_path / "own" / "epoch-0002.safetensors"
+    tensors, facts = read_tensors(path)
+    fewer = dict(list(tensors.items())[1:])
+    wider = {name: tensor.repeat(2, *[1] * (tensor.ndim - 1)) for name, tensor in tensors.items()}
+    for wrong in ((tensors, facts | {"epoch": 1}), (tensors, {"weights_sha256": facts["weights_sha256"]}), (fewer, facts), (wider, facts), (tensors, {"epoch": 2})):
+        write_tensors(path, *wrong)
+        with pytest.raises(ValueError, match=f"^checkpoint {path} is one of another epoch or network: empty its folder and adapt again.$"):
+            checkpoints[2]
+    path.write_bytes((tmp_path / "other" / "epoch-0002.safetensors").read_bytes())
+    with pytest.raises(ValueError, match="another epoch or network"):
+        checkpoints[-2]
+    write_tensors(path, tensors, facts)
+    assert parameters(checkpoints[2]) and parameters(checkpoints[1])
+
+
+@pytest.mark.parametrize("lost", ["identity", "epoch", "epochs", "losses", "a tensor"])
+def test_a_state_that_lacks_something_is_refused(backbone, stem, tmp_path, lost):
+    from pandalib.sealed import read_tensors, write_tensors
+
+    adapt(backbone, stem, folder=tmp_path, **SETTINGS)
+    path = tmp_path / "resume.safetensors"
+    tensors, facts = read_tensors(path)
+    if lost == "a tensor":
+        tensors.pop(next(name for name in tensors if name.startswith("momentum.")))
+    write_tensors(path, tensors, {key: value for key, value in facts.items() if key != lost})
+    with pytest.raises(ValueError, match=f"^checkpoint {path} is damaged or no checkpoint: empty its folder and adapt again.$"):
+        adapt(backbone, stem, folder=tmp_path, **SETTINGS)
+
+
 def test_a_missing_checkpoint_is_named(backbone, stem, tmp_path):
     checkpoints = adapt(backbone, stem, folder=tmp_path, **SETTINGS)
     (tmp_path / "epoch-0001.safetensors").unlink()
