@@ -55,25 +55,36 @@ def one_thread() -> None:
 
 
 def killed_at(step: int, function: Callable) -> bool:
-    """Run `function` in a child that kill -9 meets before its `step`-th change on the disk; False when it has fewer."""
+    """Run `function` in a child that kill -9 meets at its `step`-th change on the disk; False when it has fewer.
+
+    That is before a file is flushed, renamed or deleted, and after one was opened for writing, when it is empty.
+    """
 
     def child():
-        left = step
+        left, real_open = step, open
 
-        def counted(real, counts=lambda *arguments, **options: True):
+        def maybe_now():
+            nonlocal left
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            left -= 1
+
+        def counted(real):
             def call(*arguments, **options):
-                nonlocal left
-                if counts(*arguments, **options):
-                    if left == 0:
-                        os.kill(os.getpid(), signal.SIGKILL)
-                    left -= 1
+                maybe_now()
                 return real(*arguments, **options)
 
             return call
 
+        def counted_open(file, mode="r", *arguments, **options):
+            opened = real_open(file, mode, *arguments, **options)
+            if set(mode) & set("wxa+"):
+                maybe_now()
+            return opened
+
         for name in ("fsync", "replace", "rename", "unlink"):
             setattr(os, name, counted(getattr(os, name)))
-        builtins.open = counted(open, lambda file, mode="r", *_, **__: set(mode) & set("wxa+"))
+        builtins.open = counted_open
         function()
 
     try:
