@@ -130,13 +130,13 @@ def fill(folder: Path, left: int) -> Path:
 def _unshared() -> str | None:
     """Give this process mounts of its own; the reason where that is refused."""
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.unshare(CLONE_NEWNS):
-        uid, gid = os.getuid(), os.getgid()
-        if libc.unshare(CLONE_NEWUSER | CLONE_NEWNS):
-            return os.strerror(ctypes.get_errno())
-        for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
-            Path(f"/proc/self/{name}").write_text(text)
     try:
+        if libc.unshare(CLONE_NEWNS):
+            uid, gid = os.getuid(), os.getgid()
+            if libc.unshare(CLONE_NEWUSER | CLONE_NEWNS):
+                return os.strerror(ctypes.get_errno())
+            for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
+                Path(f"/proc/self/{name}").write_text(text)
         _mount(None, "/", None, MS_REC | MS_PRIVATE)
     except OSError as error:
         return error.strerror
