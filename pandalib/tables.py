@@ -246,7 +246,8 @@ def _section(source: str, rows: list[dict], varied: list[str]) -> list[str]:
     if any(row["method"] == "oe" and row["published"] for row in rows):
         lines += ["The published results of outlier exposure were reached with other outliers: 80 Million Tiny Images, which its owners withdrew in 2020.", ""]
     for metric in metrics:
-        lines += _by_class(metric, rows, varied)
+        for pooled in sorted({row["normal_classes"] for row in rows}):
+            lines += _by_class(metric, [row for row in rows if row["normal_classes"] == pooled], varied)
     return lines
 
 
