@@ -3,7 +3,7 @@
     sweep("one_class_embedded", "results/one_class")        # killed and called again, it does what is missing
 
 A result file holds the record of `pandalib.run` and where it came from: settings, versions, device, threads, commit, time;
-nothing that names the machine. It is written whole or not at all, by the process that did the run (on a cluster by the
+nothing that names the machine. It is under a hash (`pandalib.sealed`), and written whole or not at all, by the process that did the run (on a cluster by the
 caller, so that no shared folder is needed). A run that fails leaves its error in its file, and the others go on.
 """
 
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import json
 import os
 import queue
 import signal
@@ -28,6 +27,7 @@ from pathlib import Path
 from pandalib import tiers
 from pandalib.files import ROOT, write_atomically
 from pandalib.grids import Grid, expand, file_name, identity, load_grid
+from pandalib.sealed import sealed, unsealed
 
 FORMAT = 1
 PLAN = "plan.json"
@@ -228,7 +228,7 @@ def _device() -> str:
 
 def write_result(result: dict, folder: Path) -> dict:
     path = folder / RUNS / file_name(result["settings"])
-    write_atomically(path, (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
+    write_atomically(path, sealed(result))
     return result
 
 
@@ -244,11 +244,19 @@ def read_runs(runs: list[dict], folder: Path) -> dict[str, dict]:
 
 def _read(settings: dict, folder: Path) -> dict | None:
     try:
-        result = json.loads((folder / RUNS / file_name(settings)).read_text(encoding="utf-8"))
-    except (FileNotFoundError, UnicodeDecodeError, json.JSONDecodeError):
+        result = unsealed((folder / RUNS / file_name(settings)).read_bytes())
+    except (FileNotFoundError, ValueError):
         return None
-    sound = isinstance(result, dict) and result.get("format") == FORMAT and all(key in result for key in ("settings", *KEYS))
-    return result if sound and result.get("id") == identity(settings) else None
+    sound = result.get("format") == FORMAT and result.get("settings") == settings and result.get("id") == identity(settings) and all(key in result for key in KEYS)
+    return result if sound and _has_its_types(result) else None
+
+
+def _has_its_types(result: dict) -> bool:
+    """Whether the entries that others rely on are what they should be; a file may come from a stranger."""
+    texts = all(isinstance(result[key], str) for key in ("task", "method", "tier")) and all(isinstance(result[key], str | None) for key in ("backbone", "weights_sha256"))
+    numbers = all(type(result[key]) in (int, float, type(None)) for key in ("seed", "n_train", "n_test", "roc_auc", "pixel_roc_auc", "pro", "seconds", "peak_rss_mb"))
+    error = result.get("error", dict(type="", message=""))
+    return texts and numbers and isinstance(result["history"], list) and isinstance(error, dict) and all(isinstance(error.get(key), str) for key in ("type", "message"))
 
 
 def write_plan(grid: Grid, runs: list[dict], folder: Path, *, skip_missing: bool = False) -> None:
@@ -263,7 +271,7 @@ def write_plan(grid: Grid, runs: list[dict], folder: Path, *, skip_missing: bool
         other = read_plan(folder)
         if other["name"] != grid.name:
             raise ValueError(f"{folder} holds the results of grid {other['name']!r}, not of {grid.name!r}: choose another folder.")
-    write_atomically(path, (json.dumps(plan, indent=1) + "\n").encode())
+    write_atomically(path, sealed(plan))
 
 
 def read_plan(folder: str | Path) -> dict:
@@ -273,13 +281,13 @@ def read_plan(folder: str | Path) -> dict:
     """
     path = Path(folder).expanduser() / PLAN
     try:
-        plan = json.loads(path.read_text(encoding="utf-8"))
-        if plan["format"] != FORMAT or not all(isinstance(run, dict) for run in plan["runs"]):
+        plan = unsealed(path.read_bytes())
+        if plan["format"] != FORMAT or not all(isinstance(run, dict) and file_name(run) for run in plan["runs"]):
             raise ValueError("it is of another format")
         return plan | {key: plan[key] for key in ("name", "description", "tier", "classes", "left_out")}
     except FileNotFoundError:
         raise FileNotFoundError(f"{path.parent} holds no results: there is no {PLAN} in it. `python -m pandalib sweep GRID --out {path.parent}` makes them.") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is damaged ({error}): delete it and call the sweep again, the results stay.") from None
 
 

@@ -13,6 +13,7 @@ from pandalib.__main__ import main
 from pandalib.experiments import attempt, estimate, in_words, read_plan, read_results, sweep
 from pandalib.grids import CONCERNS, DEFAULT, canonical, expand, file_name, grids, identity
 from pandalib.runs import METHODS, run
+from pandalib.sealed import sealed, unsealed
 from pandalib.sources.pictograms import SYMBOLS
 
 HEAD = dict(name='"g"', tier='"embedded"', tasks='["pictograms:star"]', methods='["dn2"]')
@@ -273,7 +274,7 @@ def test_a_damaged_result_is_made_again(swept):
     path, results, folder = swept
     file = folder / "runs" / file_name(results[0]["settings"])
     whole = file.read_text()
-    for damage in (whole[: len(whole) // 2], "", "[]", json.dumps({**results[0], "id": "0" * 12})):
+    for damage in (whole[: len(whole) // 2], "", "[]", sealed({**results[0], "id": "0" * 12}).decode()):
         file.write_text(damage)
         assert len(read_results(folder)) == 1
     assert sweep(path, folder, workers=1, progress=False)[0]["roc_auc"] == results[0]["roc_auc"] and len(read_results(folder)) == 2
@@ -294,10 +295,12 @@ def test_results_of_other_weights_are_not_continued(swept):
     path, results, folder = swept
     file = folder / "runs" / file_name(results[1]["settings"])
     whole = file.read_text()
-    file.write_text(whole.replace(results[1]["weights_sha256"], "f" * 64))
+    content = unsealed(whole)
+    file.write_bytes(sealed(content | dict(weights_sha256="f" * 64)))
     with pytest.raises(ValueError, match="was made with weights ffffffffffff, and embedded ones are now .*: choose another folder"):
         sweep(path, folder, workers=1, progress=False)
-    file.write_text(whole.replace('"early": 39', '"early": 40'))
+    content["tier_defaults"]["pace"]["early"] = 40
+    file.write_bytes(sealed(content))
     with pytest.raises(ValueError, match="was made when the tier embedded had another early: choose another folder"):
         sweep(path, folder, workers=1, progress=False)
     file.write_text(whole)

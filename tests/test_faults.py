@@ -29,7 +29,9 @@ from pandalib.backbones import load_backbone, verify_embedded
 from pandalib.cache import FeatureCache, content_key
 from pandalib.detector_files import read_facts
 from pandalib.ewc import Fisher, fisher_information, upstream_fisher
+from pandalib.experiments import FORMAT, KEYS, PLAN, RUNS, read_plan, read_results, write_plan, write_result
 from pandalib.files import ROOT, data_folder, sha256_of, write_atomically
+from pandalib.grids import file_name, identity, load_grid
 from pandalib.inspector import Inspector
 from pandalib.sealed import read_tensors, sealed, unsealed, write_tensors
 from pandalib.sources.folders import write_images, write_mvtec
@@ -546,6 +548,51 @@ def test_flipped_bits_in_sealed_json(tmp_path):
             n_refused += 1
     assert n_refused > 250
     assert "\x00" not in path.read_text() and json.loads(path.read_text())["roc_auc"] == 0.912345  # and anybody can read it
+
+
+@pytest.fixture
+def swept(tmp_path):
+    """A sweep of one run: its folder, result and files."""
+    (tmp_path / "g.toml").write_text('[grid]\nname = "g"\ntier = "embedded"\ntasks = ["pictograms:star"]\nmethods = ["dn2"]\n')
+    grid = load_grid(tmp_path / "g.toml")
+    (settings,) = grid.runs()
+    record = dict.fromkeys(KEYS) | settings | dict(roc_auc=0.875, seconds=1.5, history=[], n_train=400, n_test=600, backbone="glyphs_resnet4", weights_sha256="a" * 64)
+    folder = tmp_path / "out"
+    write_plan(grid, [settings], folder)
+    result = write_result(dict(format=FORMAT, id=identity(settings), **record, settings=settings, versions={}), folder)
+    return folder, result, folder / RUNS / file_name(settings)
+
+
+def test_flipped_bits_in_results(swept):
+    """The run counts as not done; the plan is named. Never another number."""
+    folder, result, path = swept
+    plan, n_absent, n_refused = read_plan(folder), 0, 0
+    for _ in flips(path, 200, seed=9):
+        found = read_results(folder)
+        assert found in ([], [result])
+        n_absent += not found
+    for _ in flips(folder / PLAN, 150, seed=10):
+        try:
+            assert read_plan(folder) == plan
+        except ValueError as error:
+            assert str(error).startswith(f"{folder / PLAN} is damaged")
+            n_refused += 1
+    assert n_absent > 150 and n_refused > 100 and read_results(folder) == [result]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [dict(roc_auc="1"), dict(settings=3), dict(settings={}), dict(task=None), dict(backbone=5), dict(error="oh"), dict(error=dict(type=1, message="")), dict(history=None), dict(seed=True), dict(format="1")],
+)  # fmt: skip
+def test_results_of_a_stranger(swept, changes):
+    """With a hash that is right, and other things in it than a run leaves: not a result."""
+    folder, result, path = swept
+    path.write_bytes(sealed(result | changes))
+    assert read_results(folder) == []
+    for runs in ([3], [{}], [dict(task=1, method="dn2", tier="embedded", seed=0)], [result["settings"] | dict(strange=1)], [result["settings"] | dict(tier="none")], "runs", None):
+        (folder / PLAN).write_bytes(sealed(unsealed((folder / PLAN).read_bytes()) | dict(runs=runs)))
+        with pytest.raises(ValueError, match="plan.json is damaged .*: delete it and call the sweep again"):
+            read_plan(folder)
 
 
 @pytest.mark.parametrize("text", [b"", b"[]", b"{}", b"null", b"[" * 10_000, b'{"a": ' * 10_000, b'{"sha256": "0"}', b'{"a": NaN, "sha256": "0"}', b"\xff\xfe", b"1e999"])

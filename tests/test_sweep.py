@@ -66,7 +66,7 @@ def results(folder: Path) -> list[Path]:
 
 def numbers(folder: Path) -> dict:
     """All that has to be the same, by run: everything but times, memory and the moment."""
-    changing = ("seconds", "peak_rss_mb", "started", "commit")
+    changing = ("seconds", "peak_rss_mb", "started", "commit", "sha256")
     return {path.name: {key: value for key, value in json.loads(path.read_text()).items() if key not in changing} for path in results(folder)}
 
 

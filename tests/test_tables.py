@@ -15,6 +15,7 @@ from pandalib.__main__ import main
 from pandalib.experiments import FORMAT, KEYS, PLAN, write_result
 from pandalib.grids import canonical, identity
 from pandalib.published import published_numbers
+from pandalib.sealed import sealed
 from pandalib.tables import as_csv, as_markdown, class_interval
 
 VERSIONS = dict(pandalib="0.1.0", torch="2", **{"faiss-cpu": "1"})
@@ -38,7 +39,7 @@ def plan_of(results, more=(), **classes) -> dict:
 def folder_of(tmp_path, results, **plan):
     for one in results:
         write_result(one, tmp_path)
-    (tmp_path / PLAN).write_text(json.dumps(plan_of(results) | plan))
+    (tmp_path / PLAN).write_bytes(sealed(plan_of(results) | plan))
     return tmp_path
 
 
