@@ -12,19 +12,21 @@ RUN = "$(VENV)/bin/python"
 # The address in place of the file's name: then it is also the one that --no-browser prints. The settings: no pop-up that asks about news and updates.
 LAB = $(RUN) -m jupyterlab --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb \
 	--LabApp.app_settings_dir="$(CURDIR)/tools/lab_settings"
+# Of a run of all tests; some tests alone reach some lines only.
+COVERAGE = $(if $(ARGS),,--cov=pandalib --cov-report=term --cov-fail-under=95)
 # Jupyter refuses to run as root, as in a container, unless told so.
 AS_ROOT = $(if $(filter 0,$(shell id -u)),--allow-root)
 
-.PHONY: help install lab test notebooks student nbgrader book slides doctor lock clean
+.PHONY: help install lab test test-fast mutate notebooks student nbgrader book slides doctor lock clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo '  VENV=.venv          the virtual environment (now: $(VENV))'
 	@echo '  PYTHON=python3      the Python it is made with, 3.11 or newer (now: $(PYTHON))'
 	@echo '  TORCH_INDEX=        address of an index of CPU-only torch, or a folder of wheels: no CUDA, under 2 GB in place of 6;'
 	@echo '                      remembered until `make clean`'
-	@echo '  ARGS=               more arguments for lab, test, notebooks, student, book, slides, doctor, lock:'
+	@echo '  ARGS=               more arguments for lab, test, test-fast, mutate, notebooks, student, book, slides, doctor, lock:'
 	@echo '                      make lab ARGS="--no-browser --port 8899"'
 
 install: ## build the virtual environment from requirements.lock; quick when nothing has changed
@@ -34,7 +36,13 @@ lab: install ## install, then open the course in JupyterLab
 	$(LAB) $(AS_ROOT) $(ARGS)
 
 test: install ## install, then run every test and every notebook with the network cut
-	$(RUN) tools/offline.py $(RUN) -m pytest $(ARGS)
+	$(RUN) tools/offline.py $(RUN) -m pytest $(COVERAGE) $(ARGS)
+
+test-fast: install ## as test, in two minutes: no notebook, and without what tests/slow.txt names
+	$(RUN) tools/offline.py $(RUN) -m pytest tests -o addopts= -p no:nbval -m "not slow" $(ARGS)
+
+mutate: install ## change the library in small ways and see whether its tests notice: hours, and a package index once
+	$(RUN) tools/mutate.py $(ARGS)
 
 notebooks: install ## execute all notebooks again, in place
 	$(RUN) tools/notebooks.py $(ARGS)
@@ -59,5 +67,5 @@ lock: ## make requirements.lock again from pyproject.toml (needs the network)
 
 clean: ## delete the virtual environments, the cache and what tests leave behind
 	@"$(PYTHON)" tools/install.py --venv "$(VENV)" --remove
-	rm -rf .venv-nbgrader data/cache .pytest_cache build *.egg-info
+	rm -rf .venv-nbgrader data/cache .pytest_cache .hypothesis .coverage build *.egg-info
 	find pandalib tests tools notebooks \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} + 2>/dev/null || true

@@ -1,6 +1,7 @@
-"""A notebook may take twice the minutes that it states, and no more: its last cell fails then."""
+"""A notebook may take twice the minutes that it states, and no more: its last cell fails then. Slow tests are marked, see tests/slow.txt."""
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -24,3 +25,12 @@ def pytest_runtest_makereport(item, call):
 
 def notebook_items(item):
     return [other for other in item.session.items if other.parent is item.parent]
+
+
+def pytest_collection_modifyitems(items):
+    """Mark as slow all notebooks, and what tests/slow.txt names."""
+    listed = set((Path(__file__).parent / "tests" / "slow.txt").read_text(encoding="utf-8").splitlines())
+    for item in items:
+        name = item.nodeid.partition("[")[0]
+        if type(item).__name__ == "IPyNbCell" or {name, name.partition("::")[0]} & listed:
+            item.add_marker(pytest.mark.slow)
