@@ -205,9 +205,9 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(backbone, stem, tmp_pat
     assert not list(tmp_path.glob(".*.part"))
 
 
-@pytest.mark.parametrize("every", [1, 2, 3])
-def test_a_run_is_continued_for_longer(backbone, stem, tmp_path, every):
-    settings = {**SETTINGS, "every": every}
+@pytest.mark.parametrize(("every", "momentum"), [(1, 0.9), (2, 0.9), (3, 0.9), (1, 0.0)])  # without momentum there is none to keep
+def test_a_run_is_continued_for_longer(backbone, stem, tmp_path, every, momentum):
+    settings = {**SETTINGS, "every": every, "momentum": momentum}
     short = adapt(backbone, stem, folder=tmp_path, **settings)
     assert short.epochs[-1] == 3
     longer = adapt(backbone, stem, folder=tmp_path, **{**settings, "epochs": 5})

@@ -209,6 +209,37 @@ def test_a_file_that_is_no_fisher(fisher, tmp_path, content):
         Fisher.load(tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize("values", [torch.tensor([1.0, -1e-9]), torch.tensor([0.5, float("nan")]), torch.tensor([0.5, float("inf")]), torch.tensor([1, 2])])
+def test_values_that_no_squares_have(fisher, values, tmp_path):
+    path = tmp_path / "f.safetensors"
+    dataclasses.replace(fisher, values={**fisher.values, "layer3.0.bn1.bias": values}).save(path)
+    with pytest.raises(ValueError, match=f"^{path} is damaged, or holds no Fisher information: compute it anew with pandalib.ewc.fisher_information.$"):
+        Fisher.load(path)
+
+
+def test_the_recipe_in_words(backbone, fisher):
+    assert fisher.recipe == "squares per sample, labels drawn from the prediction, seed 0"
+    labels, other = np.arange(6) % CLASSES, copy.deepcopy(backbone.classifier)
+    assert fisher_information(backbone, IMAGES, labels, batch_size=3, progress=False).recipe == "squares of the mean gradient of batches of 3, true labels (empirical), seed 0"
+    assert fisher_information(backbone, IMAGES, classifier=other, seed=4, progress=False).recipe.endswith("prediction, seed 4, linear probe")
+
+
+def test_another_classifier_has_classes_of_its_own():
+    """Of the network's own classifier only the first `n_classes` outputs are classes; of one that is given, all."""
+    backbone, labels = small_backbone(n_classes=3), [0, 2, 1, 1, 0, 2]
+    found = fisher_information(backbone, IMAGES, labels, classifier=copy.deepcopy(backbone.classifier), progress=False)
+    assert largest_error(found.values, mean([squares(plain_network(), picture, label) for picture, label in zip(IMAGES, labels)])) < 1e-5
+    assert largest_error(found.values, fisher_information(backbone, IMAGES, labels, progress=False).values) > 0.01
+
+
+@pytest.mark.parametrize(("options", "shown"), [({}, True), ({"progress": True}, True), ({"progress": False}, False)])
+def test_it_says_how_far_it_is_unless_told_not_to(backbone, monkeypatch, options, shown):
+    seen = []
+    monkeypatch.setattr("pandalib.ewc.bar", lambda starts, what, *, shown: seen.append((len(starts), what, shown)) or starts)
+    fisher_information(backbone, IMAGES, batch_size=4, **options)
+    assert seen == [(2, "Fisher information", shown)]
+
+
 @pytest.fixture
 def drawn(monkeypatch, tmp_path):
     """Counts the drawn pretraining images; the cache folder is a new one."""
@@ -239,8 +270,17 @@ def test_upstream_fisher_is_kept_and_made_again_when_damaged(drawn, tmp_path):
         assert len(drawn) == 1 and path.read_bytes() == whole
         drawn.clear()
     assert upstream_fisher(network, 2, progress=False).n_samples == 2
-    upstream_fisher(network, 2, seed=1, progress=False)
+    assert upstream_fisher(network, 2, seed=1, progress=False).recipe.endswith("seed 1")
     assert drawn == [([0, 1], dict(split="fisher", seed=seed)) for seed in (0, 1)] and len(list((tmp_path / "cache").iterdir())) == 3
+
+
+def test_upstream_fisher_that_cannot_be_kept(drawn, monkeypatch):
+    def full(fisher, path):
+        raise OSError("No space left on device.")
+
+    monkeypatch.setattr(Fisher, "save", full)
+    with pytest.raises(OSError, match=r"^the Fisher information could not be kept: No space left on device. PANDALIB_CACHE says where.$"):
+        upstream_fisher(load_backbone(), 2, progress=False)
 
 
 def test_upstream_fisher_of_batches_is_kept_apart(drawn, tmp_path):
@@ -427,6 +467,7 @@ def test_a_strength_that_cannot_be(backbone, strength):
 def test_what_makes_two_penalties_different(backbone, fisher):
     other = fisher_information(backbone, IMAGES, seed=9, progress=False)
     identities = [EWC(backbone, 1.0, fisher), EWC(backbone, 2.0, fisher), EWC(backbone, 1.0, None), EWC(backbone, 1.0, other)]
+    assert all(set(penalty.identity()) == {"strength", "fisher"} for penalty in identities)  # the words of the error of another run
     identities = [json.dumps(penalty.identity()) for penalty in identities]
     assert len(set(identities)) == 4 and identities[0] == json.dumps(EWC(small_backbone(), 1.0, fisher).identity())
 

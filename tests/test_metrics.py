@@ -72,6 +72,7 @@ def test_labels_may_be_bool_int_float_list_or_tensor():
     [
         ([0, 0], [1.0, 2.0], "all 2 labels are normal"),
         ([True, True, True], [1.0, 2.0, 3.0], "all 3 labels are anomalous"),
+        ([1], [1.0], "all 1 labels are anomalous"),
         ([0, 1, 1, 0], [1.0, np.nan, 2.0, np.nan], r"2 NaN values among 4, the first at index 1"),
         ([0, 1, 1], [1.0, 2.0, -np.inf], r"1 infinite values among 3, the first at index 2"),
         ([0, 1], [1.0, 2.0, 3.0], r"shapes \(2,\) and \(3,\)"),
@@ -152,6 +153,9 @@ def test_bootstrap_is_the_percentiles_of_the_resampled_values():
     usual = bootstrap_interval(labels, scores)
     assert usual == bootstrap_interval(labels, scores, metric=roc_auc, n_resamples=1000, level=0.95, seed=0)
     assert usual != bootstrap_interval(labels, scores, n_resamples=1000, level=0.8)
+    rng = np.random.default_rng(0)
+    many = np.arange(60) % 2, rng.standard_normal(60)
+    assert bootstrap_interval(*many) == bootstrap_interval(*many, seed=0) != bootstrap_interval(*many, seed=1)
     counted = []
     bootstrap_interval(labels, scores, metric=lambda *_: counted.append(0) or 0.5)
     assert len(counted) == 1000
@@ -178,7 +182,7 @@ def test_bootstrap_options_are_checked(options, message):
 
 @pytest.mark.parametrize(
     "n, rate, rank",
-    [(19, 0.05, 19), (20, 0.05, 20), (39, 0.05, 38), (9, 0.1, 9), (9, 0.7, 3), (9, 1 - 0.9, 9), (99, 0.29, 71), (5000, 0.5, 2501), (1, 0.5, 1)],
+    [(19, 0.05, 19), (20, 0.05, 20), (39, 0.05, 38), (9, 0.1, 9), (9, 0.7, 3), (9, 1 - 0.9, 9), (99, 0.29, 71), (5000, 0.5, 2501), (1, 0.5, 1), (99, 0.999, 1)],
 )
 def test_threshold_is_the_conformal_order_statistic(n, rate, rank):
     scores = np.random.default_rng(n).permutation(np.arange(1.0, n + 1))  # the r-th smallest is r
