@@ -164,13 +164,15 @@ def _numbered(chunks: Iterator[np.ndarray]) -> Iterator[tuple[int, np.ndarray]]:
 class Memory:
     """What one process keeps from one run to the next, so that a sweep draws images and runs the frozen stem once.
 
-    It takes the place of `FeatureCache`, in memory and in float32, which changes no number.
+    It takes the place of `FeatureCache`, in memory and in the type in which the numbers come, which changes none of them.
 
     Parameters
     ----------
     limit_mb : of activations; the ones unused for longest go.
     n_results : results of `recall` that are kept.
     """
+
+    dtype = None  # `FeatureCache` has one of its own
 
     def __init__(self, limit_mb: float = 512, n_results: int = 16):
         self.limit_mb, self.n_results = limit_mb, n_results

@@ -187,11 +187,11 @@ class Pyramids:
             width = first["pooled"].shape[1] + sum(int(np.prod(shape)) for shape in shapes)
         else:
             shapes, width = like.shapes, like.rows.shape[1]
-        dtype = np.dtype(dtype) if cache is None else cache.dtype
+        dtype = np.dtype(dtype if cache is None or cache.dtype is None else cache.dtype)
         chunks = _rows(backbone, images, layers, dtype)
         if cache is not None:
             # Every layer takes part, and so does the head, which may have been adapted.
-            key = content_key("pyramids", backbone.stem_sha256(), backbone.head_sha256(), str(MEAN + STD), "+".join(layers), images)
+            key = content_key("pyramids", backbone.stem_sha256(), backbone.head_sha256(), str(MEAN + STD), "+".join(layers), dtype.name, images)
             return cls(cache.get(key, (len(images), width), chunks), shapes)
         rows, start = np.empty((len(images), width), dtype), 0
         for chunk in chunks:

@@ -378,7 +378,11 @@ def test_a_memory_changes_no_number_and_saves_the_work():
             options = dict(seed=3, n_outliers=20, checkpoints=1, **({} if method == "dn2" else dict(epochs=1)), n_train=10, n_test=2)
             plain, first, second = (run("pictograms:phone", method, memory=kept, **options) for kept in (None, memory, memory))
             assert plain["roc_auc"] == first["roc_auc"] == second["roc_auc"] and plain["history"] == first["history"] == second["history"]
-    assert len(drawn) == 3  # once for each run without a memory, once with it
+        options = dict(seed=3, n_train=6, n_test=2, size=64)
+        for balanced in (False, True):
+            plain, first, second = (run("surfaces:weave", "spade", memory=kept, balanced=balanced, **options) for kept in (None, memory, memory))
+            assert all(plain[key] == first[key] == second[key] for key in ("roc_auc", "pixel_roc_auc", "pro"))
+    assert len(drawn) == 6  # once for each run without a memory, once with it for each task
     forgetful = Memory(limit_mb=1e-5, n_results=1)
     calls = []
     for number in (1, 1, 2, 1):
