@@ -38,8 +38,9 @@ lab: install ## install, then open the course in JupyterLab
 test: install ## install, then run every test and every notebook with the network cut
 	$(RUN) tools/offline.py $(RUN) -m pytest $(COVERAGE) $(ARGS)
 
+# One thread: these tests are so small that threads would mostly wait for each other.
 test-fast: install ## as test, in two minutes: no notebook, and without what tests/slow.txt names
-	$(RUN) tools/offline.py $(RUN) -m pytest tests -o addopts= -p no:nbval -m "not slow" $(ARGS)
+	OMP_NUM_THREADS=1 $(RUN) tools/offline.py $(RUN) -m pytest tests -o addopts= -p no:nbval -m "not slow" $(ARGS)
 
 mutate: install ## change the library in small ways and see whether its tests notice: hours, and a package index once
 	$(RUN) tools/mutate.py $(ARGS)
