@@ -1,0 +1,127 @@
+"""SPADE and the memory bank against anomalib's PatchCore and PaDiM: `python bench/segmentation_peers.py [FOLDER]`.
+
+Writes docs/results/segmentation_peers_speed.md. Every side has the same images, weights and number of threads and runs in a process
+of its own, which takes all sets of images one after the other; the processes take turns. anomalib's networks are called without its
+engine, which would add to its time. The figures of quality are this library's for all sides. FOLDER holds real images and weights as
+in `tools/segmentation_table.py`; the default is `../shared/real`, and without it those rows are left out, which the page says.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import common
+import numpy as np
+import peers
+import torch
+from common import EQUAL, Line, finish, machine, section, verdict, versions
+
+from pandalib import load_task, pixel_roc_auc, pro, roc_auc
+from pandalib.sources import surfaces
+from pandalib.sources.surfaces import KINDS
+
+FINE, COARSE, ALL = ("layer1", "layer2"), ("layer2", "layer3"), ("layer1", "layer2", "layer3")
+SIDES = {
+    "memory bank, layers 1 and 2, 2 %": dict(side="pandalib", method="bank", layers=FINE, share=0.02),
+    "PatchCore, layers 1 and 2, 2 %": dict(side="anomalib", method="patchcore", layers=FINE, share=0.02),
+    "memory bank, layers 2 and 3, 10 %": dict(side="pandalib", method="bank", layers=COARSE, share=0.1),
+    "PatchCore, layers 2 and 3, 10 %": dict(side="anomalib", method="patchcore", layers=COARSE, share=0.1),
+    "SPADE, K = 5": dict(side="pandalib", method="spade", layers=ALL, share=None, n_images=5),
+    "SPADE, K = 50": dict(side="pandalib", method="spade", layers=ALL, share=None, n_images=50),
+    "PaDiM, layers 1 to 3, 100 features": dict(side="anomalib", method="padim", layers=ALL, share=None),
+}
+NAMES = list(SIDES)
+PAIRS = [(NAMES[0], NAMES[1]), (NAMES[2], NAMES[3]), (NAMES[0], NAMES[6]), (NAMES[4], NAMES[6]), (NAMES[5], NAMES[6])]  # (ours, theirs)
+METRICS = ("image ROC-AUC", "pixel ROC-AUC", "PRO")
+PAGE = """# Segmentation beside anomalib
+
+Made by `python bench/segmentation_peers.py{argument}` on {machine}; {versions}, anomalib {anomalib}. Medians of {rounds} alternating rounds.
+
+{section}
+A line is met when pandalib is faster at scoring and no figure is lower by {equal} or more. Pairs of the same idea have the same layers and the
+same share of patches; SPADE and PaDiM are different methods on the same features.
+
+## All figures
+
+128 px. Drawn surfaces: the mean over the kinds {kinds}, embedded weights. {real} "Memory": the most that the process held above
+what it began with, libraries and images excluded. anomalib: batches of {batch}, its default; 9 neighbours for the image score, its default.
+
+| images | method | fit, s | score, ms an image | memory to fit, MiB | memory to score, MiB, all test images | ... an image | {metrics} |
+|---|---|---|---|---|---|---|---|---|---|
+{rows}
+"""
+
+
+def load_sets(folder: Path | None, tiny: bool) -> dict[str, tuple[object, str | None]]:
+    """Tasks by name with the file of their weights; None: the embedded network."""
+    small = dict(n_train=6, n_good=2, n_test=1) if tiny else {}
+    sets = {kind: (surfaces.load_task(kind, **small), None) for kind in (KINDS[:1] if tiny else KINDS)}
+    if folder is not None and not tiny:
+        weights = str(folder / "weights" / "resnet18_tv_layers123_bnfolded.pth")
+        for name in ("mvtec_leather", "magnetic_tile"):
+            sets[name] = (load_task(f"folder:{folder / name}", size=128, missing_masks="drop"), weights)
+    return sets
+
+
+def figures(task, maps: np.ndarray, scores: np.ndarray) -> tuple[float, float, float]:
+    return roc_auc(task.labels, scores), pixel_roc_auc(task.masks, maps), pro(task.masks, maps)
+
+
+def measure(sets: dict, rounds: int, sides: list[str]) -> dict[str, dict[str, dict]]:
+    """By side and set: seconds, memory and the three figures of quality; peers.Trouble when a side cannot run."""
+    arrays = {f"{name}/{part}": np.ascontiguousarray(getattr(task, part)[:]) for name, (task, _) in sets.items() for part in ("train", "test")}
+    weights = {name: file for name, (_, file) in sets.items()}
+    taken: dict[str, list[dict]] = {side: [] for side in sides}
+    quality = {}
+    for number in range(rounds):
+        for side in sides:
+            settings = SIDES[side]
+            found, facts = peers.ask("maps", arrays, theirs=settings["side"] == "anomalib", threads=torch.get_num_threads(), weights=weights, **settings)
+            taken[side].append(facts)
+            quality[side] = {name: figures(task, found[f"{name}/maps"], found[f"{name}/scores"]) for name, (task, _) in sets.items()}
+            print(f"round {number + 1}, {side}: {sum(one['score'] for one in facts.values()) / len(facts):.4f} s an image", flush=True)
+    return {
+        side: {name: {**{key: float(np.median([facts[name][key] for facts in rounds_of])) for key in rounds_of[0][name]}, "quality": quality[side][name], "n_test": len(sets[name][0].test)} for name in sets}
+        for side, rounds_of in taken.items()
+    }  # fmt: skip
+
+
+def mean_of(parts: list[dict]) -> dict:
+    return {key: np.mean([part[key] for part in parts], axis=0) for key in parts[0]}
+
+
+def compared(found: dict[str, dict[str, dict]]) -> tuple[list[str], list[Line]]:
+    """Rows of the page and its lines: the drawn surfaces as one."""
+    groups = {"drawn surfaces": [name for name in next(iter(found.values())) if name in KINDS]}
+    groups |= {name.replace("_", " "): [name] for name in next(iter(found.values())) if name not in KINDS}
+    rows, lines = [], []
+    for group, names in groups.items():
+        of = {side: mean_of([parts[name] for name in names]) for side, parts in found.items()}
+        for side, one in of.items():
+            rows.append(
+                f"| {group} | {side} | {one['fit']:.2f} | {1e3 * one['score']:.2f} | {one['fit_mb']:.0f} | {one['score_mb']:.0f} | {one['score_mb'] / one['n_test']:.2f} | "
+                + " | ".join(f"{value:.3f}" for value in one["quality"]) + " |"
+            )  # fmt: skip
+        for ours, theirs in PAIRS:
+            one, other = of[ours], of[theirs]
+            ratio, lower = other["score"] / one["score"], [metric for metric, mine, their in zip(METRICS, one["quality"], other["quality"]) if mine <= their - EQUAL]
+            measured = f"score {ratio:.2f}, fit {other['fit'] / one['fit']:.2f} times as fast; " + ", ".join(f"{m} {a:.3f} against {b:.3f}" for m, a, b in zip(METRICS, one["quality"], other["quality"]))
+            lines.append(Line(f"{group}: {ours}, against anomalib's {theirs}", "faster, no figure lower", measured, bool(ratio > 1 and not lower)))
+            print(f"{lines[-1].what}: {measured}, {verdict(lines[-1].met)}", flush=True)
+    return rows, lines
+
+
+def main() -> None:
+    options = common.arguments(__doc__, 3, ("folder", dict(nargs="?", type=Path, default=common.ROOT.parent / "shared" / "real")))
+    folder = options.folder if options.folder.is_dir() else None
+    rows, lines = compared(measure(load_sets(folder, options.tiny), options.rounds, NAMES))
+    real = "Leather and magnetic tile: small public extracts, ResNet-18 with ImageNet weights up to layer3." if folder else "Real images were not at hand."
+    page = PAGE.format(
+        argument=" FOLDER" if folder else "", machine=machine(), versions=versions("torch", "torchvision", "numpy"), anomalib=peers.VERSIONS["anomalib"], rounds=options.rounds,
+        section=section(lines), equal=EQUAL, kinds=", ".join(KINDS), real=real, batch=32, metrics=" | ".join(METRICS), rows="\n".join(rows),
+    )  # fmt: skip
+    finish("segmentation_peers_speed.md", page, options.tiny)
+
+
+if __name__ == "__main__":
+    main()
