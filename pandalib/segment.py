@@ -227,4 +227,4 @@ def _rows(backbone: Backbone, images, layers: Sequence[str], dtype: np.dtype) ->
         rows = torch.cat([part.float().cpu() for part in parts], dim=1).numpy()
         if not max(rows.max(), -rows.min()) <= np.finfo(dtype).max:  # NaN passes no comparison
             raise ValueError(f"features reach {np.abs(rows).max():g}: expected finite numbers below {np.finfo(dtype).max:,.0f}, the largest in {dtype}.")
-        yield rows
+        yield rows.astype(dtype, copy=False)  # here, since not every cache has a type of its own
