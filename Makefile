@@ -17,7 +17,7 @@ COVERAGE = $(if $(ARGS),,--cov=pandalib --cov-report=term --cov-fail-under=95)
 # Jupyter refuses to run as root, as in a container, unless told so.
 AS_ROOT = $(if $(filter 0,$(shell id -u)),--allow-root)
 
-.PHONY: help install lab test test-fast mutate notebooks student nbgrader book slides doctor lock clean
+.PHONY: help install lab test test-fast mutate notebooks student nbgrader book slides bench doctor lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -26,7 +26,7 @@ help: ## this list
 	@echo '  PYTHON=python3      the Python it is made with, 3.11 or newer (now: $(PYTHON))'
 	@echo '  TORCH_INDEX=        address of an index of CPU-only torch, or a folder of wheels: no CUDA, under 2 GB in place of 6;'
 	@echo '                      remembered until `make clean`'
-	@echo '  ARGS=               more arguments for lab, test, test-fast, mutate, notebooks, student, book, slides, doctor, lock:'
+	@echo '  ARGS=               more arguments for lab, test, test-fast, mutate, notebooks, student, book, slides, bench, doctor, lock:'
 	@echo '                      make lab ARGS="--no-browser --port 8899"'
 
 install: ## build the virtual environment from requirements.lock; quick when nothing has changed
@@ -60,6 +60,9 @@ book: install ## build the book, all lessons and the library's reference as a si
 slides: install ## make slides from the lessons' cells, one file a lesson: build/slides
 	$(RUN) tools/slides.py $(ARGS)
 
+bench: install ## measure everything beside other people's code on a quiet machine; ARGS="fisher growth" measures those alone
+	$(RUN) bench/everything.py $(ARGS)
+
 doctor: install ## say what works on this machine, what is missing and how to get it
 	$(RUN) -m pandalib doctor $(ARGS)
 
@@ -68,5 +71,5 @@ lock: ## make requirements.lock again from pyproject.toml (needs the network)
 
 clean: ## delete the virtual environments, the cache and what tests leave behind
 	@"$(PYTHON)" tools/install.py --venv "$(VENV)" --remove
-	rm -rf .venv-nbgrader data/cache .pytest_cache .hypothesis .coverage build *.egg-info
+	rm -rf .venv-nbgrader .venv-peers data/cache .pytest_cache .hypothesis .coverage build *.egg-info
 	find pandalib tests tools notebooks \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} + 2>/dev/null || true

@@ -14,6 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import common
 import nbformat
 import torch
 
@@ -30,6 +31,7 @@ PAGE = """# How long the lessons take
 Made by `python bench/lessons.py` on {machine}; torch {torch}, {threads} threads. Medians of {rounds} round(s), seconds from the start of the
 kernel; memory is the most that the kernel held, its libraries included.
 
+{section}
 | lesson | all cells, s | first figure, s | wanted | memory, MB |
 |---|---|---|---|---|
 {rows}
@@ -65,7 +67,13 @@ def main() -> None:
         title = lesson.cells[0].source.splitlines()[0].removeprefix("# ").split(":")[0]
         guide.append(f"| {path.name[:2]} | {title} | {minutes_to_read(lesson)} | {seconds:.0f} |")
         total += seconds
+    slowest = max((statistics.median([row[1] for row in rounds]), path.stem) for path, rounds in measured.items())
+    lines = [
+        common.at_most(f"all {len(paths)} lessons together", total, WANTED_TOTAL, " s"),
+        common.at_most(f"first figure, the slowest of the lessons ({slowest[1]})", slowest[0], WANTED_FIRST, " s"),
+    ]  # fmt: skip
     page = PAGE.format(
+        section=common.section(lines),
         machine=f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}", torch=torch.__version__, threads=torch.get_num_threads(), rounds=options.rounds,
         rows="\n".join(rows), total=total, wanted_total=WANTED_TOTAL, verdict="met" if total <= WANTED_TOTAL else "NOT met",
     )  # fmt: skip

@@ -8,34 +8,30 @@ this machine multiplies matrices in the same run.
 
 from __future__ import annotations
 
-import argparse
-import platform
 import statistics
 import subprocess
 import sys
-import time
-from pathlib import Path
 
+import common
 import faiss
 import numpy as np
 import torch
+from common import Line, at_most, faster, finish, machine, seconds, section, versions
+from pixel_metrics import drawn
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-from pixel_metrics import drawn  # noqa: E402
-
-from pandalib import SPADE, load_backbone, load_task, pro  # noqa: E402
-from pandalib.files import write_atomically  # noqa: E402
-from pandalib.knn import squared_distances  # noqa: E402
-from pandalib.runs import peak_rss_mb  # noqa: E402
-from pandalib.segment import TILE_COLUMNS, TILE_ROWS, Pyramids, enlarged  # noqa: E402
-from pandalib.sources.surfaces import Surfaces  # noqa: E402
+from pandalib import SPADE, load_backbone, load_task, pro
+from pandalib.correspond import TILE_COLUMNS, TILE_ROWS, enlarged
+from pandalib.knn import squared_distances
+from pandalib.runs import peak_rss_mb
+from pandalib.segment import Pyramids
+from pandalib.sources.surfaces import Surfaces
 
 K = 5
 PAGE = """# Segmentation: seconds and memory
 
-Made by `python bench/segmentation.py` on {machine}; torch {torch}, faiss {faiss}, {threads} thread(s). Medians of {rounds} alternating rounds.
+Made by `python bench/segmentation.py` on {machine}; {versions}. Medians of {rounds} alternating rounds.
 
+{section}
 ## Distances of one test image
 
 K = {k} nearest normal images, layers 1 to 3. Timed is finding the K images and working out the distances; the features are at hand on all sides.
@@ -84,15 +80,6 @@ def ours(detector: SPADE, part: Pyramids) -> list[np.ndarray]:
     return [detector._layer_map(part, neighbours, layer) for layer in range(len(detector.layers))]
 
 
-def seconds(function, *arguments, times: int = 1) -> tuple[float, object]:
-    taken = []
-    for _ in range(times):
-        start = time.perf_counter()
-        value = function(*arguments)
-        taken.append(time.perf_counter() - start)
-    return statistics.median(taken), value
-
-
 def rate(rows: int, columns: int, channels: int, repeat: int = 1) -> float:
     """Multiplications a second of `torch.mm`, into memory that is there: the median of seven."""
     queries, gallery, out = torch.randn(rows, channels), torch.randn(columns, channels), torch.empty(rows, columns)
@@ -105,7 +92,7 @@ def rate(rows: int, columns: int, channels: int, repeat: int = 1) -> float:
     return repeat * rows * columns * channels / seconds(multiply, times=7)[0]
 
 
-def compare(name: str, network, images: np.ndarray, rounds: int) -> tuple[str, str]:
+def compare(name: str, network, images: np.ndarray, rounds: int) -> tuple[str, str, list[Line]]:
     detector = SPADE(network, n_images=K).fit(images[:-1])
     normal = detector.normal_
     pooled, galleries = normal.pooled, [normal.positions(slice(None), layer) for layer in range(len(detector.layers))]
@@ -141,7 +128,11 @@ def compare(name: str, network, images: np.ndarray, rounds: int) -> tuple[str, s
         f"{over[1]:.2f} | {1e3 * median['features']:.1f} | {1e3 * median['blur']:.2f} |"
     )
     print(row, floor, sep="\n", flush=True)
-    return row, floor
+    return row, floor, [
+        faster(f"distances of an image, {where}, against the loop", median["loop"], median["pandalib"], wanted=100),
+        faster(f"distances of an image, {where}, against faiss", median["faiss"], median["pandalib"]),
+        at_most(f"distances of an image, {where}, over the floor", over[0], 1.5, " times"),
+    ]  # fmt: skip
 
 
 def peak_mb(n: int) -> float:
@@ -156,43 +147,42 @@ def score_lazily(n: int) -> None:
     print(peak_rss_mb())
 
 
-def tasks(network) -> list[str]:
-    rows = []
+def tasks(network, tiny: bool) -> tuple[list[str], list[Line]]:
+    rows, lines = [], []
 
     def add(what: str, measured: float, wanted: float, unit: str) -> None:
         rows.append(f"| {what} | {measured:.3g} {unit} | at most {wanted:g}, {'met' if measured <= wanted else 'NOT met'} |")
+        lines.append(at_most(what.replace("... 400 images, above that", "peak memory of 400 images above that of 50"), measured, wanted, f" {unit}"))
         print(rows[-1], flush=True)
 
-    task = load_task("surfaces:weave", n_train=50)
+    task = load_task("surfaces:weave", n_train=6 if tiny else 50)
     fit, detector = seconds(SPADE(network).fit, task.train)
     score, _ = seconds(detector.score, task.test[:50])
     add("surfaces:weave, 128 px: fit on 50 images and score 50, K = 50", fit + score, 20, "s")
     masks, distances = drawn(40, 224)
     add("PRO of 40 maps of 224 x 224", seconds(pro, masks, distances, times=5)[0], 0.5, "s")
-    few, many = peak_mb(50), peak_mb(400)
+    few, many = (peak_mb(n) for n in ((4, 8) if tiny else (50, 400)))
     rows.append(f"| peak memory, 50 images | {few:.0f} MiB | |")
     add("... 400 images, above that", many - few, 128, "MiB")
-    return rows
+    return rows, lines
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--score", type=int, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = common.arguments(__doc__, 3, ("--score", dict(type=int, help=common.argparse.SUPPRESS)))
     if options.score:
         return score_lazily(options.score)
     embedded = load_backbone(device="cpu")
     surfaces = Surfaces("weave", 11)[:]
-    large = Surfaces("weave", 11, size=224)[:]
-    pairs = [compare("resnet18 (random weights)", load_backbone("resnet18", "random", device="cpu"), large, options.rounds)]
-    pairs.append(compare("embedded", embedded, surfaces, options.rounds))
-    rows, floors = zip(*pairs)
+    large = Surfaces("weave", 11, size=64 if options.tiny else 224)[:]
+    parts = [compare("resnet18 (random weights)", load_backbone("resnet18", "random", device="cpu"), large, options.rounds)]
+    parts.append(compare("embedded", embedded, surfaces, options.rounds))
+    rows, floors, lines = zip(*parts)
+    task_rows, more = tasks(embedded, options.tiny)
     page = PAGE.format(
-        machine=f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}", torch=torch.__version__, faiss=faiss.__version__, threads=torch.get_num_threads(),
-        rounds=options.rounds, k=K, rows="\n".join(rows), floors="\n".join(floors), tasks="\n".join(tasks(embedded)),
+        machine=machine(), versions=versions("torch", "numpy", "faiss-cpu"), rounds=options.rounds, section=section(sum(lines, []) + more), k=K, rows="\n".join(rows),
+        floors="\n".join(floors), tasks="\n".join(task_rows),
     )  # fmt: skip
-    write_atomically(ROOT / "docs" / "results" / "segmentation_speed.md", page.encode())
+    finish("segmentation_speed.md", page, options.tiny)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+import common  # noqa: E402
 import joblib  # noqa: E402
 import torch  # noqa: E402
 
@@ -31,6 +32,7 @@ PAGE = """# Sweeps
 
 Made by `python bench/sweep.py` on {machine}, {cores} cores; torch {torch}.
 
+{section}
 ## One worker and two
 
 {n_part} runs of the grid `{grid}` ({part}), the same each time, into empty folders; medians of {rounds} alternating rounds. The
@@ -105,7 +107,12 @@ def main() -> None:
     seconds, results = timed(whole_grid, cores, 1)
     methods = dict.fromkeys(result["method"] for result in results)
     each = {method: [result["seconds"] for result in results if result["method"] == method] for method in methods}
+    lines = [
+        common.Line(f"sweep: two workers against one, {len(part.runs())} runs", f"{WANTED_RATIO:g} times as fast", f"{ratio:.2f} times", ratio >= WANTED_RATIO),
+        common.Line(f"sweep: the whole grid, {len(results)} runs", f"at most {in_words(WANTED_SECONDS)}", in_words(seconds), seconds <= WANTED_SECONDS),
+    ]  # fmt: skip
     page = PAGE.format(
+        section=common.section(lines),
         machine=f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}", cores=os.cpu_count(), torch=torch.__version__, n_part=len(part.runs()), grid=GRID,
         part=" and ".join(tasks) + ", all methods", rounds=len(variants[1, 1]), rows=rows, wanted_ratio=WANTED_RATIO, ratio=ratio,
         ratio_met="met" if ratio >= WANTED_RATIO else "NOT met", n_grid=len(results), workers=cores, whole=in_words(seconds), wanted_whole=in_words(WANTED_SECONDS),
