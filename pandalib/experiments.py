@@ -415,6 +415,10 @@ def _leave_with_parent(parent: int) -> None:
         os._exit(1)  # at once: a result file is whole or not there
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # loky replaces a process that grows, which it takes for a leak; ours keep images and activations on purpose (`cache.Memory`).
+    from joblib.externals.loky import process_executor
+
+    process_executor._MAX_MEMORY_LEAK_SIZE = 1 << 40
     threading.Thread(target=watch, daemon=True).start()
 
 

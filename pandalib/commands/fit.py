@@ -23,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--last", help="cut the network after this stage, as layer3")
     parser.add_argument("--size", type=int, help="side in pixels to which images are brought; default: 128 for the embedded network, 224 for others")
     parser.add_argument("--layers", help="of the heat maps, as layer1,layer2,layer3")
+    parser.add_argument("--n-images", type=int, help="of the heat maps: with how many of the most similar normal images one is compared; default: 50")
     parser.add_argument("--n-maps", type=int, help="normal images that serve heat maps and threshold; default: 200")
     parser.add_argument("--false-alarm-rate", type=float, help="share of the normal images that may raise an alarm; default: 0.05")
     parser.add_argument("--seed", type=int, help="draws the images of --n-maps; default: 0")
@@ -37,7 +38,7 @@ def main(options: dict) -> int:
 
     how = {key: options[key] for key in ("recursive", "skip_unreadable")}
     if options["add_to"] is not None:
-        fixed = [key for key in ("tier", "backbone", "last", "size", "layers", "n_maps", "false_alarm_rate", "seed") if options[key] is not None]
+        fixed = [key for key in ("tier", "backbone", "last", "size", "layers", "n_images", "n_maps", "false_alarm_rate", "seed") if options[key] is not None]
         if fixed:
             raise ValueError(f"--{fixed[0].replace('_', '-')} is settled when a detector is fitted: leave it out with --add-to, or fit anew with --out.")
         target = options["add_to"]
@@ -78,7 +79,7 @@ def _new(options: dict):
     tier = TIERS[name]
     backbone = options["backbone"] or tier.backbone
     weights = options["weights"] or (tier.weights if backbone == tier.backbone else "imagenet")
-    settings = {key: options[key] for key in ("n_maps", "false_alarm_rate", "seed") if options[key] is not None}
+    settings = {key: options[key] for key in ("n_images", "n_maps", "false_alarm_rate", "seed") if options[key] is not None}
     if options["layers"] is not None:
         settings["layers"] = [layer.strip() for layer in options["layers"].split(",")]
     size, resize = (options["size"], None) if options["size"] is not None else (None, tier.resize)
