@@ -168,15 +168,25 @@ def test_what_is_left_out_has_its_documented_value(backbone, stem):
     usual = adapt(backbone, stem, progress=False, **settings)
     np.testing.assert_allclose(usual.losses, by_hand(plain_network(), ("layer3", "layer4"), IMAGES, batch_size=32, momentum=0.9, **settings), rtol=1e-5)
     assert usual.epochs == [0, 1, 2, 3] and usual.folder is None and usual.backbone is backbone
+    assert usual.centre.dtype == torch.float32
     np.testing.assert_allclose(usual.centre, backbone.features(IMAGES).mean(axis=0), atol=1e-5)
 
 
-@pytest.mark.parametrize("shown", [True, False])
-def test_the_bar_is_shown_as_asked(backbone, stem, monkeypatch, shown):
+@pytest.mark.parametrize(("options", "shown"), [({}, True), ({"progress": True}, True), ({"progress": False}, False)])
+def test_the_bar_is_shown_unless_told_not_to(backbone, stem, monkeypatch, options, shown):
     seen = []
     monkeypatch.setattr("pandalib.adapt.bar", lambda epochs, what, *, shown: seen.append((list(epochs), what, shown)) or epochs)
-    adapt(backbone, stem[:4], **{**SETTINGS, "progress": shown})
+    adapt(backbone, stem[:4], **{key: value for key, value in SETTINGS.items() if key != "progress"}, **options)
     assert seen == [([1, 2, 3], "adapting", shown)]
+
+
+def test_small_maps_have_their_own_convolution_in_bfloat16_only(backbone, stem, monkeypatch):
+    heads = []
+    monkeypatch.setattr("pandalib.adapt.use_small_map_convolutions", heads.append)
+    adapt(backbone, stem[:4], **{**SETTINGS, "epochs": 1})
+    assert not heads
+    adapt(backbone, stem[:4], bf16=True, **{**SETTINGS, "epochs": 1})
+    assert len(heads) == 1 and heads[0] is not backbone.head  # the copy that is trained
 
 
 class Killed(Exception):
@@ -231,15 +241,15 @@ def test_a_detector_is_continued_for_longer(backbone, tmp_path):
     [
         (dict(lr=0.04), "lr was 0.5, now 0.04"),
         (dict(clip=None), "clip was 0.005, now None"),
-        (dict(momentum=0.8), "momentum"),
-        (dict(weight_decay=0.1), "weight_decay"),
-        (dict(batch_size=8), "batch_size"),
+        (dict(momentum=0.8), "momentum was 0.9, now 0.8"),
+        (dict(weight_decay=0.1), "weight_decay was 0.0, now 0.1"),
+        (dict(batch_size=8), "batch_size was 16, now 8"),
         (dict(seed=1), "seed was 0, now 1"),
-        (dict(bf16=True), "bf16"),
+        (dict(bf16=True), "bf16 was False, now True"),
         (dict(penalty="L2"), "penalty was None, now {'strength': 2.0"),
-        (dict(images=IMAGES[:20]), "n was 33, now 20|centre"),
-        (dict(images=IMAGES[:, ::-1]), "centre"),
-        (dict(backbone=1), "weights_sha256"),
+        (dict(images=IMAGES[:20]), "centre was "),
+        (dict(images=IMAGES[:, ::-1]), "centre was "),
+        (dict(backbone=1), "weights_sha256 was "),
     ],
 )
 def test_the_folder_of_another_run_is_refused(backbone, tmp_path, changes, name):
@@ -250,7 +260,7 @@ def test_the_folder_of_another_run_is_refused(backbone, tmp_path, changes, name)
     pictures = settings.pop("images", IMAGES)
     if "penalty" in settings:
         settings["penalty"] = EWC(other, 2.0, None)
-    with pytest.raises(ValueError, match=rf"{tmp_path} holds checkpoints of another run \(.*({name}).*\): choose an empty folder"):
+    with pytest.raises(ValueError, match=rf"{tmp_path} holds checkpoints of another run \({name}.*\): choose an empty folder"):
         adapt(other, other.stem_features(pictures), folder=tmp_path, **settings)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
