@@ -181,6 +181,12 @@ def dots(values: dict[str, np.ndarray], labels: list[str], *, xlabel: str = "ROC
     rows = np.arange(len(labels))[::-1]
     for style, (name, series) in zip(SERIES, values.items()):
         axis.plot(series, rows, label=name, color=style["color"], marker=style["marker"], linestyle="none", markersize=7)
+    _name_rows(axis, rows, labels, xlabel, chance)
+    axis.legend(frameon=False, fontsize=FONT - 1, loc="upper center", bbox_to_anchor=(0.5, 1.0 + 0.7 / len(labels) + 0.1), ncols=len(values))
+    return fig
+
+
+def _name_rows(axis, rows, labels: list[str], xlabel: str, chance: float | None) -> None:
     if chance is not None:
         axis.axvline(chance, color=REFERENCE, linewidth=1)
     axis.set_xlim(0, 1.02)
@@ -188,8 +194,6 @@ def dots(values: dict[str, np.ndarray], labels: list[str], *, xlabel: str = "ROC
     axis.set_xlabel(xlabel)
     axis.grid(axis="y", color="#E5E5E5")
     axis.set_axisbelow(True)
-    axis.legend(frameon=False, fontsize=FONT - 1, loc="upper center", bbox_to_anchor=(0.5, 1.0 + 0.7 / len(labels) + 0.1), ncols=len(values))
-    return fig
 
 
 def intervals(labels: list[str], values, ends, *, xlabel: str = "ROC-AUC", chance: float | None = 0.5) -> Figure:
@@ -199,13 +203,7 @@ def intervals(labels: list[str], values, ends, *, xlabel: str = "ROC-AUC", chanc
     rows = np.arange(len(labels))[::-1]
     axis.hlines(rows, *ends.T, color=NORMAL, linewidth=2)
     axis.plot(values, rows, color=NORMAL, marker="o", linestyle="none", markersize=7)
-    if chance is not None:
-        axis.axvline(chance, color=REFERENCE, linewidth=1)
-    axis.set_xlim(0, 1.02)
-    axis.set_yticks(rows, labels, fontsize=FONT - 1)
-    axis.set_xlabel(xlabel)
-    axis.grid(axis="y", color="#E5E5E5")
-    axis.set_axisbelow(True)
+    _name_rows(axis, rows, labels, xlabel, chance)
     return fig
 
 
