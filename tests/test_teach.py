@@ -292,10 +292,31 @@ def test_a_tensor_is_as_good_as_an_array():
 
 
 def test_unknown_keys_are_answered():
-    with pytest.raises(ValueError, match="no exercise 'leave_two_out': choose one of roc_auc_by_pairs"):
-        check("leave_two_out", len)
-    with pytest.raises(ValueError, match="no predict '99-x': choose one of 00-pixels"):
-        predict("99-x")
+    for ask, message in (
+        (lambda: check("leave_two_out", len), "there is no exercise 'leave_two_out': did you mean 'leave_one_out'?"),
+        (lambda: hint("xyz"), "there is no exercise 'xyz': choose one of area_up_to, auc_on_unseen, "),
+        (lambda: predict("00-pixel", "a"), "there is no prediction '00-pixel': did you mean '00-pixels'?"),
+        (lambda: reveal("~"), "there is no prediction '~': choose one of 00-accuracy, 00-pixels, 01-features, "),
+        (lambda: predict("00-pixels", "yes"), "the answer 'yes' is none of the options: choose a, b, c."),
+        (lambda: predict("00-pixels", 2), "the answer 2 is none of the options: choose a, b, c."),
+    ):
+        with pytest.raises(ValueError) as failure:
+            ask()
+        (line,) = failure.value._render_traceback_()  # a slip of the keyboard is no reason for a page of traceback
+        assert line.startswith(message) and "\n" not in line
+
+
+def test_zeros_by_the_readers_own_matrix_product_are_recognised():
+    """The trap of lesson 01 as it is written there: with the function of the exercise before, whose zeros must be zero."""
+
+    def drops_zeros(features, k):
+        squares = (features**2).sum(axis=1)
+        distances = squares[:, None] + squares - 2 * features @ features.T
+        distances[distances == 0] = np.inf
+        return np.sort(distances, axis=1)[:, :k].sum(axis=1)
+
+    with pytest.raises(CheckFailed, match="all zeros are gone, also that of a twin"):
+        check("leave_one_out", drops_zeros)
 
 
 def test_hints_come_one_by_one(capsys):
@@ -390,7 +411,7 @@ def test_the_card_counts_what_was_predicted_solved_and_hinted(said, session_of_i
         hint("clip_gradient")
     hint("leave_one_out")  # of another lesson
     card("02")
-    assert "Predictions: 2 of 3" not in said[-1] and "Predictions: 3 of 3 made, 1 as it happened. The answers to 1 have not been shown yet." in said[-1]
+    assert "Predictions: 2 of 3" not in said[-1] and "Predictions: 3 of 3 made, 1 came true. The answers to 1 have not been shown yet." in said[-1]
     assert "Exercises: 1 of 3 solved. Open: `compactness_loss`, `effective_rank`. Hints read: 3." in said[-1]
     assert "To reread: *Another way out: a network that cannot collapse*, *Pull the normal images together*, *What collapse looks like*." in said[-1]
 
@@ -406,7 +427,7 @@ def test_the_card_holds_whatever_the_order_of_the_cells(said, session_of_its_own
     predict("02-course")  # the cell run again as it came
     for _ in range(2):
         card("02")
-        assert "Predictions: 1 of 3 made, 0 as it happened." in said[-1] and "have not been shown" not in said[-1]
+        assert "Predictions: 1 of 3 made, 0 came true." in said[-1] and "have not been shown" not in said[-1]
 
 
 def test_an_exercise_that_fails_again_is_open_again(said, session_of_its_own, capsys):

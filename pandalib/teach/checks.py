@@ -19,8 +19,7 @@ import numpy as np
 
 from pandalib.teach import session
 from pandalib.teach.exercises import EXERCISES
-from pandalib.teach.lesson import OneLine
-from pandalib.teach.strings import say, text
+from pandalib.teach.strings import OneLine, say, text
 
 
 class CheckFailed(OneLine, AssertionError):
@@ -131,5 +130,6 @@ def _close(answer: np.ndarray, right, tolerance: float) -> bool:
 
 
 def _describe(case: tuple) -> str:
-    parts = [f"array {argument.shape}" if isinstance(argument, np.ndarray) and argument.size > 8 else repr(argument) for argument in case]
+    with np.printoptions(precision=3, suppress=True):  # to be read, not to be copied
+        parts = [f"array {argument.shape}" if isinstance(argument, np.ndarray) and argument.size > 8 else repr(argument) for argument in case]
     return say("called_with", arguments=" ".join(", ".join(parts).split()))

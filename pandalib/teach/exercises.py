@@ -53,6 +53,7 @@ EXERCISES["roc_auc_by_pairs"] = Exercise(
     lambda labels, scores: _pairs(labels, scores, 0.5),
     {
         "direction": lambda labels, scores: 1 - _pairs(labels, scores, 0.5),
+        "direction_and_ties": lambda labels, scores: 1 - _pairs(labels, scores, 1.0),
         "ties_lost": lambda labels, scores: _pairs(labels, scores, 0.0),
         "ties_won": lambda labels, scores: _pairs(labels, scores, 1.0),
         "count": lambda labels, scores: _pairs(labels, scores, 0.5) * (labels == 0).sum() * (labels == 1).sum(),
@@ -75,7 +76,9 @@ EXERCISES["threshold_from_normals"] = Exercise(
     lambda scores, rate: _order_statistic(scores, rate, 1),
     {
         "wrong_tail": lambda scores, rate: float(np.sort(scores)[int(np.ceil(rate * (len(scores) + 1))) - 1]),
+        "lower_quantile": lambda scores, rate: float(np.quantile(scores, rate)),
         "no_correction": lambda scores, rate: _order_statistic(scores, rate, 0),
+        "counted_from_0": lambda scores, rate: float(np.sort(scores)[int(np.ceil((1 - rate) * (len(scores) + 1)))]),
         "quantile": lambda scores, rate: float(np.quantile(scores, 1 - rate)),
         "maximum": lambda scores, rate: float(scores.max()),
         "gaussian": lambda scores, rate: float(scores.mean() + 2 * scores.std()),
@@ -118,7 +121,7 @@ def _features_with_twins() -> list[tuple]:
     rng = np.random.default_rng(8)
     cases = []
     for n, d, k in ((12, 3, 2), (30, 8, 1), (25, 4, 3)):
-        features = rng.normal(size=(n, d))
+        features = np.round(64 * rng.normal(size=(n, d))) / 64  # so that a distance of zero is zero by the matrix product too
         features[n // 2] = features[0]  # an image that is in the set twice
         cases.append((features, k))
     return cases
@@ -312,6 +315,7 @@ EXERCISES["epochs_for_work"] = Exercise(
     _whole_epochs,
     {
         "last_batch_lost": lambda *case: _whole_epochs(*case, per_epoch=np.floor),
+        "fraction_of_a_batch": lambda *case: _whole_epochs(*case, per_epoch=float),
         "not_whole": lambda *case: _whole_epochs(*case, whole=float, least=0),
         "none_at_all": lambda *case: _whole_epochs(*case, least=0),
         "rounded_down": lambda *case: _whole_epochs(*case, whole=np.floor),

@@ -5,15 +5,8 @@ from __future__ import annotations
 import math
 
 from pandalib.teach import session
-from pandalib.teach.strings import say, text
+from pandalib.teach.strings import Mistyped, OneLine, say, text
 from pandalib.tiers import current_tier
-
-
-class OneLine(Exception):
-    """An exception that a notebook shows as one line, not as a traceback through the library."""
-
-    def _render_traceback_(self) -> list[str]:  # IPython asks for this first
-        return [str(self)]
 
 
 class OutOfBand(OneLine, AssertionError):
@@ -31,7 +24,7 @@ def predict(key: str, answer: str | None = None) -> None:
         return
     choice = str(answer).strip().lower()
     if choice not in options:
-        raise ValueError(f"the answer {answer!r} is none of the options: choose {', '.join(options)}.")
+        raise Mistyped(f"the answer {answer!r} is none of the options: choose {', '.join(options)}.")
     session.predictions[key] = choice
     print(say("answer_kept", choice=choice, option=options[choice]))
 

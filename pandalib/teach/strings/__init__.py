@@ -6,12 +6,24 @@ from the English one. So a translation may begin with a single line.
 
 from __future__ import annotations
 
+import difflib
 import functools
 import os
 import tomllib
 from importlib import resources
 
 FOLDER = resources.files(__name__)
+
+
+class OneLine(Exception):
+    """An exception that a notebook shows as one line, not as a traceback through the library."""
+
+    def _render_traceback_(self) -> list[str]:  # IPython asks for this first
+        return [str(self)]
+
+
+class Mistyped(OneLine, ValueError):
+    """A name or an answer that is none of those to choose from."""
 
 
 def table(language: str | None = None) -> dict:
@@ -45,10 +57,12 @@ def _completed(own, english):
 
 
 def text(section: str, key: str) -> dict:
-    """The entry `[section.key]`; KeyError-free: an unknown key is answered with those that exist."""
+    """The entry `[section.key]`; Mistyped for an unknown key, with the one that was meant or all that exist."""
     entries = table().get(section, {})
     if key not in entries:
-        raise ValueError(f"there is no {section} {key!r}: choose one of {', '.join(entries)}.")
+        near = difflib.get_close_matches(str(key), entries, n=1)
+        choice = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(sorted(entries))}."
+        raise Mistyped(f"there is no {'prediction' if section == 'predict' else section} {key!r}: {choice}")
     return entries[key]
 
 
