@@ -2,7 +2,7 @@
 
     python tools/mutate.py                        all four modules: some 1500 mutants, hours on one core
     python tools/mutate.py ewc knn                these only
-    python tools/mutate.py --again                once more those that survived last time, against the tests of now
+    python tools/mutate.py --again                once more those that were not killed last time, against the tests of now
 
 The mutants and the running are mutmut's, which comes into an environment of its own beside this one's packages. It works
 on a copy in build/mutate, so that nothing here is ever changed; each mutant meets only the tests that call its function.
@@ -122,7 +122,7 @@ def write_survivors(modules) -> None:
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("modules", nargs="*", help=f"of {', '.join(MODULES)}; default: all")
-    parser.add_argument("--again", action="store_true", help="only what survived or was not tried last time")
+    parser.add_argument("--again", action="store_true", help="only what was not killed last time")
     parser.add_argument("--report", action="store_true", help="run nothing, print the table of last time")
     options = parser.parse_args(arguments)
     modules = options.modules or list(MODULES)
@@ -133,7 +133,7 @@ def main(arguments: list[str]) -> int:
         if not options.report:
             names = [f"pandalib.{module}.*" for module in modules]
             if options.again:
-                names = [name for module in modules for name, code in results(module).items() if code in SURVIVED or code is None]
+                names = [name for module in modules for name, code in results(module).items() if code not in KILLED]
             else:
                 shutil.rmtree(WORK, ignore_errors=True)
             BUILD.mkdir(parents=True, exist_ok=True)
