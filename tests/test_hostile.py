@@ -40,7 +40,7 @@ from pandalib.svdd import DeepSVDD
 RUNS_CODE = {  # what would run code that stands in a file, or unpack a pickle
     r"\bpickle\.(load|Unpickler)": "pickle", r"\b(c?[Pp]ickle|dill|cloudpickle|marshal|shelve|jsonpickle)\b.*import|import.*\b(c?[Pp]ickle|dill|cloudpickle|marshal|shelve|jsonpickle)\b": "import of pickle",
     r"torch\.load\((?!.*weights_only=True)": "torch.load without weights_only=True", r"torch\.(jit|package)\b.*load|torch\.hub\.load\(": "torch's other loaders", r"allow_pickle\s*=\s*True": "numpy's pickles",
-    r"\bnp\.load\(|numpy\.load\(": "np.load", r"joblib\.load\(": "joblib.load", r"read_pickle": "pandas' pickles", r"yaml\.(unsafe_|full_)?load\(": "yaml.load", r"(?<![\w.])(eval|exec)\(": "eval or exec",
+    r"\b(np|numpy)\.load\((?!.*allow_pickle=False)": "np.load", r"joblib\.load\(": "joblib.load", r"read_pickle": "pandas' pickles", r"yaml\.(unsafe_|full_)?load\(": "yaml.load", r"(?<![\w.])(eval|exec)\(": "eval or exec",
     r"weights_only\s*=\s*False": "weights_only=False", r"extractall\(": "extractall", r"shell\s*=\s*True": "a shell", r"os\.system\(": "a shell",
 }  # fmt: skip
 
