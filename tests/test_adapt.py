@@ -383,6 +383,8 @@ def test_nothing_to_adapt_to_or_nothing_to_adapt(stem):
 def test_a_loss_that_is_no_number_stops_the_run(backbone, stem, tmp_path):
     with pytest.raises(FloatingPointError, match=r"the loss of epoch \d is (nan|inf): lower lr \(now 1e\+20\), or clip the gradient \(now None\)"):
         adapt(backbone, stem, folder=tmp_path, **{**SETTINGS, "lr": 1e20, "clip": None})
+    with pytest.raises(FloatingPointError, match=r"lower lr \(now 1e\+30\), or clip the gradient \(now 2.0\)"):
+        adapt(backbone, stem, **{**SETTINGS, "lr": 1e30, "clip": 2.0})
     assert all(torch.isfinite(parameter).all() for parameter in parameters(backbone))
     assert not (tmp_path / "resume.safetensors").exists()  # nothing of it is gone on with
 

@@ -54,6 +54,12 @@ def test_a_common_offset_costs_no_accuracy(offset):
     np.testing.assert_allclose(distances, brute_force(gallery, queries, 2)[0], rtol=1e-7)
 
 
+def test_an_offset_of_its_own_in_every_dimension_costs_no_accuracy():
+    rng, offsets = np.random.default_rng(0), np.linspace(-1e4, 1e4, 512)  # their mean is nothing
+    gallery, queries = ((rng.standard_normal((n, 512)) + offsets).astype(np.float32) for n in (1000, 300))
+    np.testing.assert_allclose(squared_distances(gallery, queries, 2)[0], brute_force(gallery, queries, 2)[0], rtol=1e-7)
+
+
 def test_scores_are_summed_in_float64():
     # Neighbours at squared distances 1 and 2^24; in float32 their sum is 2^24.
     far = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 4096.0], [1.0, 4096.0]])
@@ -177,6 +183,7 @@ BROKEN = np.where(np.arange(15).reshape(5, 3) == 4, np.nan, GOOD)
         (GOOD, GOOD * 1e200, 1, "overflow float32"),
     ],
 )
+@pytest.mark.filterwarnings("error")  # one clear error, and no warning of numpy's before it
 def test_wrong_input_is_named(gallery, queries, k, message):
     with pytest.raises(ValueError, match=message):
         squared_distances(gallery, queries, k)
