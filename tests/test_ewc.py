@@ -136,6 +136,8 @@ def test_computing_it_moves_nothing():
     assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
     assert not any(parameter.requires_grad or parameter.grad is not None for parameter in backbone.parameters())
     assert largest_error(from_stem.values, from_images.values) == 0
+    from_cache = fisher_information(backbone, backbone.stem_features(IMAGES).half(), progress=False)  # as a cache of float16 holds them
+    assert 0 < largest_error(from_cache.values, from_images.values) < 0.02
     assert all(value.device.type == "cpu" and value.dtype == torch.float32 and (value >= 0).all() for value in from_stem.values.values())
     assert {name: value.shape for name, value in from_stem.values.items()} == {name: p.shape for name, p in backbone.head.named_parameters()}
 

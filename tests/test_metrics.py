@@ -190,6 +190,12 @@ def test_threshold_is_the_conformal_order_statistic(n, rate, rank):
     assert threshold_at(torch.tensor(scores), rate) == rank
 
 
+def test_threshold_of_many_scores_in_any_order():
+    # A partial sort may leave neighbours of the wanted rank in the right place by chance: many orders.
+    for seed in range(300):
+        assert threshold_at(np.random.default_rng(seed).permutation(np.arange(2001)), 0.5) == 1000
+
+
 @pytest.mark.parametrize("n, rate, needed", [(18, 0.05, 19), (8, 0.1, 9), (98, 0.01, 99), (1, 0.3, 3)])
 def test_too_few_normal_images_for_a_rate(n, rate, needed):
     with pytest.raises(ValueError, match=f"needs at least {needed} normal images; got {n}"):
