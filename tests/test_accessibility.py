@@ -15,7 +15,7 @@ from matplotlib.colors import to_rgb
 from pandalib import plots
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = {str(path.relative_to(ROOT)): path for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs" / "results").glob("*.md"))]}
+PAGES = {str(path.relative_to(ROOT)): path for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs" / "results").rglob("*.md"))]}
 NOTEBOOKS = {str(path.relative_to(ROOT)): path for path in sorted((ROOT / "notebooks").rglob("*.ipynb")) if ".ipynb_checkpoints" not in path.parts}
 LITTLE = {"here", "link", "this", "this link", "click here", "this page", "page", "more", "read more", "see", "source", "paper", "code", "website"}
 COLOURS = {style["color"] for style in (*plots.SERIES, *plots.STYLES.values())}

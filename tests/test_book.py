@@ -51,7 +51,7 @@ def pages(site):
 def test_every_lesson_and_text_has_its_page(pages):
     for name in NOTEBOOKS:
         assert f"notebooks/{name}.html" in pages
-    for path in [*(ROOT / "docs").glob("*.md"), *(ROOT / "docs" / "results").glob("*.md")]:
+    for path in [*(ROOT / "docs").glob("*.md"), *(ROOT / "docs" / "results").rglob("*.md")]:
         assert path.relative_to(ROOT).with_suffix(".html").as_posix() in pages
     cards = pages["index.html"].select("a.lesson")
     assert [card["href"] for card in cards] == [f"notebooks/{name}.html" for name in NOTEBOOKS]

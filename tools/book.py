@@ -180,6 +180,11 @@ def reading_order(path: Path) -> tuple[int, str]:
     return (first.index(path.stem) - len(first) if path.stem in first else int(path.stem in last), path.name)
 
 
+def documents() -> list[Path]:
+    """The texts that get a page: docs/ itself and all results, those of a sweep in a folder of their own included."""
+    return [*(ROOT / "docs").glob("*.md"), *(ROOT / "docs/results").rglob("*.md")]
+
+
 def pages() -> dict[str, str | bytes]:
     """Everything that Sphinx reads: path below the source folder -> content."""
     import nbformat
@@ -189,7 +194,7 @@ def pages() -> dict[str, str | bytes]:
     if not lessons:
         raise FileNotFoundError(f"{ROOT / 'notebooks'} holds no lesson: expected files such as 00_start_here.ipynb.")
     abouts = [about_lesson(path) for path in lessons]
-    texts = sorted((path for folder in ("docs", "docs/results") for path in (ROOT / folder).glob("*.md")), key=reading_order)
+    texts = sorted(documents(), key=reading_order)
     result: dict[str, str | bytes] = dict(api_pages())
     for path in lessons:
         result[f"notebooks/{path.name}"] = with_use_for_readme(nbformat.writes(lesson(path)))
@@ -212,9 +217,9 @@ def pages() -> dict[str, str | bytes]:
     result["use.md"] = f"# Set-up and use\n\n{use}"
     trees = [
         toctree("Lessons", [f"{about['number']} {about['title']} <{about['page']}>" for about in abouts]),
-        toctree("The course", ["use", *[path.relative_to(ROOT).with_suffix("").as_posix() for path in texts if path.parent.name == "docs"]]),
+        toctree("The course", ["use", *[path.relative_to(ROOT).with_suffix("").as_posix() for path in texts if path.parent == ROOT / "docs"]]),
         toctree("Reference", ["api/index", "api/command_line"]),
-        toctree("Results", [path.relative_to(ROOT).with_suffix("").as_posix() for path in texts if path.parent.name == "results"]),
+        toctree("Results", [path.relative_to(ROOT).with_suffix("").as_posix() for path in texts if path.parent != ROOT / "docs"]),
     ]
     cards = '```{raw} html\n<nav class="lessons" aria-label="Lessons">' + "\n".join(card(about) for about in abouts) + "</nav>\n```\n"
     start = f'```{{raw}} html\n<a class="start" href="{abouts[0]["page"]}.html">Begin with lesson {abouts[0]["number"]}</a>\n```\n'
