@@ -148,7 +148,6 @@ def adapt(
     if not parameters:
         raise ValueError(f"{backbone.name} up to {backbone.last} has no stage {backbone.adapt_from!r} to adapt: choose adapt_from among its stages.")
     optimiser = torch.optim.SGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay, fused=True)
-    to = dict(device=backbone.device, dtype=torch.float32, memory_format=torch.channels_last)
     centre = torch.from_numpy(backbone.head_features(stem_features).mean(axis=0, dtype=np.float64)).to(backbone.device, torch.float32)
     checkpoints = Checkpoints(backbone, centre, Path(folder) if folder is not None else None)
     # What makes two runs the same run. Not the number of epochs: a run may be continued for longer.
@@ -171,7 +170,7 @@ def adapt(
         total = 0.0
         for rows in order.split(batch_size):
             with torch.autocast(backbone.device.type, torch.bfloat16, enabled=bf16):
-                feature_map = head(stem_features[rows].to(**to))
+                feature_map = head(backbone.for_head(stem_features[rows]))
             loss = compactness(feature_map.float().mean(dim=(2, 3)), centre)
             optimiser.zero_grad()
             loss.backward()
@@ -356,7 +355,7 @@ def _resume(checkpoints: Checkpoints, head, optimiser, identity: dict, epochs: i
     with torch.no_grad():
         for name, parameter in head.named_parameters():
             parameter.copy_(tensors[f"parameter.{name}"])
-            # In the parameter's own order in memory (channels_last): the fused step walks through both side by side.
+            # In the parameter's own order in memory: the fused step walks through both side by side.
             optimiser.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(tensors[f"momentum.{name}"])
     checkpoints.epochs = wanted
     checkpoints.losses = list(state["losses"])

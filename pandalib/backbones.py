@@ -73,7 +73,10 @@ class Backbone(nn.Module):
         self.eval()
         fold_batchnorm(self.stem)
         self.requires_grad_(False)
-        self.to(memory_format=torch.channels_last)
+        # Whole images are fastest with channels last, the embedded network's head on its maps of 8 x 8 and less without: bench/adaptation.py.
+        self.head_order = torch.contiguous_format if name == EMBEDDED else torch.channels_last
+        self.stem.to(memory_format=torch.channels_last)
+        self.head.to(memory_format=self.head_order)
 
     def train(self, mode: bool = True) -> Backbone:
         """Always evaluation mode: adapting a network must not move the statistics of its BatchNorm."""
@@ -143,9 +146,12 @@ class Backbone(nn.Module):
         With `bf16` the convolutions compute in bfloat16 (autocast): faster, and features off by about 2e-3.
         """
         parts = (stem_features[i : i + batch_size] for i in range(0, len(stem_features), batch_size))
-        to = dict(device=self.device, dtype=torch.float32, memory_format=torch.channels_last)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
-            return np.concatenate([pool(self.head(part.to(**to)).float()).cpu().numpy() for part in parts])
+            return np.concatenate([pool(self.head(self.for_head(part)).float()).cpu().numpy() for part in parts])
+
+    def for_head(self, stem_features: torch.Tensor) -> torch.Tensor:
+        """The stem's activations (B, C, h, w) as the head takes them: on its device, float32, in its order in memory."""
+        return stem_features.to(self.device, torch.float32, memory_format=self.head_order)
 
     def stem_sha256(self) -> str:
         """Hash of the stem's own numbers: what a cached activation depends on."""

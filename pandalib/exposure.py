@@ -101,7 +101,6 @@ class OutlierExposure:
             linear = nn.Linear(network.head_features(normal[:1]).shape[1], 1).to(network.device)
         parameters = [*head.parameters(), *linear.parameters()]
         optimiser = torch.optim.SGD(parameters, lr=self.lr, momentum=self.momentum, fused=True)
-        to = dict(device=network.device, dtype=torch.float32, memory_format=torch.channels_last)
         strangers = cycled(len(outliers), seed=self.seed)
         self.backbone_, self.linear_, self.losses_ = network.with_head(head), linear, []
         head.requires_grad_(True)  # which `with_head` has taken away
@@ -111,7 +110,7 @@ class OutlierExposure:
             for rows in order.split(self.batch_size):
                 others = torch.from_numpy(np.fromiter(strangers, np.int64, len(rows)))
                 with torch.autocast(network.device.type, torch.bfloat16, enabled=self.bf16):
-                    feature_map = head(torch.cat([normal[rows], outliers[others]]).to(**to))
+                    feature_map = head(network.for_head(torch.cat([normal[rows], outliers[others]])))
                 logits = linear(pool(feature_map.float()))[:, 0]
                 target = torch.arange(2 * len(rows), device=logits.device) >= len(rows)
                 loss = F.binary_cross_entropy_with_logits(logits, target.float())

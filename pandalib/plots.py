@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 NORMAL, ANOMALOUS, NEUTRAL = "#0072B2", "#D55E00", "#4D4D4D"
@@ -190,6 +191,7 @@ def _name_rows(axis, rows, labels: list[str], xlabel: str, chance: float | None)
     if chance is not None:
         axis.axvline(chance, color=REFERENCE, linewidth=1)
     axis.set_xlim(0, 1.02)
+    axis.set_ylim(-0.6, len(labels) - 0.4)  # room for the first and the last marker
     axis.set_yticks(rows, labels, fontsize=FONT - 1)
     axis.set_xlabel(xlabel)
     axis.grid(axis="y", color="#E5E5E5")
@@ -232,11 +234,19 @@ def lines(x, values: dict[str, np.ndarray], *, xlabel: str, ylabel: str, log_x: 
         axis.set_xscale("log", base=2)
         axis.set_xticks(x, [str(value) for value in x])
         axis.minorticks_off()
+    else:
+        _whole_ticks(axis, x)
     axis.set_xlabel(xlabel)
     axis.set_ylabel(ylabel)
     axis.grid(color="#E5E5E5")
     axis.legend(frameon=False, fontsize=FONT - 1)
     return fig
+
+
+def _whole_ticks(axis, x) -> None:
+    """Where x counts something, such as epochs, no tick between two numbers."""
+    if np.issubdtype(np.asarray(x).dtype, np.integer):
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def stacked(x, panels: dict[str, dict[str, np.ndarray]], *, xlabel: str, columns: int = 1, marks: dict[str, float] | None = None, zero: bool = False) -> Figure:
@@ -257,6 +267,7 @@ def stacked(x, panels: dict[str, dict[str, np.ndarray]], *, xlabel: str, columns
         if len(curves) > 1:
             axis.legend(frameon=False, fontsize=FONT - 1)
     for axis in axes[-1]:
+        _whole_ticks(axis, x)
         axis.set_xlabel(xlabel)
     for axis in axes.ravel()[len(panels) :]:
         axis.set_visible(False)
