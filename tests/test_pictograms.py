@@ -125,6 +125,12 @@ def test_task():
     # All ten tasks share their test images; only the labels differ.
     other = load_task("pictograms:star", seed=1, n_train=12, n_test=3)
     assert np.array_equal(other.test, task.test) and not np.array_equal(other.labels, task.labels)
+    place = task.kinds.index("notes")
+    assert np.array_equal(task.test[place : place + 3], Pictograms("notes", 3, split="test", seed=1)[:])
+    other.test[:] = 0  # drawn once for all ten, and yet each has its own
+    assert load_task("pictograms:star", seed=1, n_train=12, n_test=3).test.any() and task.test.any()
+    for changes in (dict(seed=2), dict(level="easy")):
+        assert not np.array_equal(load_task("pictograms:star", **{**dict(seed=1, n_train=12, n_test=3), **changes}).test, task.test)
     assert sibling_tasks("pictograms:heart") == [f"pictograms:{symbol}" for symbol in SYMBOLS]
 
 

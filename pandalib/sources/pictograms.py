@@ -77,6 +77,12 @@ class Pictograms(Sequence):
         return draw(rng, textures(), character, LEVELS[self.level], LETTERS)[0]
 
 
+@functools.lru_cache(maxsize=2)
+def _test_images(n: int, seed: int, level: str) -> np.ndarray:
+    """`n` test images of each symbol. The ten tasks of a seed share them: whoever goes through the classes draws them once."""
+    return np.concatenate([Pictograms(name, n, split="test", seed=seed, level=level)[:] for name in SYMBOLS])
+
+
 def load_task(
     symbol: str, *, seed: int = 0, n_train: int = 400, n_test: int = 60, level: str = DEFAULT_LEVEL
 ) -> OneClassTask:
@@ -88,12 +94,11 @@ def load_task(
         raise ValueError(f"pictograms:{symbol} is unknown: choose one of {', '.join(SYMBOLS)}.")
     if n_train < 2 or n_test < 1:
         raise ValueError(f"n_train={n_train}, n_test={n_test}: at least 2 training images and 1 test image a symbol are needed.")
-    images = lambda name, n, split: Pictograms(name, n, split=split, seed=seed, level=level)[:]  # noqa: E731
     kinds = tuple(name for name in SYMBOLS for _ in range(n_test))
     return OneClassTask(
         name=f"pictograms:{symbol}",
-        train=images(symbol, n_train, "train"),
-        test=np.concatenate([images(name, n_test, "test") for name in SYMBOLS]),
+        train=Pictograms(symbol, n_train, split="train", seed=seed, level=level)[:],
+        test=_test_images(n_test, seed, level).copy(),  # so that nobody changes those of another task
         labels=np.array([int(kind != symbol) for kind in kinds]),
         kinds=kinds,
     )
