@@ -17,7 +17,8 @@ from pandalib.progress import progress as bar
 class MemoryBank(MapDetector):
     """A bank of patches of all normal images, thinned out by a coreset: the idea of PatchCore (Roth et al., CVPR 2022).
 
-    A patch is the mean of a layer over 3 x 3 positions, the layers laid side by side at the resolution of the first one.
+    A patch is the mean of a layer over 3 x 3 positions, zeros beyond the border, the layers laid side by side at the resolution
+    of the first one.
     Each patch is compared with the whole bank; there is no retrieval of images. Left out of PatchCore: the reweighting
     of the image score.
 
@@ -74,7 +75,8 @@ class MemoryBank(MapDetector):
         """(n, h, w, C): mean over 3 x 3 positions, layers enlarged to the first one's grid and laid side by side."""
         parts = []
         for found in self.backbone.iter_layers(images, self.layers):
-            maps = [F.avg_pool2d(found[name].float().cpu(), 3, 1, 1, count_include_pad=False) for name in self.layers]
+            # What lies outside counts as zero, as in PatchCore: a mean over fewer positions would vary more, and borders score higher.
+            maps = [F.avg_pool2d(found[name].float().cpu(), 3, 1, 1) for name in self.layers]
             size = maps[0].shape[2:]
             maps[1:] = [_matrix(enlargement, map.shape[2], size[0]) @ map @ _matrix(enlargement, map.shape[3], size[1]).T for map in maps[1:]]
             parts.append(torch.cat(maps, dim=1).permute(0, 2, 3, 1))

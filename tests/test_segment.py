@@ -344,7 +344,7 @@ def test_a_coreset_that_cannot_be(n_kept):
 
 
 def plain_patches(pictures, layers) -> np.ndarray:
-    """(n, h, w, C): means over the 3 x 3 positions that there are, at the resolution of the first layer."""
+    """(n, h, w, C): means over 3 x 3 positions, zero where there is none, at the resolution of the first layer."""
     found, parts = plain_layers(pictures), []
     size = found[layers[0]].shape[1:3]
     for layer in layers:
@@ -352,7 +352,7 @@ def plain_patches(pictures, layers) -> np.ndarray:
         means = np.empty_like(values)
         for row in range(values.shape[1]):
             for column in range(values.shape[2]):
-                means[:, row, column] = values[:, max(row - 1, 0) : row + 2, max(column - 1, 0) : column + 2].mean(axis=(1, 2))
+                means[:, row, column] = values[:, max(row - 1, 0) : row + 2, max(column - 1, 0) : column + 2].sum(axis=(1, 2)) / 9
         parts.append(F.interpolate(torch.from_numpy(means).permute(0, 3, 1, 2), size=size, mode="bilinear", align_corners=False).permute(0, 2, 3, 1).numpy())
     return np.concatenate(parts, axis=3)
 
