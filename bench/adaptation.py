@@ -38,13 +38,14 @@ in the same run; "rank agreement" is the Spearman correlation of the scores with
 |---|---|---|---|---|---|---|---|---|
 {rows}
 
-Where the time goes (profile of the embedded line): in float32 half of an epoch's training is the convolutions' backward pass,
-a quarter their forward pass, and a tenth the step of SGD, which is bound by memory; scoring takes a third of the whole. In
-bfloat16 the convolutions are faster and the step is not, since parameters stay in float32. Batches of 32 on maps of 4 x 4 and
-2 x 2 read more weights than images: that is the distance to the floor, which is a convolution on large maps. Tried: the
-smallest maps as one matrix product (kept for bfloat16, `pandalib.smallmaps`; slower in float32), smaller batches for scoring
-(slower), other memory formats, the clip folded into the step (no gain, not kept). The ratios depend on the processor: an
-earlier run of this command on another one gave 2.04, 3.41 and 2.49.
+Where the time goes (profile of the embedded line in float32): more than half of an epoch's training is the convolutions' backward pass,
+a quarter their forward pass, a twentieth the step of SGD; scoring is three tenths of the whole and close to its own floor.
+Batches of 32 on maps of 4 x 4 and 2 x 2 read and write as many weights as activations, and the gradient of the weights, which sums over
+few positions, runs at a third of the rate of a convolution on large maps: that is the distance to the floor. In bfloat16 the
+convolutions are faster and the step is not, since parameters stay in float32. What helped: the embedded head in PyTorch's default
+order in memory in place of channels last, which is faster on large maps only; in bfloat16 the smallest maps as one matrix product
+(`pandalib.smallmaps`). Tried without gain in float32: matrix products, for the whole convolution or for the gradient of the weights
+alone; smaller batches for scoring; the clip folded into the step. All of this depends on the processor.
 """
 
 
