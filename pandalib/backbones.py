@@ -92,18 +92,23 @@ class Backbone(nn.Module):
         other._modules = {**self._modules, "head": head}
         return other.eval().requires_grad_(False)
 
-    def forward(self, images: torch.Tensor, layers: Sequence[str] = ()) -> dict[str, torch.Tensor]:
-        """Normalised images (B, 3, H, W) -> {"pooled": (B, d)} and the feature map (B, C, h, w) of each of `layers`."""
+    def forward(self, images: torch.Tensor, layers: Sequence[str] = (), *, pooled: bool = True) -> dict[str, torch.Tensor]:
+        """Normalised images (B, 3, H, W) -> {"pooled": (B, d)} and the feature map (B, C, h, w) of each of `layers`.
+
+        Without `pooled` the network is run up to the last of `layers` only.
+        """
         unknown = set(layers) - set(dict(self.stem.named_children())) - set(dict(self.head.named_children()))
         if unknown:
             raise ValueError(f"{self.name} up to {self.last} has no layer {', '.join(sorted(unknown))}.")
         found, x = {}, images
         for part in (self.stem, self.head):
             for name, stage in part.named_children():
+                if not pooled and len(found) == len(set(layers)):
+                    return found
                 x = stage(x)
                 if name in layers:
                     found[name] = x
-        return {**found, "pooled": pool(x)}
+        return {**found, "pooled": pool(x)} if pooled else found
 
     @torch.no_grad()
     def features(self, images, *, cache: FeatureCache | None = None) -> np.ndarray:
@@ -120,13 +125,13 @@ class Backbone(nn.Module):
         return np.concatenate([self(batch)["pooled"].float().cpu().numpy() for batch in self._batches(images)])
 
     @torch.no_grad()
-    def iter_layers(self, images, layers: Sequence[str]) -> Iterator[dict[str, torch.Tensor]]:
+    def iter_layers(self, images, layers: Sequence[str], *, pooled: bool = True) -> Iterator[dict[str, torch.Tensor]]:
         """Batch by batch what `forward` gives for images, uint8 (N, 3, H, W) or a lazy sequence of them.
 
         Raises ValueError as `features`, and for a layer that the network lacks.
         """
         for batch in self._batches(images):
-            yield self(batch, layers)
+            yield self(batch, layers, pooled=pooled)
 
     @torch.no_grad()
     def stem_features(self, images, *, cache: FeatureCache | None = None) -> torch.Tensor:

@@ -74,7 +74,7 @@ class MemoryBank(MapDetector):
     def _patches(self, images) -> torch.Tensor:
         """(n, h, w, C): mean over 3 x 3 positions, layers enlarged to the first one's grid and laid side by side."""
         parts = []
-        for found in self.backbone.iter_layers(images, self.layers):
+        for found in self.backbone.iter_layers(images, self.layers, pooled=False):
             # What lies outside counts as zero, as in PatchCore: a mean over fewer positions would vary more, and borders score higher.
             maps = [F.avg_pool2d(found[name].float().cpu(), 3, 1, 1) for name in self.layers]
             size = maps[0].shape[2:]

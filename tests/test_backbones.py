@@ -72,6 +72,18 @@ def test_every_layer_of_one_forward(embedded):
             embedded(normalise(IMAGES), layers=["layer5"])
 
 
+def test_without_the_pooled_feature_later_stages_are_not_run(embedded, monkeypatch):
+    whole = next(embedded.iter_layers(IMAGES, ["layer1", "layer2"]))
+    run = []
+    for part in (embedded.stem, embedded.head):
+        for name, stage in part.named_children():
+            monkeypatch.setattr(stage, "forward", lambda x, name=name, forward=stage.forward: run.append(name) or forward(x))
+    found = next(embedded.iter_layers(IMAGES, ["layer2", "layer1"], pooled=False))
+    assert run == ["conv", "layer1", "layer2"] and set(found) == {"layer1", "layer2"}
+    assert all(torch.equal(found[name], whole[name]) for name in found)
+    assert list(next(embedded.iter_layers(IMAGES, ["layer4"], pooled=False))) == ["layer4"]
+
+
 def test_stem_and_head_in_two_steps(embedded, tmp_path):
     features = embedded.features(IMAGES)
     stem = embedded.stem_features(IMAGES)
