@@ -217,7 +217,7 @@ def test_normal_images_may_be_drawn_on_demand(backbone, fitted, monkeypatch):
 
 def test_the_gallery_on_disk(backbone, fitted, tmp_path, monkeypatch):
     passed, forward = [], backbones.Backbone.forward
-    monkeypatch.setattr(backbones.Backbone, "forward", lambda self, pictures, layers=(): passed.append(len(pictures)) or forward(self, pictures, layers))
+    monkeypatch.setattr(backbones.Backbone, "forward", lambda self, pictures, layers=(), **how: passed.append(len(pictures)) or forward(self, pictures, layers, **how))
     maps = []
     for expected in (1 + 14, 1):  # the first image tells the sizes; the second time that is all
         passed.clear()
