@@ -41,7 +41,7 @@ in the same run; "rank agreement" is the Spearman correlation of the scores with
 Where the time goes (profile of the embedded line in float32): more than half of an epoch's training is the convolutions' backward pass,
 a quarter their forward pass, a twentieth the step of SGD; scoring is three tenths of the whole and close to its own floor.
 Batches of 32 on maps of 4 x 4 and 2 x 2 read and write as many weights as activations, and the gradient of the weights, which sums over
-few positions, runs at a third of the rate of a convolution on large maps: that is the distance to the floor. In bfloat16 the
+few positions, runs far below the rate of a convolution on large maps: that is the distance to the floor. In bfloat16 the
 convolutions are faster and the step is not, since parameters stay in float32. What helped: the embedded head in PyTorch's default
 order in memory in place of channels last, which is faster on large maps only; in bfloat16 the smallest maps as one matrix product
 (`pandalib.smallmaps`). Tried without gain in float32: matrix products, for the whole convolution or for the gradient of the weights

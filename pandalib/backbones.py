@@ -73,9 +73,9 @@ class Backbone(nn.Module):
         self.eval()
         fold_batchnorm(self.stem)
         self.requires_grad_(False)
-        # Whole images are fastest with channels last, the embedded network's head on its maps of 8 x 8 and less without: bench/adaptation.py.
+        # Large maps are fastest with channels last, the embedded head's of 8 x 8 and less without: bench/adaptation.py.
         self.head_order = torch.contiguous_format if name == EMBEDDED else torch.channels_last
-        self.stem.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)
         self.head.to(memory_format=self.head_order)
 
     def train(self, mode: bool = True) -> Backbone:

@@ -182,12 +182,13 @@ def dots(values: dict[str, np.ndarray], labels: list[str], *, xlabel: str = "ROC
     rows = np.arange(len(labels))[::-1]
     for style, (name, series) in zip(SERIES, values.items()):
         axis.plot(series, rows, label=name, color=style["color"], marker=style["marker"], linestyle="none", markersize=7)
-    _name_rows(axis, rows, labels, xlabel, chance)
+    name_rows(axis, rows, labels, xlabel, chance)
     axis.legend(frameon=False, fontsize=FONT - 1, loc="upper center", bbox_to_anchor=(0.5, 1.0 + 0.7 / len(labels) + 0.1), ncols=len(values))
     return fig
 
 
-def _name_rows(axis, rows, labels: list[str], xlabel: str, chance: float | None) -> None:
+def name_rows(axis, rows, labels: list[str], xlabel: str, chance: float | None) -> None:
+    """The axes of a figure with one row for each label, at the heights `rows`, and values in 0..1; a line at chance."""
     if chance is not None:
         axis.axvline(chance, color=REFERENCE, linewidth=1)
     axis.set_xlim(0, 1.02)
@@ -205,7 +206,7 @@ def intervals(labels: list[str], values, ends, *, xlabel: str = "ROC-AUC", chanc
     rows = np.arange(len(labels))[::-1]
     axis.hlines(rows, *ends.T, color=NORMAL, linewidth=2)
     axis.plot(values, rows, color=NORMAL, marker="o", linestyle="none", markersize=7)
-    _name_rows(axis, rows, labels, xlabel, chance)
+    name_rows(axis, rows, labels, xlabel, chance)
     return fig
 
 

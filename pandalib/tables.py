@@ -298,7 +298,7 @@ def _cell_text(text) -> str:
 
 def figure(rows: list[dict]):
     """The means with their intervals, a panel for each data set, and the sentence that says what it shows."""
-    from pandalib.plots import ANOMALOUS, FONT, NORMAL
+    from pandalib.plots import ANOMALOUS, FONT, NORMAL, name_rows
     from pandalib.plots import figure as panels
 
     rows = [row for row in rows if row["n_runs"]]
@@ -321,14 +321,10 @@ def figure(rows: list[dict]):
                     (named[f"published, {number.mark}"],) = axis.plot(
                         number.value, place, marker=marker, markerfacecolor="none", markeredgecolor=ANOMALOUS, markeredgewidth=1.8, linestyle="none", markersize=9
                     )
-        axis.set_yticks(range(len(shown)), [describe(row, varied) for row in reversed(shown)], fontsize=FONT - 1)
-        axis.set_ylim(-0.6, len(shown) - 0.4)
+        last = METRICS[metric] if source == sources[-1] else ""
+        name_rows(axis, range(len(shown)), [describe(row, varied) for row in reversed(shown)], last, 0.5)
         axis.set_xlim(0.45 if lowest > 0.48 else 0, 1.02)
-        axis.axvline(0.5, color="#767676", linewidth=1)
-        axis.grid(axis="y", color="#E5E5E5")
-        axis.set_axisbelow(True)
         axis.set_title(f"{source}, tier {shown[0]['tier']}", loc="left")
-    axes[-1, 0].set_xlabel(METRICS[metric])
     fig.legend(named.values(), named.keys(), frameon=False, fontsize=FONT - 1, ncols=len(named), loc="outside lower center")
     return fig, _alt(rows, sources, varied, metric)
 

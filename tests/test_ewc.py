@@ -429,6 +429,26 @@ def test_the_penalty_and_its_gradient(backbone, fisher, plain_l2):
     assert penalty.value(backbone.head) == 0
 
 
+@pytest.mark.parametrize("plain_l2", [False, True])
+def test_the_order_in_memory_changes_no_gradient(backbone, fisher, plain_l2):
+    """A head that is trained in bfloat16 has its weights in another order than the pretrained one."""
+    gradients = []
+    for order in (torch.channels_last, torch.contiguous_format):
+        head = copy.deepcopy(backbone.head).to(memory_format=order).requires_grad_(True)
+        penalty = EWC(backbone, 7.0, None if plain_l2 else fisher)
+        with torch.no_grad():
+            for parameter in head.parameters():
+                parameter.add_(torch.linspace(0, 1, parameter.numel()).view(parameter.shape))
+                parameter.grad = torch.zeros_like(parameter)
+        for _ in range(2):
+            penalty.add_gradient(head)
+        start, _ = penalty._start, penalty.add_gradient(head)
+        assert penalty._start is start  # put in order once, not at each step
+        assert all(a.stride() == b.stride() for a, b in zip(start, head.parameters()))
+        gradients.append([parameter.grad for parameter in head.parameters()])
+    assert all(torch.equal(a, b) and a.any() for a, b in zip(*gradients) if a.ndim == 4)
+
+
 def distance(network, backbone) -> float:
     return max(float((a - b).abs().max()) for a, b in zip(network.head.parameters(), backbone.head.parameters()))
 

@@ -137,6 +137,7 @@ def test_dots_and_intervals_put_each_label_beside_its_values():
         assert height["a"] > height["b"] and axis.get_xlim() == (0, 1.02)  # read from the top; the whole range is shown
         assert xy(axis.lines[0]) == [(0.5, height["a"]), (0.6, height["b"])]
         assert list(axis.lines[-1].get_xdata()) == [0.5, 0.5]  # chance
+        assert axis.get_ylim()[0] < height["b"] - 0.4 and axis.get_ylim()[1] > height["a"] + 0.4  # no marker on the frame
     (spans,) = [collection.get_segments() for collection in axis.collections]
     assert [[tuple(end) for end in span] for span in spans] == [[(0.4, height["a"]), (0.7, height["a"])], [(0.55, height["b"]), (0.9, height["b"])]]
     assert len(plots.intervals(["a"], [1.0], [[0, 2]], chance=None).axes[0].lines) == 1 == len(plots.dots({"one": np.ones(1)}, ["a"], chance=None).axes[0].lines)
@@ -163,6 +164,14 @@ def test_stacked_panels_share_one_axis():
         assert axis.get_ylim()[0] == 0 and (axis.get_legend() is not None) == (len(curves) > 1)
     (below,) = plots.stacked([0, 1], {"loss": {"one": np.array([5.0, 6.0])}}, xlabel="epoch").axes
     assert below.get_ylim()[0] > 4 and below.get_xlabel() == "epoch" and not below.texts
+
+
+def test_what_is_counted_has_no_ticks_between_two_numbers():
+    for x, whole in (([0, 1, 2], True), (range(4), True), ([0.0, 0.1, 0.2], False)):
+        one = np.arange(len(x), dtype=float)
+        for fig in (plots.lines(x, {"one": one}, xlabel="epoch", ylabel="loss"), plots.stacked(x, {"loss": {"one": one}}, xlabel="epoch")):
+            ticks = fig.axes[0].get_xticks()
+            assert (ticks == ticks.round()).all() == whole and len(ticks) > 2
 
 
 @pytest.mark.parametrize("shared", [True, False])
