@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
-os.environ["PANDALIB_QUIET"] = "1"  # the kernels inherit it: a progress bar would differ from run to run
+os.environ["PANDALIB_QUIET"] = (
+    "1"  # the kernels inherit it: a progress bar would differ from run to run
+)
 seconds = {}  # notebook -> time its cells have taken so far
 
 
@@ -29,7 +31,9 @@ def notebook_items(item):
 
 def pytest_collection_modifyitems(items):
     """Mark as slow all notebooks, and what tests/slow.txt names."""
-    listed = set((Path(__file__).parent / "tests" / "slow.txt").read_text(encoding="utf-8").splitlines())
+    listed = set(
+        (Path(__file__).parent / "tests" / "slow.txt").read_text(encoding="utf-8").splitlines()
+    )
     for item in items:
         name = item.nodeid.partition("[")[0]
         if type(item).__name__ == "IPyNbCell" or {name, name.partition("::")[0]} & listed:

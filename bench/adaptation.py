@@ -18,9 +18,9 @@ from common import Line, at_most, finish, machine, section, versions
 from torch import nn
 
 from pandalib import load_backbone, load_task
-from pandalib.adapt import adapt, compactness
+from pandalib.methods.panda import fit_compactness, compactness
 from pandalib.backbones import _stages, embedded_network, normalise, read_state, verify_embedded
-from pandalib.knn import knn_scores
+from pandalib.methods.knn import knn_scores
 
 OVER_FLOOR = 1.5
 
@@ -66,11 +66,21 @@ def plain_epoch(network, centre, images, test, optimiser, order) -> np.ndarray:
     """The definition: forward from the pixels for every batch, clip, step; then all images again for the scores."""
     for rows in order.split(32):
         optimiser.zero_grad()
-        compactness(network(normalise(images[rows.numpy()]).contiguous()).mean(dim=(2, 3)), centre).backward()
+        compactness(
+            network(normalise(images[rows.numpy()]).contiguous()).mean(dim=(2, 3)), centre
+        ).backward()
         torch.nn.utils.clip_grad_norm_(network[3:].parameters(), 0.1)
         optimiser.step()
     with torch.no_grad():
-        features = [torch.cat([network(normalise(part[i : i + 100]).contiguous()).mean(dim=(2, 3)) for i in range(0, len(part), 100)]) for part in (images, test)]
+        features = [
+            torch.cat(
+                [
+                    network(normalise(part[i : i + 100]).contiguous()).mean(dim=(2, 3))
+                    for i in range(0, len(part), 100)
+                ]
+            )
+            for part in (images, test)
+        ]
     return knn_scores(*(feature.numpy() for feature in features))
 
 
@@ -82,7 +92,11 @@ def macs(module: nn.Module, example: torch.Tensor) -> int:
         nonlocal total
         total += output[0].numel() * conv.weight[0].numel()
 
-    hooks = [part.register_forward_hook(count) for part in module.modules() if isinstance(part, nn.Conv2d)]
+    hooks = [
+        part.register_forward_hook(count)
+        for part in module.modules()
+        if isinstance(part, nn.Conv2d)
+    ]
     with torch.no_grad():
         module(example)
     for hook in hooks:
@@ -106,19 +120,26 @@ def rate(head: nn.Module, example: torch.Tensor, bf16: bool) -> float:
     return 64 * 14 * 14 * 256 * 256 * 9 / statistics.median(times)
 
 
-def compare(name: str, images: np.ndarray, test: np.ndarray, variants: dict[str, tuple[bool, float]], rounds: int, epochs: int) -> tuple[list[str], list[Line]]:
+def compare(
+    name: str,
+    images: np.ndarray,
+    test: np.ndarray,
+    variants: dict[str, tuple[bool, float]],
+    rounds: int,
+    epochs: int,
+) -> tuple[list[str], list[Line]]:
     from scipy.stats import spearmanr
 
     backbone = load_backbone() if name == "embedded" else load_backbone(name, "random")
-    stem, stem_test = backbone.stem_features(images), backbone.stem_features(test)
-    head_macs = macs(copy.deepcopy(backbone.head), stem[:1])
+    stem, stem_test = backbone.frozen_features(images), backbone.frozen_features(test)
+    head_macs = macs(copy.deepcopy(backbone.trainable), stem[:1])
     rows, lines = [], []
     plain = plain_network(name)
     if name != "embedded":  # the same random weights on both sides
         backbone_again = load_backbone(name, "random", adapt_from="conv")
         plain.load_state_dict(backbone_again.head.state_dict())
     start_state = copy.deepcopy(plain.state_dict())
-    centre = torch.from_numpy(backbone.head_features(stem).mean(axis=0))
+    centre = torch.from_numpy(backbone.features_from(stem).mean(axis=0))
     for variant, (bf16, wanted) in variants.items():
         seconds: dict[str, list[float]] = {"plain": [], "pandalib": [], "floor": []}
         for number in range(rounds):
@@ -135,23 +156,58 @@ def compare(name: str, images: np.ndarray, test: np.ndarray, variants: dict[str,
 
             def rescore(checkpoint):
                 if checkpoint.epoch > 0:
-                    rescored.append(knn_scores(*(checkpoint.backbone.head_features(part, bf16=bf16) for part in (stem, stem_test))))
+                    rescored.append(
+                        knn_scores(
+                            *(
+                                checkpoint.backbone.features_from(part, bf16=bf16)
+                                for part in (stem, stem_test)
+                            )
+                        )
+                    )
 
             start = time.perf_counter()
-            adapt(backbone, stem, epochs=epochs, lr=0.08, clip=0.1, bf16=bf16, on_checkpoint=rescore, progress=False)
+            fit_compactness(
+                backbone,
+                stem,
+                epochs=epochs,
+                lr=0.08,
+                max_grad_norm=0.1,
+                bf16=bf16,
+                on_checkpoint=rescore,
+                progress=False,
+            )
             seconds["pandalib"].append((time.perf_counter() - start) / epochs)
             # Training is a forward pass and two backward ones, of which the first layer of the head needs one only.
-            seconds["floor"].append(head_macs * (3 * len(images) + len(images) + len(test)) / rate(backbone.head, stem[:1], bf16))
+            seconds["floor"].append(
+                head_macs
+                * (3 * len(images) + len(images) + len(test))
+                / rate(backbone.trainable, stem[:1], bf16)
+            )
         median = {key: statistics.median(values) for key, values in seconds.items()}
-        ratio, over, agreement = median["plain"] / median["pandalib"], median["pandalib"] / median["floor"], spearmanr(expected, rescored[-1])[0]
+        ratio, over, agreement = (
+            median["plain"] / median["pandalib"],
+            median["pandalib"] / median["floor"],
+            spearmanr(expected, rescored[-1])[0],
+        )
         what = f"{name}, {len(images)} + {len(test)} at {images.shape[-1]} px"
         rows.append(
             f"| {what} | {variant} | {median['plain']:.2f} | {median['pandalib']:.2f} | "
             f"{ratio:.2f} | {wanted:g}, {'met' if ratio >= wanted else 'NOT met'} | {median['floor']:.2f} | "
             f"{over:.2f} | {agreement:.4f} |"
         )
-        lines.append(Line(f"epoch with scores, {what}, {variant}", f"{wanted:g} times as fast", f"{ratio:.2f} times, rank agreement {agreement:.4f}", ratio >= wanted))
-        lines.append(at_most(f"epoch with scores, {what}, {variant}, over the floor", over, OVER_FLOOR, " times"))
+        lines.append(
+            Line(
+                f"epoch with scores, {what}, {variant}",
+                f"{wanted:g} times as fast",
+                f"{ratio:.2f} times, rank agreement {agreement:.4f}",
+                ratio >= wanted,
+            )
+        )
+        lines.append(
+            at_most(
+                f"epoch with scores, {what}, {variant}, over the floor", over, OVER_FLOOR, " times"
+            )
+        )
         print(rows[-1], flush=True)
     return rows, lines
 
@@ -161,16 +217,50 @@ def main() -> None:
     tiny, rounds = options.tiny, options.rounds
     task = load_task("pictograms:star", **(dict(n_train=64, n_test=4) if tiny else {}))
     large = np.repeat(np.repeat(task.train[:96], 4, axis=2), 4, axis=3)[:, :, :224, :224]
-    parts = [compare("embedded", task.train, task.test, {"float32": (False, 2.5), "bf16": (True, 6.0)}, rounds, epochs=1 if tiny else 4)]
+    parts = [
+        compare(
+            "embedded",
+            task.train,
+            task.test,
+            {"float32": (False, 2.5), "bf16": (True, 6.0)},
+            rounds,
+            epochs=1 if tiny else 4,
+        )
+    ]
     n = 4 if tiny else 64
-    parts.append(compare("resnet18", large[:n], large[n : n + n // 2], {"float32": (False, 2.4)}, rounds, epochs=1 if tiny else 2))
+    parts.append(
+        compare(
+            "resnet18",
+            large[:n],
+            large[n : n + n // 2],
+            {"float32": (False, 2.4)},
+            rounds,
+            epochs=1 if tiny else 2,
+        )
+    )
     n = 4 if tiny else 32
-    parts.append(compare("wide_resnet50_2", large[:n], large[n : n + n // 2], {"float32": (False, 1.0)}, 1 if tiny else max(1, rounds - 2), epochs=1))
+    parts.append(
+        compare(
+            "wide_resnet50_2",
+            large[:n],
+            large[n : n + n // 2],
+            {"float32": (False, 1.0)},
+            1 if tiny else max(1, rounds - 2),
+            epochs=1,
+        )
+    )
     rows, lines = (sum(part, []) for part in zip(*parts))
     start = time.perf_counter()
-    load_backbone().stem_features(np.concatenate([task.train, task.test]))
+    load_backbone().frozen_features(np.concatenate([task.train, task.test]))
     stem = f"{time.perf_counter() - start:.2f} s for the embedded line's {len(task.train) + len(task.test)} images"
-    page = PAGE.format(machine=machine(), versions=versions("torch", "torchvision", "numpy"), rounds=rounds, section=section(lines), rows="\n".join(rows), stem=stem)
+    page = PAGE.format(
+        machine=machine(),
+        versions=versions("torch", "torchvision", "numpy"),
+        rounds=rounds,
+        section=section(lines),
+        rows="\n".join(rows),
+        stem=stem,
+    )
     finish("adaptation_speed.md", page, tiny)
 
 

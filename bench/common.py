@@ -36,13 +36,32 @@ def verdict(met: bool | None) -> str:
     return {True: "met", False: "**NOT met**", None: ""}[met]
 
 
-def faster(what: str, theirs: float, ours: float, *, wanted: float = 1.0, qualities: dict[str, tuple[float, float]] | None = None) -> Line:
+def faster(
+    what: str,
+    theirs: float,
+    ours: float,
+    *,
+    wanted: float = 1.0,
+    qualities: dict[str, tuple[float, float]] | None = None,
+) -> Line:
     """The line of a peer: at least `wanted` times as fast, and no figure of quality (theirs, ours) lower by `EQUAL` or more."""
     qualities = qualities or {}
-    ratio, lower = theirs / ours, [name for name, (one, other) in qualities.items() if other <= one - EQUAL]
-    asked = (f"{wanted:g} times as fast" if wanted != 1 else "faster") + (", no figure lower" if qualities else "")
-    figures = "".join(f"; {name} {other:.3f} against {one:.3f}" for name, (one, other) in qualities.items())
-    return Line(what, asked, f"{ratio:.3g} times as fast{figures}", (ratio > 1 if wanted == 1 else ratio >= wanted) and not lower)
+    ratio, lower = (
+        theirs / ours,
+        [name for name, (one, other) in qualities.items() if other <= one - EQUAL],
+    )
+    asked = (f"{wanted:g} times as fast" if wanted != 1 else "faster") + (
+        ", no figure lower" if qualities else ""
+    )
+    figures = "".join(
+        f"; {name} {other:.3f} against {one:.3f}" for name, (one, other) in qualities.items()
+    )
+    return Line(
+        what,
+        asked,
+        f"{ratio:.3g} times as fast{figures}",
+        (ratio > 1 if wanted == 1 else ratio >= wanted) and not lower,
+    )
 
 
 def at_most(what: str, measured: float, wanted: float, unit: str = "") -> Line:
@@ -52,7 +71,16 @@ def at_most(what: str, measured: float, wanted: float, unit: str = "") -> Line:
 
 def section(lines: list[Line]) -> str:
     """The lines as the section that `bench/overview.py` looks for."""
-    return "\n".join([HEADING, "", "| line | wanted | measured | |", "|---|---|---|---|", *(line.row() for line in lines), ""])
+    return "\n".join(
+        [
+            HEADING,
+            "",
+            "| line | wanted | measured | |",
+            "|---|---|---|---|",
+            *(line.row() for line in lines),
+            "",
+        ]
+    )
 
 
 def seconds(function: Callable, *arguments, times: int = 1) -> tuple[float, object]:
@@ -65,13 +93,21 @@ def seconds(function: Callable, *arguments, times: int = 1) -> tuple[float, obje
     return statistics.median(taken), value
 
 
-def alternate(sides: dict[str, Callable], rounds: int, *, times: dict[str, int] | None = None, warm: bool = True) -> tuple[dict[str, float], dict[str, object]]:
+def alternate(
+    sides: dict[str, Callable],
+    rounds: int,
+    *,
+    times: dict[str, int] | None = None,
+    warm: bool = True,
+) -> tuple[dict[str, float], dict[str, object]]:
     """The sides take turns: median seconds of each over the rounds, and what each returned last. One turn before does not count."""
     taken: dict[str, list[float]] = {name: [] for name in sides}
     values = {}
     for number in range(-1 if warm else 0, rounds):
         for name, side in sides.items():
-            spent, values[name] = seconds(side, times=1 if number < 0 else (times or {}).get(name, 1))
+            spent, values[name] = seconds(
+                side, times=1 if number < 0 else (times or {}).get(name, 1)
+            )
             if number >= 0:
                 taken[name].append(spent)
     return {name: statistics.median(spent) for name, spent in taken.items()}, values
@@ -84,7 +120,10 @@ def machine() -> str:
     name = platform.machine()
     try:
         with open("/proc/cpuinfo") as facts:
-            name = next((line.split(":", 1)[1].strip() for line in facts if line.startswith("model name")), name)
+            name = next(
+                (line.split(":", 1)[1].strip() for line in facts if line.startswith("model name")),
+                name,
+            )
     except OSError:
         pass
     return f"{name}, {torch.backends.cpu.get_cpu_capability()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads used"
@@ -98,7 +137,9 @@ def arguments(description: str, rounds: int, *more: tuple[str, dict]) -> argpars
     """`--rounds`, and `--tiny` for trying a bench out: one round, little work, and the page is printed and not written."""
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=rounds)
-    parser.add_argument("--tiny", action="store_true", help="one round of little work; nothing is written")
+    parser.add_argument(
+        "--tiny", action="store_true", help="one round of little work; nothing is written"
+    )
     for name, options in more:
         parser.add_argument(name, **options)
     options = parser.parse_args()
@@ -111,7 +152,7 @@ def arguments(description: str, rounds: int, *more: tuple[str, dict]) -> argpars
 
 def finish(name: str, page: str, tiny: bool) -> None:
     """Write docs/results/`name`, or print it in place of that."""
-    from pandalib.files import write_atomically
+    from pandalib.io import write_atomically
 
     if tiny:
         print(page)

@@ -15,20 +15,38 @@ from pathlib import Path
 import peers
 
 HERE = Path(__file__).resolve().parent
-BENCHES = ("extraction", "adaptation", "fisher", "segmentation", "segmentation_peers", "pixel_metrics", "growth", "sweep", "lessons")
+BENCHES = (
+    "extraction",
+    "adaptation",
+    "fisher",
+    "segmentation",
+    "segmentation_peers",
+    "pixel_metrics",
+    "growth",
+    "sweep",
+    "lessons",
+)
 WITH_PEERS = ("extraction", "segmentation_peers", "pixel_metrics")
 NO_TINY = ("lessons",)  # it writes what it measures
 
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("only", nargs="*", metavar="BENCH", help=f"these alone: {', '.join(BENCHES)}")
-    parser.add_argument("--tiny", action="store_true", help="try all of them out on little work; nothing is written")
+    parser.add_argument(
+        "only", nargs="*", metavar="BENCH", help=f"these alone: {', '.join(BENCHES)}"
+    )
+    parser.add_argument(
+        "--tiny", action="store_true", help="try all of them out on little work; nothing is written"
+    )
     options = parser.parse_args(arguments)
     unknown = set(options.only) - set(BENCHES)
     if unknown:
         parser.error(f"{', '.join(sorted(unknown))}: expected some of {', '.join(BENCHES)}.")
-    chosen = [name for name in BENCHES if name in (options.only or BENCHES) and not (options.tiny and name in NO_TINY)]
+    chosen = [
+        name
+        for name in BENCHES
+        if name in (options.only or BENCHES) and not (options.tiny and name in NO_TINY)
+    ]
     left_out = {}
     if set(chosen) & set(WITH_PEERS):
         try:
@@ -40,7 +58,9 @@ def main(arguments: list[str]) -> int:
             continue
         print(f"== {name}", flush=True)
         start = time.perf_counter()
-        code = subprocess.run([sys.executable, str(HERE / f"{name}.py"), *(["--tiny"] if options.tiny else [])]).returncode
+        code = subprocess.run(
+            [sys.executable, str(HERE / f"{name}.py"), *(["--tiny"] if options.tiny else [])]
+        ).returncode
         print(f"== {name}: {time.perf_counter() - start:.0f} s", flush=True)
         if code:
             left_out[name] = f"ended with {code}"

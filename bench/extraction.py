@@ -16,7 +16,15 @@ from torch import nn
 from torchvision.transforms import v2
 
 from pandalib import load_backbone, load_task, roc_auc
-from pandalib.backbones import MEAN, PIXELS_PER_BATCH, STD, embedded_network, normalise, read_state, verify_embedded
+from pandalib.backbones import (
+    MEAN,
+    PIXELS_PER_BATCH,
+    STD,
+    embedded_network,
+    normalise,
+    read_state,
+    verify_embedded,
+)
 
 PAGE = """# Features and their scores
 
@@ -60,7 +68,11 @@ def torchvision_network(name: str, backbone) -> nn.Module:
         # Nothing is folded in a network without a frozen stem: its stages have torchvision's own tensors.
         whole = load_backbone(name, "random", adapt_from="conv", device="cpu")
         states = [part.state_dict() for part in (whole.head, whole.classifier)]
-        stages = {key.removeprefix("conv.") if key.startswith("conv.") else key: value for state in states for key, value in state.items()}
+        stages = {
+            key.removeprefix("conv.") if key.startswith("conv.") else key: value
+            for state in states
+            for key, value in state.items()
+        }
         network.load_state_dict(stages)
     network.fc = nn.Identity()
     return network.eval()
@@ -70,11 +82,20 @@ def torchvision_network(name: str, backbone) -> nn.Module:
 def plain_loop(network: nn.Module, images: np.ndarray) -> np.ndarray:
     """What a reader of torchvision's documentation writes."""
     transform = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)])
-    return np.concatenate([network(transform(torch.from_numpy(images[i : i + BATCH]))).numpy() for i in range(0, len(images), BATCH)])
+    return np.concatenate(
+        [
+            network(transform(torch.from_numpy(images[i : i + BATCH]))).numpy()
+            for i in range(0, len(images), BATCH)
+        ]
+    )
 
 
 def compare_extraction(name: str, images: np.ndarray, rounds: int) -> tuple[str, list[common.Line]]:
-    backbone = load_backbone(device="cpu") if name == "embedded" else load_backbone(name, "random", device="cpu")
+    backbone = (
+        load_backbone(device="cpu")
+        if name == "embedded"
+        else load_backbone(name, "random", device="cpu")
+    )
     network = torchvision_network(name, backbone)
     last = torchvision_network(name, backbone).to(memory_format=torch.channels_last)
     step = max(1, PIXELS_PER_BATCH // (images.shape[-1] * images.shape[-2]))
@@ -86,11 +107,15 @@ def compare_extraction(name: str, images: np.ndarray, rounds: int) -> tuple[str,
             return [part(batch) for batch in batches]
 
     sides = {
-        "plain": lambda: plain_loop(network, images), "pandalib": lambda: backbone.features(images),
-        "contiguous": lambda: bare(network, contiguous), "channels_last": lambda: bare(last, ready),
-    }  # fmt: skip
+        "plain": lambda: plain_loop(network, images),
+        "pandalib": lambda: backbone.features(images),
+        "contiguous": lambda: bare(network, contiguous),
+        "channels_last": lambda: bare(last, ready),
+    }
     median, values = alternate(sides, rounds)
-    apart = float(np.abs(values["plain"] - values["pandalib"]).max() / np.abs(values["plain"]).max())
+    apart = float(
+        np.abs(values["plain"] - values["pandalib"]).max() / np.abs(values["plain"]).max()
+    )
     best = min(median["contiguous"], median["channels_last"])
     what = f"{name}, {len(images)} at {images.shape[-1]} px"
     row = (
@@ -100,11 +125,18 @@ def compare_extraction(name: str, images: np.ndarray, rounds: int) -> tuple[str,
     print(row, flush=True)
     return row, [
         faster(f"features, {what}, against the plain loop", median["plain"], median["pandalib"]),
-        at_most(f"features, {what}, over the bare forward pass", median["pandalib"] / best, 1.5, " times"),
+        at_most(
+            f"features, {what}, over the bare forward pass",
+            median["pandalib"] / best,
+            1.5,
+            " times",
+        ),
     ]
 
 
-def compare_scores(what: str, gallery, queries, labels, rounds: int, threads: int) -> tuple[list[str], list[common.Line]]:
+def compare_scores(
+    what: str, gallery, queries, labels, rounds: int, threads: int
+) -> tuple[list[str], list[common.Line]]:
     from scipy.stats import spearmanr
 
     arrays, k = dict(gallery=gallery, queries=queries), 2
@@ -112,23 +144,43 @@ def compare_scores(what: str, gallery, queries, labels, rounds: int, threads: in
     for _ in range(rounds):
         theirs, facts = peers.ask("pyod_knn", arrays, threads=threads, k=k, method="mean", repeat=3)
         taken["pyod"].append(facts)
-        ours, facts = peers.ask("pandalib_knn", arrays, theirs=False, threads=threads, k=k, repeat=3)
+        ours, facts = peers.ask(
+            "pandalib_knn", arrays, theirs=False, threads=threads, k=k, repeat=3
+        )
         taken["pandalib"].append(facts)
-    median = {side: {key: float(np.median([one[key] for one in facts])) for key in facts[0]} for side, facts in taken.items()}
-    quality = {"pyod": roc_auc(labels, theirs["scores"]), "pandalib": roc_auc(labels, ours["scores"])}
+    median = {
+        side: {key: float(np.median([one[key] for one in facts])) for key in facts[0]}
+        for side, facts in taken.items()
+    }
+    quality = {
+        "pyod": roc_auc(labels, theirs["scores"]),
+        "pandalib": roc_auc(labels, ours["scores"]),
+    }
     agreement = spearmanr(theirs["scores"], ours["scores"])[0]
     rows = [
-        f"| {what} | {side} | {one['fit']:.4f} | {one['score']:.4f} | {one['fit_mb']:.1f} | {quality[side]:.4f} | {agreement:.4f} |" for side, one in median.items()
+        f"| {what} | {side} | {one['fit']:.4f} | {one['score']:.4f} | {one['fit_mb']:.1f} | {quality[side]:.4f} | {agreement:.4f} |"
+        for side, one in median.items()
     ]
     print(*rows, sep="\n", flush=True)
     qualities = {"ROC-AUC": (quality["pyod"], quality["pandalib"])}
     return rows, [
-        faster(f"kNN fit with scores of the gallery, {what}, against pyod", median["pyod"]["fit"], median["pandalib"]["fit"]),
-        faster(f"kNN scores, {what}, against pyod", median["pyod"]["score"], median["pandalib"]["score"], qualities=qualities),
+        faster(
+            f"kNN fit with scores of the gallery, {what}, against pyod",
+            median["pyod"]["fit"],
+            median["pandalib"]["fit"],
+        ),
+        faster(
+            f"kNN scores, {what}, against pyod",
+            median["pyod"]["score"],
+            median["pandalib"]["score"],
+            qualities=qualities,
+        ),
     ]
 
 
-def clouds(n_gallery: int, n_queries: int, d: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def clouds(
+    n_gallery: int, n_queries: int, d: int, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Features of 20 clouds, each in 30 directions of its own; the anomalous half of the queries has 40 % more spread."""
     rng = np.random.default_rng(seed)
     centres, directions = rng.standard_normal((20, d)), rng.standard_normal((20, 30, d)) / 30**0.5
@@ -143,7 +195,11 @@ def clouds(n_gallery: int, n_queries: int, d: int, seed: int = 0) -> tuple[np.nd
         return found
 
     labels = np.repeat([0, 1], [n_queries - n_queries // 2, n_queries // 2])
-    return draw(n_gallery, 1.0), np.concatenate([draw(int((labels == 0).sum()), 1.0), draw(int(labels.sum()), 1.4)]), labels
+    return (
+        draw(n_gallery, 1.0),
+        np.concatenate([draw(int((labels == 0).sum()), 1.0), draw(int(labels.sum()), 1.4)]),
+        labels,
+    )
 
 
 def main() -> None:
@@ -154,22 +210,35 @@ def main() -> None:
     scores, lines, rows = [], [], []
     n, q, d = (300, 200, 64) if options.tiny else (5000, 10000, 2048)
     for what, (gallery, queries, labels) in (
-        ("pictograms:star, embedded features, 512-d", (network.features(task.train), network.features(task.test), task.labels)),
+        (
+            "pictograms:star, embedded features, 512-d",
+            (network.features(task.train), network.features(task.test), task.labels),
+        ),
         (f"{n} and {q} drawn features, {d}-d", clouds(n, q, d)),
     ):
         found = compare_scores(what, gallery, queries, labels, options.rounds, threads)
         scores, lines = scores + found[0], lines + found[1]
     large = np.repeat(np.repeat(task.train[:64], 4, axis=2), 4, axis=3)[:, :, :224, :224]
-    for name, images in (("embedded", task.test), ("resnet18", large), ("wide_resnet50_2", large[:16])):
+    for name, images in (
+        ("embedded", task.test),
+        ("resnet18", large),
+        ("wide_resnet50_2", large[:16]),
+    ):
         if options.tiny:
             images = images[:4]
         if not (options.tiny and name == "wide_resnet50_2"):
             row, found = compare_extraction(name, np.ascontiguousarray(images), options.rounds)
             rows, lines = [*rows, row], lines + found
     page = PAGE.format(
-        machine=machine(), versions=versions("torch", "torchvision", "numpy", "faiss-cpu") + f", pyod {peers.VERSIONS['pyod']}", rounds=options.rounds,
-        section=section(lines), scores="\n".join(scores), batch=BATCH, rows="\n".join(rows),
-    )  # fmt: skip
+        machine=machine(),
+        versions=versions("torch", "torchvision", "numpy", "faiss-cpu")
+        + f", pyod {peers.VERSIONS['pyod']}",
+        rounds=options.rounds,
+        section=section(lines),
+        scores="\n".join(scores),
+        batch=BATCH,
+        rows="\n".join(rows),
+    )
     finish("extraction_speed.md", page, options.tiny)
 
 

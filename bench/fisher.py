@@ -22,11 +22,13 @@ from torch import nn
 
 from pandalib import fisher_information, load_backbone
 from pandalib.backbones import normalise
-from pandalib.runs import peak_rss_mb, reset_peak_rss
-from pandalib.sources import glyphs
+from pandalib.experiments.run import peak_rss_mb, reset_peak_rss
+from pandalib.datasets.synthetic import glyphs
 
 BIASED = 32  # the batch of the common recipe
-CHUNK = 8  # samples at once of vmap and hooks: each sample has a gradient of the head's size in memory
+CHUNK = (
+    8  # samples at once of vmap and hooks: each sample has a gradient of the head's size in memory
+)
 PAGE = """# Fisher information
 
 Made by `python bench/fisher.py` on {machine}; {versions}. Medians of {rounds} alternating rounds.
@@ -60,18 +62,27 @@ share depends on network and batch, and the order of the parameters changes as w
 def drawn_labels(backbone, stem: torch.Tensor, seed: int = 0) -> torch.Tensor:
     """One label a sample from the network's own prediction, for all ways alike."""
     with torch.no_grad():
-        logits = torch.cat([backbone.classifier(backbone.head(part))[:, : backbone.n_classes] for part in stem.split(64)])
-    return torch.multinomial(logits.softmax(dim=1), 1, generator=torch.Generator().manual_seed(seed))[:, 0]
+        logits = torch.cat(
+            [
+                backbone.classifier(backbone.trainable(part))[:, : backbone.n_classes]
+                for part in stem.split(64)
+            ]
+        )
+    return torch.multinomial(
+        logits.softmax(dim=1), 1, generator=torch.Generator().manual_seed(seed)
+    )[:, 0]
 
 
 def plain_loop(backbone, images: np.ndarray, labels: torch.Tensor) -> dict[str, torch.Tensor]:
     """The definition: for each sample the whole network on its pixels, a backward pass into the head, squares."""
-    head = copy.deepcopy(backbone.head).requires_grad_(True)
+    head = copy.deepcopy(backbone.trainable).requires_grad_(True)
     parameters = dict(head.named_parameters())
     sums = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
     for image, label in zip(images, labels):
         head.zero_grad()
-        logits = backbone.classifier(head(backbone.stem(normalise(image[None]))))[:, : backbone.n_classes]
+        logits = backbone.classifier(head(backbone.frozen(normalise(image[None]))))[
+            :, : backbone.n_classes
+        ]
         F.cross_entropy(logits, label[None]).backward()
         for name, parameter in parameters.items():
             sums[name] += parameter.grad.square()
@@ -82,16 +93,21 @@ def by_loop(backbone, stem: torch.Tensor, labels: torch.Tensor) -> dict[str, tor
     return fisher_information(backbone, stem, labels.numpy(), progress=False).values
 
 
-def by_vmap(backbone, stem: torch.Tensor, labels: torch.Tensor, chunk: int = CHUNK) -> dict[str, torch.Tensor]:
+def by_vmap(
+    backbone, stem: torch.Tensor, labels: torch.Tensor, chunk: int = CHUNK
+) -> dict[str, torch.Tensor]:
     """torch.func: the gradient of one sample's loss, mapped over a chunk of samples."""
-    head = backbone.head
+    head = backbone.trainable
     parameters = {name: parameter.detach() for name, parameter in head.named_parameters()}
     buffers = dict(head.named_buffers())
 
     def loss(parameters, x, label):
         feature_map = torch.func.functional_call(head, (parameters, buffers), (x[None],))
         # The classifier's own pooling has no rule for vmap in this memory format and would slow it down.
-        return F.cross_entropy(backbone.classifier.fc(feature_map.mean(dim=(2, 3)))[:, : backbone.n_classes], label[None])
+        return F.cross_entropy(
+            backbone.classifier.fc(feature_map.mean(dim=(2, 3)))[:, : backbone.n_classes],
+            label[None],
+        )
 
     gradients = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))
     sums = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
@@ -102,17 +118,31 @@ def by_vmap(backbone, stem: torch.Tensor, labels: torch.Tensor, chunk: int = CHU
     return {name: value / len(stem) for name, value in sums.items()}
 
 
-def by_hooks(backbone, stem: torch.Tensor, labels: torch.Tensor, chunk: int = CHUNK) -> dict[str, torch.Tensor]:
+def by_hooks(
+    backbone, stem: torch.Tensor, labels: torch.Tensor, chunk: int = CHUNK
+) -> dict[str, torch.Tensor]:
     """Per layer from its input and the gradient of its output: one backward pass a chunk, of the sum of the losses.
 
     For a convolution the gradient of a sample is the product of its output's gradient with the patches of its input; for a
     BatchNorm in evaluation mode it is a sum over positions.
     """
-    head = copy.deepcopy(backbone.head).requires_grad_(True)
-    layers = {name: part for name, part in head.named_modules() if isinstance(part, nn.Conv2d | nn.BatchNorm2d)}
-    unknown = {name for name, _ in head.named_parameters()} - {f"{name}.{key}" for name, part in layers.items() for key, _ in part.named_parameters()}
-    if unknown or any(part.groups != 1 or part.padding_mode != "zeros" for part in layers.values() if isinstance(part, nn.Conv2d)):
-        raise ValueError(f"the hooks know plain convolutions and BatchNorm only, not those of {', '.join(sorted(unknown)) or 'grouped convolutions'}.")
+    head = copy.deepcopy(backbone.trainable).requires_grad_(True)
+    layers = {
+        name: part
+        for name, part in head.named_modules()
+        if isinstance(part, nn.Conv2d | nn.BatchNorm2d)
+    }
+    unknown = {name for name, _ in head.named_parameters()} - {
+        f"{name}.{key}" for name, part in layers.items() for key, _ in part.named_parameters()
+    }
+    if unknown or any(
+        part.groups != 1 or part.padding_mode != "zeros"
+        for part in layers.values()
+        if isinstance(part, nn.Conv2d)
+    ):
+        raise ValueError(
+            f"the hooks know plain convolutions and BatchNorm only, not those of {', '.join(sorted(unknown)) or 'grouped convolutions'}."
+        )
     sums = {name: torch.zeros_like(parameter) for name, parameter in head.named_parameters()}
 
     def hook(name, part):
@@ -124,13 +154,17 @@ def by_hooks(backbone, stem: torch.Tensor, labels: torch.Tensor, chunk: int = CH
 
     def add(name, part, x, gradient):
         if isinstance(part, nn.Conv2d):
-            patches = F.unfold(x, part.kernel_size, part.dilation, part.padding, part.stride)  # (B, C * h * w, positions)
+            patches = F.unfold(
+                x, part.kernel_size, part.dilation, part.padding, part.stride
+            )  # (B, C * h * w, positions)
             each = gradient.flatten(2) @ patches.transpose(1, 2)  # (B, O, C * h * w)
             sums[f"{name}.weight"] += each.square_().sum(dim=0).view_as(part.weight)
             if part.bias is not None:
                 sums[f"{name}.bias"] += gradient.sum(dim=(2, 3)).square().sum(dim=0)
         else:
-            scaled = (x - part.running_mean[:, None, None]) * (part.running_var + part.eps).rsqrt()[:, None, None]
+            scaled = (x - part.running_mean[:, None, None]) * (part.running_var + part.eps).rsqrt()[
+                :, None, None
+            ]
             sums[f"{name}.weight"] += (gradient * scaled).sum(dim=(2, 3)).square().sum(dim=0)
             sums[f"{name}.bias"] += gradient.sum(dim=(2, 3)).square().sum(dim=0)
 
@@ -139,7 +173,9 @@ def by_hooks(backbone, stem: torch.Tensor, labels: torch.Tensor, chunk: int = CH
         x = stem[start : start + chunk].detach().requires_grad_(True)
         logits = backbone.classifier(head(x))[:, : backbone.n_classes]
         # Towards the input: that passes the output of every layer, and leaves out the gradients of the parameters summed over samples.
-        torch.autograd.grad(F.cross_entropy(logits, labels[start : start + chunk], reduction="sum"), x)
+        torch.autograd.grad(
+            F.cross_entropy(logits, labels[start : start + chunk], reduction="sum"), x
+        )
     for one in hooks:
         one.remove()
     return {name: value / len(stem) for name, value in sums.items()}
@@ -150,17 +186,28 @@ WAYS = {"plain loop": plain_loop, "loop (pandalib)": by_loop, "vmap": by_vmap, "
 
 def prepared(name: str, n: int):
     """Backbone, images, stem activations and labels of a line."""
-    backbone = load_backbone(device="cpu") if name == "embedded" else load_backbone(name, "random", device="cpu")
+    backbone = (
+        load_backbone(device="cpu")
+        if name == "embedded"
+        else load_backbone(name, "random", device="cpu")
+    )
     images, truth, _ = glyphs.draw_batch(range(n), split="fisher", seed=0)
     if name != "embedded":
-        images = np.ascontiguousarray(np.repeat(np.repeat(images, 4, axis=2), 4, axis=3)[:, :, :224, :224])
-    stem = backbone.stem_features(images).to(memory_format=torch.channels_last)
+        images = np.ascontiguousarray(
+            np.repeat(np.repeat(images, 4, axis=2), 4, axis=3)[:, :, :224, :224]
+        )
+    stem = backbone.frozen_features(images).to(memory_format=torch.channels_last)
     return backbone, images, stem, drawn_labels(backbone, stem), truth
 
 
 def memory_of(name: str, n: int, way: str) -> float:
     """What one way needs, in a process of its own."""
-    done = subprocess.run([sys.executable, __file__, "--memory", json.dumps([name, n, way, torch.get_num_threads()])], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, __file__, "--memory", json.dumps([name, n, way, torch.get_num_threads()])],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     return float(done.stdout)
 
 
@@ -175,12 +222,23 @@ def print_memory(name: str, n: int, way: str, threads: int) -> None:
 
 def difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
     """The largest, of the largest value."""
-    return max(float((one[name] - other[name]).abs().max()) for name in one) / max(float(value.max()) for value in one.values())
+    return max(float((one[name] - other[name]).abs().max()) for name in one) / max(
+        float(value.max()) for value in one.values()
+    )
 
 
 def compare(name: str, n: int, rounds: int) -> tuple[list[str], list[common.Line]]:
     backbone, images, stem, labels, _ = prepared(name, n)
-    median, values = alternate({way: lambda way=way: WAYS[way](backbone, images if way == "plain loop" else stem, labels) for way in WAYS}, rounds, warm=False)
+    median, values = alternate(
+        {
+            way: lambda way=way: WAYS[way](
+                backbone, images if way == "plain loop" else stem, labels
+            )
+            for way in WAYS
+        },
+        rounds,
+        warm=False,
+    )
     rows = []
     apart = {way: difference(values["plain loop"], values[way]) for way in WAYS}
     for way in WAYS:
@@ -190,8 +248,15 @@ def compare(name: str, n: int, rounds: int) -> tuple[list[str], list[common.Line
         )
         print(rows[-1], flush=True)
     ours = "loop (pandalib)"
-    lines = [faster(f"Fisher, {name}, {n} samples, against {way}", median[way], median[ours]) for way in WAYS if way != ours]
-    return rows, [*lines, at_most(f"Fisher, {name}, {n} samples, difference from the plain loop", apart[ours], 1e-4)]
+    lines = [
+        faster(f"Fisher, {name}, {n} samples, against {way}", median[way], median[ours])
+        for way in WAYS
+        if way != ours
+    ]
+    return rows, [
+        *lines,
+        at_most(f"Fisher, {name}, {n} samples, difference from the plain loop", apart[ours], 1e-4),
+    ]
 
 
 def bias(n: int, rounds: int) -> tuple[list[str], int]:
@@ -200,12 +265,25 @@ def bias(n: int, rounds: int) -> tuple[list[str], int]:
 
     backbone, _, stem, drawn, truth = prepared("embedded", n)
     rows = []
-    for kind, labels in (("drawn from the prediction", drawn.numpy()), ("true (the official recipe)", truth)):
-        sides = {size: lambda size=size, labels=labels: fisher_information(backbone, stem, labels, batch_size=size, progress=False) for size in (1, BIASED)}
+    for kind, labels in (
+        ("drawn from the prediction", drawn.numpy()),
+        ("true (the official recipe)", truth),
+    ):
+        sides = {
+            size: lambda size=size, labels=labels: fisher_information(
+                backbone, stem, labels, batch_size=size, progress=False
+            )
+            for size in (1, BIASED)
+        }
         median, found = alternate(sides, rounds, warm=False)
-        flat = [torch.cat([value.flatten() for value in found[size].values.values()])[::97].numpy() for size in (BIASED, 1)]
+        flat = [
+            torch.cat([value.flatten() for value in found[size].values.values()])[::97].numpy()
+            for size in (BIASED, 1)
+        ]
         means = [found[size].mean() for size in (BIASED, 1)]
-        rows.append(f"| {kind} | {median[BIASED]:.3g} | {means[0]:.3e} | {means[1]:.3e} | {means[0] / means[1]:.4f} | {spearmanr(*flat)[0]:.3f} |")
+        rows.append(
+            f"| {kind} | {median[BIASED]:.3g} | {means[0]:.3e} | {means[1]:.3e} | {means[0] / means[1]:.4f} | {spearmanr(*flat)[0]:.3f} |"
+        )
         print(rows[-1], flush=True)
     return rows, len(flat[0])
 
@@ -216,14 +294,26 @@ def main() -> None:
         return print_memory(*json.loads(options.memory))
     rows, lines = [], []
     n = 32 if options.tiny else 320
-    for name, samples in (("embedded", 6 if options.tiny else n), ("resnet18", 2 if options.tiny else 16)):
+    for name, samples in (
+        ("embedded", 6 if options.tiny else n),
+        ("resnet18", 2 if options.tiny else 16),
+    ):
         found = compare(name, samples, options.rounds)
         rows, lines = rows + found[0], lines + found[1]
     biased_rows, subset = bias(n, options.rounds)
     page = PAGE.format(
-        machine=machine(), versions=versions("torch", "numpy"), rounds=options.rounds, section=section(lines), rows="\n".join(rows), chunk=CHUNK, n=n, biased=BIASED,
-        inverse=1 / BIASED, subset=subset, biased_rows="\n".join(biased_rows),
-    )  # fmt: skip
+        machine=machine(),
+        versions=versions("torch", "numpy"),
+        rounds=options.rounds,
+        section=section(lines),
+        rows="\n".join(rows),
+        chunk=CHUNK,
+        n=n,
+        biased=BIASED,
+        inverse=1 / BIASED,
+        subset=subset,
+        biased_rows="\n".join(biased_rows),
+    )
     finish("fisher_speed.md", page, options.tiny)
 
 

@@ -68,15 +68,19 @@ def clouds(n: int, n_queries: int, seed: int = 0) -> tuple[np.ndarray, np.ndarra
         return found + 0.1 * rng.standard_normal(found.shape, dtype=np.float32)
 
     half = n_queries // 2
-    return draw(n, 1.0), np.concatenate([draw(n_queries - half, 1.0), draw(half, 1.25)]), np.repeat([0, 1], [n_queries - half, half])
+    return (
+        draw(n, 1.0),
+        np.concatenate([draw(n_queries - half, 1.0), draw(half, 1.25)]),
+        np.repeat([0, 1], [n_queries - half, half]),
+    )
 
 
 def search(way: str, gallery: np.ndarray):
     """The way, built: a function from queries to (squared distances, indices or None)."""
     import faiss
 
-    from pandalib.features import kmeans_gallery
-    from pandalib.knn import _Gallery
+    from pandalib.validation import kmeans_gallery
+    from pandalib.methods.knn import _Gallery
 
     if way == "pandalib, all pairs":
         found = _Gallery(gallery)
@@ -105,7 +109,7 @@ def of_gallery(n: int, way: str, n_queries: int, rounds: int) -> dict:
     import faiss
 
     from pandalib import roc_auc
-    from pandalib.runs import peak_rss_mb, reset_peak_rss
+    from pandalib.experiments.run import peak_rss_mb, reset_peak_rss
 
     gallery, queries, labels = clouds(n, n_queries)
     reset_peak_rss()
@@ -116,17 +120,27 @@ def of_gallery(n: int, way: str, n_queries: int, rounds: int) -> dict:
     recall = None
     if indices is not None:
         true = faiss.knn(queries, gallery, K)[1]
-        recall = float(np.mean([len(np.intersect1d(one, other)) / K for one, other in zip(indices, true)]))
-    return dict(built=built, score=taken, memory=memory, recall=recall, auc=roc_auc(labels, distances.sum(axis=1)))
+        recall = float(
+            np.mean([len(np.intersect1d(one, other)) / K for one, other in zip(indices, true)])
+        )
+    return dict(
+        built=built,
+        score=taken,
+        memory=memory,
+        recall=recall,
+        auc=roc_auc(labels, distances.sum(axis=1)),
+    )
 
 
 def of_images(n: int, rounds: int) -> dict:
     """One line of the stem cache, in this process. The images repeat, shifted and shaded: what they show costs nothing."""
     from pandalib import FeatureCache, load_backbone, load_task
-    from pandalib.runs import peak_rss_mb, reset_peak_rss
+    from pandalib.experiments.run import peak_rss_mb, reset_peak_rss
 
     drawn = load_task("pictograms:star", n_train=100).train[:100]
-    images = np.concatenate([np.roll(drawn, number, axis=3) ^ np.uint8(number % 16) for number in range(-(-n // 100))])[:n]
+    images = np.concatenate(
+        [np.roll(drawn, number, axis=3) ^ np.uint8(number % 16) for number in range(-(-n // 100))]
+    )[:n]
     backbone = load_backbone(device="cpu")
     backbone.features(images[:300])
     reset_peak_rss()
@@ -137,17 +151,23 @@ def of_images(n: int, rounds: int) -> dict:
             cache = FeatureCache(folder)
             for key in ("first", "again"):
                 start = time.perf_counter()
-                stem = backbone.stem_features(images, cache=cache)
+                stem = backbone.frozen_features(images, cache=cache)
                 taken[key].append(time.perf_counter() - start)
-            taken["head"].append(common.seconds(backbone.head_features, stem)[0])
+            taken["head"].append(common.seconds(backbone.features_from, stem)[0])
             size = sum(path.stat().st_size for path in Path(folder).iterdir())
             del stem
-    return dict(**{key: float(np.median(values)) for key, values in taken.items()}, disk=size / 1e6, memory=peak_rss_mb() - before)
+    return dict(
+        **{key: float(np.median(values)) for key, values in taken.items()},
+        disk=size / 1e6,
+        memory=peak_rss_mb() - before,
+    )
 
 
 def alone(*what) -> dict:
     """One line, in a process of its own."""
-    done = subprocess.run([sys.executable, __file__, "--one", json.dumps(what)], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, __file__, "--one", json.dumps(what)], capture_output=True, text=True
+    )
     if done.returncode:
         raise SystemExit(f"growth: {what} failed:\n{done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])
@@ -158,16 +178,27 @@ def main() -> None:
     if options.one:
         what, *settings = json.loads(options.one)
         return print(json.dumps({"gallery": of_gallery, "images": of_images}[what](*settings)))
-    sizes, amounts, n_queries = ((1_000, 4_000), (100, 200), 100) if options.tiny else (GALLERIES, IMAGES, 1_000)
+    sizes, amounts, n_queries = (
+        ((1_000, 4_000), (100, 200), 100) if options.tiny else (GALLERIES, IMAGES, 1_000)
+    )
     rows, lines, found = [], [], {}
     for n in sizes:
         for way in WAYS:
             found[n, way] = one = alone("gallery", n, way, n_queries, options.rounds)
             recall = "" if one["recall"] is None else f"{one['recall']:.4f}"
-            rows.append(f"| {n:,} | {way} | {one['built']:.3g} | {one['score']:.3g} | {1e3 * one['score'] / n_queries:.3f} | {one['memory']:.0f} | {recall} | {one['auc']:.4f} |")
+            rows.append(
+                f"| {n:,} | {way} | {one['built']:.3g} | {one['score']:.3g} | {1e3 * one['score'] / n_queries:.3f} | {one['memory']:.0f} | {recall} | {one['auc']:.4f} |"
+            )
             print(rows[-1], flush=True)
         flat, ours = found[n, "faiss, flat"], found[n, "pandalib, all pairs"]
-        lines.append(Line(f"{n:,} features: pandalib's exact distances over faiss's flat index alone", "", f"{ours['score'] / flat['score']:.2f} times", None))
+        lines.append(
+            Line(
+                f"{n:,} features: pandalib's exact distances over faiss's flat index alone",
+                "",
+                f"{ours['score'] / flat['score']:.2f} times",
+                None,
+            )
+        )
     for way in WAYS[2:]:
         one, exact = found[sizes[-1], way], found[sizes[-1], WAYS[0]]
         recall = "" if one["recall"] is None else f", recall {one['recall']:.3f}"
@@ -176,18 +207,53 @@ def main() -> None:
     image_rows, each = [], {}
     for n in amounts:
         each[n] = one = alone("images", n, options.rounds)
-        parts = " | ".join(f"{one[key]:.3f} | {1e3 * one[key] / n:.3f}" for key in ("first", "again", "head"))
+        parts = " | ".join(
+            f"{one[key]:.3f} | {1e3 * one[key] / n:.3f}" for key in ("first", "again", "head")
+        )
         image_rows.append(f"| {n:,} | {parts} | {one['disk']:.1f} | {one['memory']:.0f} |")
         print(image_rows[-1], flush=True)
-    middle, pass_of_one = sizes[-2], each[amounts[-1]]["first"] / amounts[-1] + each[amounts[-1]]["head"] / amounts[-1]
-    lines.append(at_most(f"{middle:,} features: all pairs for one query, over the network's pass of one image", found[middle, WAYS[0]]["score"] / n_queries / pass_of_one, 1, " times"))
+    middle, pass_of_one = (
+        sizes[-2],
+        each[amounts[-1]]["first"] / amounts[-1] + each[amounts[-1]]["head"] / amounts[-1],
+    )
+    lines.append(
+        at_most(
+            f"{middle:,} features: all pairs for one query, over the network's pass of one image",
+            found[middle, WAYS[0]]["score"] / n_queries / pass_of_one,
+            1,
+            " times",
+        )
+    )
     few, many = sorted(amounts)[-3:][0], amounts[-1]
-    lines.append(at_most(f"stem cache, first time: an image of {many:,} over one of {few:,}", each[many]["first"] / many / (each[few]["first"] / few), 1.2, " times"))
-    lines.append(at_most(f"stem cache, again: an image of {many:,} over one of {few:,}", each[many]["again"] / many / (each[few]["again"] / few), 1.2, " times"))
+    lines.append(
+        at_most(
+            f"stem cache, first time: an image of {many:,} over one of {few:,}",
+            each[many]["first"] / many / (each[few]["first"] / few),
+            1.2,
+            " times",
+        )
+    )
+    lines.append(
+        at_most(
+            f"stem cache, again: an image of {many:,} over one of {few:,}",
+            each[many]["again"] / many / (each[few]["again"] / few),
+            1.2,
+            " times",
+        )
+    )
     page = PAGE.format(
-        machine=machine(), versions=versions("torch", "numpy", "faiss-cpu"), rounds=options.rounds, section=section(lines), n_queries=f"{n_queries:,}", d=D, k=K, probes=PROBES,
-        centres=CENTRES, gallery="\n".join(rows), images="\n".join(image_rows),
-    )  # fmt: skip
+        machine=machine(),
+        versions=versions("torch", "numpy", "faiss-cpu"),
+        rounds=options.rounds,
+        section=section(lines),
+        n_queries=f"{n_queries:,}",
+        d=D,
+        k=K,
+        probes=PROBES,
+        centres=CENTRES,
+        gallery="\n".join(rows),
+        images="\n".join(image_rows),
+    )
     finish("growth_speed.md", page, options.tiny)
 
 

@@ -39,10 +39,12 @@ def main(job: str, folder: Path) -> None:
 
 def measured(function, *arguments):
     """Seconds of one call, the most memory in MiB that the process held above what it began with, and the value."""
-    from pandalib.runs import peak_rss_mb, reset_peak_rss
+    from pandalib.experiments.run import peak_rss_mb, reset_peak_rss
 
     gc.collect()
-    with suppress(OSError, AttributeError):  # glibc keeps what was freed: then it would not count again
+    with suppress(
+        OSError, AttributeError
+    ):  # glibc keeps what was freed: then it would not count again
         ctypes.CDLL(None).malloc_trim(0)
     reset_peak_rss()
     before, start = peak_rss_mb(), time.perf_counter()
@@ -57,7 +59,13 @@ def pyod_knn(arrays, k: int, method: str, repeat: int):
     """pyod's KNN: fit, which scores the gallery against itself as well, and the scores of the queries."""
     from pyod.models.knn import KNN
 
-    return _knn(lambda gallery: KNN(n_neighbors=k, method=method).fit(gallery), lambda fitted: fitted.decision_scores_, lambda fitted, rows: fitted.decision_function(rows), arrays, repeat)
+    return _knn(
+        lambda gallery: KNN(n_neighbors=k, method=method).fit(gallery),
+        lambda fitted: fitted.decision_scores_,
+        lambda fitted, rows: fitted.decision_function(rows),
+        arrays,
+        repeat,
+    )
 
 
 def pandalib_knn(arrays, k: int, repeat: int):
@@ -69,7 +77,13 @@ def pandalib_knn(arrays, k: int, repeat: int):
         fitted.own_scores = fitted.leave_one_out()
         return fitted
 
-    return _knn(fit, lambda fitted: fitted.own_scores, lambda fitted, rows: fitted.score(rows), arrays, repeat)
+    return _knn(
+        fit,
+        lambda fitted: fitted.own_scores,
+        lambda fitted, rows: fitted.score(rows),
+        arrays,
+        repeat,
+    )
 
 
 def _knn(fit, own, score, arrays, repeat: int):
@@ -80,7 +94,10 @@ def _knn(fit, own, score, arrays, repeat: int):
         taken["fit"].append(spent)
         spent, _, scores = measured(score, fitted, arrays["queries"])
         taken["score"].append(spent)
-    return {"scores": scores, "own": own(fitted)}, {**{key: float(np.median(values)) for key, values in taken.items()}, "fit_mb": memory}
+    return {"scores": scores, "own": own(fitted)}, {
+        **{key: float(np.median(values)) for key, values in taken.items()},
+        "fit_mb": memory,
+    }
 
 
 # ---------------------------------------------------------------- maps
@@ -89,19 +106,23 @@ def _knn(fit, own, score, arrays, repeat: int):
 class OfAnomalib:
     """anomalib's networks without its engine: fit(images) and maps(images), from uint8 (n, 3, H, W)."""
 
-    def __init__(self, network, method: str, layers, share: float | None):
+    def __init__(self, network, method: str, layers, coreset_ratio: float | None):
         import torch
 
         torch.manual_seed(0)  # PaDiM draws its features, PatchCore its first patch
         if method == "padim":
             from anomalib.models.image.padim.torch_model import PadimModel
 
-            self.model = PadimModel(backbone=network, layers=list(layers), pre_trained=False, n_features=100)
+            self.model = PadimModel(
+                backbone=network, layers=list(layers), pre_trained=False, n_features=100
+            )
         else:
             from anomalib.models.image.patchcore.torch_model import PatchcoreModel
 
-            self.model = PatchcoreModel(backbone=network, layers=list(layers), pre_trained=False, num_neighbors=9)
-        self.share = share
+            self.model = PatchcoreModel(
+                backbone=network, layers=list(layers), pre_trained=False, num_neighbors=9
+            )
+        self.coreset_ratio = coreset_ratio
 
     def fit(self, images):
         import torch
@@ -110,7 +131,9 @@ class OfAnomalib:
         with torch.no_grad():
             for batch in _batches(images):
                 self.model(batch)
-            self.model.fit() if self.share is None else self.model.subsample_embedding(self.share)
+            self.model.fit() if self.coreset_ratio is None else self.model.subsample_embedding(
+                self.coreset_ratio
+            )
         self.model.eval()
         return self
 
@@ -119,23 +142,36 @@ class OfAnomalib:
 
         with torch.no_grad():
             found = [self.model(batch) for batch in _batches(images)]
-        return torch.cat([part.anomaly_map[:, 0] for part in found]).numpy(), torch.cat([part.pred_score.flatten() for part in found]).numpy()
+        return torch.cat([part.anomaly_map[:, 0] for part in found]).numpy(), torch.cat(
+            [part.pred_score.flatten() for part in found]
+        ).numpy()
 
 
 class OfPandalib:
     """pandalib's detectors, the same two calls."""
 
-    def __init__(self, backbone, method: str, layers, share: float | None, n_images: int | None = None):
-        from pandalib import SPADE, MemoryBank
+    def __init__(
+        self,
+        backbone,
+        method: str,
+        layers,
+        coreset_ratio: float | None,
+        n_images: int | None = None,
+    ):
+        from pandalib import SPADE, PatchCore
 
-        self.detector = SPADE(backbone, layers=layers, n_images=n_images, balanced=True) if method == "spade" else MemoryBank(backbone, layers=layers, share=share, progress=False)
+        self.detector = (
+            SPADE(backbone, layers=layers, n_images=n_images, balanced=True)
+            if method == "spade"
+            else PatchCore(backbone, layers=layers, coreset_ratio=coreset_ratio, progress=False)
+        )
 
     def fit(self, images):
         self.detector.fit(images)
         return self
 
     def maps(self, images):
-        from pandalib.segment import image_scores
+        from pandalib.methods.spade import image_scores
 
         maps = self.detector.maps(images)
         return maps, image_scores(maps)
@@ -145,7 +181,10 @@ def _batches(images):
     """As a reader of anomalib's documentation would: scaled to 0..1, less ImageNet's mean, over its deviation."""
     import torch
 
-    mean, std = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
+    mean, std = (
+        torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1),
+        torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1),
+    )
     for start in range(0, len(images), BATCH):
         yield (torch.from_numpy(images[start : start + BATCH]).float() / 255 - mean) / std
 
@@ -161,7 +200,9 @@ def torchvision_network(weights: str | None):
         import torchvision
 
         network = torchvision.models.resnet18(weights=None)
-    network.load_state_dict(state, strict=weights is None)  # a file may end before layer4, which nobody asks for
+    network.load_state_dict(
+        state, strict=weights is None
+    )  # a file may end before layer4, which nobody asks for
     return network.eval()
 
 
@@ -172,7 +213,11 @@ def maps(arrays, *, side: str, weights: dict[str, str | None], **settings):
     found, facts = {}, {}
     for number, (name, file) in enumerate(weights.items()):
         if side == "pandalib":
-            network = load_backbone(device="cpu") if file is None else load_backbone("resnet18", file, last="layer3", device="cpu")
+            network = (
+                load_backbone(device="cpu")
+                if file is None
+                else load_backbone("resnet18", file, last="layer3", device="cpu")
+            )
             make = lambda: OfPandalib(network, **settings)  # noqa: E731, B023
         else:
             network = torchvision_network(file)
@@ -181,7 +226,9 @@ def maps(arrays, *, side: str, weights: dict[str, str | None], **settings):
         if number == 0:
             make().fit(train[:4]).maps(test[:2])
         fit, fit_mb, detector = measured(lambda: make().fit(train))  # noqa: B023
-        score, score_mb, (found[f"{name}/maps"], found[f"{name}/scores"]) = measured(detector.maps, test)
+        score, score_mb, (found[f"{name}/maps"], found[f"{name}/scores"]) = measured(
+            detector.maps, test
+        )
         facts[name] = dict(fit=fit, score=score / len(test), fit_mb=fit_mb, score_mb=score_mb)
         del detector
     return found, facts
@@ -202,16 +249,27 @@ def anomalib_metrics(arrays, repeat: int):
 
     facts = {}
     for case in dict.fromkeys(key.split("/")[0] for key in arrays):
-        for figure, metric, values, truth in (("roc_auc", _AUROC, "scores", "labels"), ("pixel_roc_auc", _AUROC, "maps", "masks"), ("pro", _AUPRO, "maps", "masks")):
+        for figure, metric, values, truth in (
+            ("roc_auc", _AUROC, "scores", "labels"),
+            ("pixel_roc_auc", _AUROC, "maps", "masks"),
+            ("pro", _AUPRO, "maps", "masks"),
+        ):
             if f"{case}/{values}" in arrays:
                 parts = [torch.from_numpy(arrays[f"{case}/{key}"]) for key in (values, truth)]
                 parts[1] = parts[1].long() if figure != "pro" else parts[1].float()
                 taken = [measured(of, metric(), *parts) for _ in range(repeat)]
-                facts[f"{case}/{figure}"] = dict(seconds=float(np.median([spent for spent, *_ in taken])), value=taken[-1][2])
+                facts[f"{case}/{figure}"] = dict(
+                    seconds=float(np.median([spent for spent, *_ in taken])), value=taken[-1][2]
+                )
     return {}, facts
 
 
-JOBS = {"pyod_knn": pyod_knn, "pandalib_knn": pandalib_knn, "maps": maps, "anomalib_metrics": anomalib_metrics}
+JOBS = {
+    "pyod_knn": pyod_knn,
+    "pandalib_knn": pandalib_knn,
+    "maps": maps,
+    "anomalib_metrics": anomalib_metrics,
+}
 
 if __name__ == "__main__":
     main(sys.argv[1], Path(sys.argv[2]))

@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(ROOT / "tools"))
 from notebooks import execute  # noqa: E402
 
-from pandalib.files import write_atomically  # noqa: E402
+from pandalib.io import write_atomically  # noqa: E402
 
 WANTED_TOTAL, WANTED_FIRST = 480, 10  # seconds
 PAGE = """# How long the lessons take
@@ -43,7 +43,9 @@ START, END = "<!-- lessons:", "<!-- end of lessons -->"
 
 def minutes_to_read(notebook) -> int:
     """As the box at the top of a lesson says."""
-    return int(re.search(r"\| Time \| about (\d+) minutes to read and solve", notebook.cells[0].source)[1])
+    return int(
+        re.search(r"\| Time \| about (\d+) minutes to read and solve", notebook.cells[0].source)[1]
+    )
 
 
 def main() -> None:
@@ -62,27 +64,51 @@ def main() -> None:
         seconds, first = (statistics.median(values) for values in list(zip(*rounds))[:2])
         memory = [row[2] for row in rounds if row[2]]
         held = f"{statistics.median(memory) / 1e6:,.0f}" if memory else "not known here"
-        rows.append(f"| {path.stem} | {seconds:.0f} | {first:.1f} | {WANTED_FIRST}, {'met' if first <= WANTED_FIRST else 'NOT met'} | {held} |")
+        rows.append(
+            f"| {path.stem} | {seconds:.0f} | {first:.1f} | {WANTED_FIRST}, {'met' if first <= WANTED_FIRST else 'NOT met'} | {held} |"
+        )
         lesson = nbformat.read(path, as_version=4)
         title = lesson.cells[0].source.splitlines()[0].removeprefix("# ").split(":")[0]
         guide.append(f"| {path.name[:2]} | {title} | {minutes_to_read(lesson)} | {seconds:.0f} |")
         total += seconds
-    slowest = max((statistics.median([row[1] for row in rounds]), path.stem) for path, rounds in measured.items())
+    slowest = max(
+        (statistics.median([row[1] for row in rounds]), path.stem)
+        for path, rounds in measured.items()
+    )
     lines = [
         common.at_most(f"all {len(paths)} lessons together", total, WANTED_TOTAL, " s"),
-        common.at_most(f"first figure, the slowest of the lessons ({slowest[1]})", slowest[0], WANTED_FIRST, " s"),
-    ]  # fmt: skip
+        common.at_most(
+            f"first figure, the slowest of the lessons ({slowest[1]})",
+            slowest[0],
+            WANTED_FIRST,
+            " s",
+        ),
+    ]
     page = PAGE.format(
         section=common.section(lines),
-        machine=f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}", torch=torch.__version__, threads=torch.get_num_threads(), rounds=options.rounds,
-        rows="\n".join(rows), total=total, wanted_total=WANTED_TOTAL, verdict="met" if total <= WANTED_TOTAL else "NOT met",
-    )  # fmt: skip
+        machine=f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}",
+        torch=torch.__version__,
+        threads=torch.get_num_threads(),
+        rounds=options.rounds,
+        rows="\n".join(rows),
+        total=total,
+        wanted_total=WANTED_TOTAL,
+        verdict="met" if total <= WANTED_TOTAL else "NOT met",
+    )
     write_atomically(ROOT / "docs" / "results" / "lessons_speed.md", page.encode())
     where = ROOT / "docs" / "teaching.md"
     before, rest = where.read_text(encoding="utf-8").split(START)
     opening, after = rest.split(END)
-    table = "\n".join(["| lesson | | to read and solve, minutes | all cells run in, seconds |", "|---|---|---|---|", *guide])
-    write_atomically(where, f"{before}{START}{opening.splitlines()[0]}\n{table}\n{END}{after}".encode())
+    table = "\n".join(
+        [
+            "| lesson | | to read and solve, minutes | all cells run in, seconds |",
+            "|---|---|---|---|",
+            *guide,
+        ]
+    )
+    write_atomically(
+        where, f"{before}{START}{opening.splitlines()[0]}\n{table}\n{END}{after}".encode()
+    )
 
 
 if __name__ == "__main__":

@@ -11,11 +11,21 @@ from pathlib import Path
 from common import HEADING, RESULTS, ROOT
 
 PAGE = ROOT / "docs" / "performance.md"
-START, END = "<!-- lines: by `python bench/overview.py`, which rewrites what stands between these two marks -->", "<!-- end of lines -->"
+START, END = (
+    "<!-- lines: by `python bench/overview.py`, which rewrites what stands between these two marks -->",
+    "<!-- end of lines -->",
+)
 PAGES = {
-    "extraction": "1. Features and kNN scores", "adaptation": "2. Adaptation", "fisher": "3. Fisher information", "segmentation": "4. Segmentation, definition",
-    "segmentation_peers": "4. Segmentation, peers", "pixel_metrics": "5. Metrics", "growth": "6. Growth", "sweep": "6. Workers", "lessons": "7. Lessons",
-}  # fmt: skip
+    "extraction": "1. Features and kNN scores",
+    "adaptation": "2. Adaptation",
+    "fisher": "3. Fisher information",
+    "segmentation": "4. Segmentation, definition",
+    "segmentation_peers": "4. Segmentation, peers",
+    "pixel_metrics": "5. Metrics",
+    "growth": "6. Growth",
+    "sweep": "6. Workers",
+    "lessons": "7. Lessons",
+}
 
 
 def lines_of(text: str) -> list[str]:
@@ -38,11 +48,17 @@ def table(folder: Path) -> str:
         page = folder / f"{name}_speed.md"
         lines = lines_of(page.read_text(encoding="utf-8")) if page.is_file() else []
         for line in lines or ["| not measured yet | | | |"]:
-            rows.append(f"| [{title}](results/{page.name}) {line}" if page.is_file() else f"| {title} {line}")
+            rows.append(
+                f"| [{title}](results/{page.name}) {line}"
+                if page.is_file()
+                else f"| {title} {line}"
+            )
             for end in counts:
                 counts[end] += line.endswith(end)
     summary = f"{counts['| met |']} lines met, {counts['| **NOT met** |']} not met."
-    return "\n".join([summary, "", "| bench | line | wanted | measured | |", "|---|---|---|---|---|", *rows])
+    return "\n".join(
+        [summary, "", "| bench | line | wanted | measured | |", "|---|---|---|---|---|", *rows]
+    )
 
 
 def fill(text: str, content: str) -> str:
@@ -54,7 +70,7 @@ def fill(text: str, content: str) -> str:
 
 
 def main() -> None:
-    from pandalib.files import write_atomically
+    from pandalib.io import write_atomically
 
     write_atomically(PAGE, fill(PAGE.read_text(encoding="utf-8"), table(RESULTS)).encode())
 

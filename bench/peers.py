@@ -23,7 +23,13 @@ ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv-peers"
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 VERSIONS = {"anomalib": "2.7.0", "pyod": "3.6.7"}
-SHARED = ("torch", "torchvision", "numpy", "scikit-learn", "scipy")  # not installed a second time, and not in another version
+SHARED = (
+    "torch",
+    "torchvision",
+    "numpy",
+    "scikit-learn",
+    "scipy",
+)  # not installed a second time, and not in another version
 
 
 class Trouble(Exception):
@@ -32,7 +38,11 @@ class Trouble(Exception):
 
 def _wanted() -> dict:
     """What a complete environment says of itself: it fits the one that it was made beside and no other."""
-    return {**VERSIONS, **{name: version(name) for name in SHARED}, "beside": sysconfig.get_paths()["purelib"]}
+    return {
+        **VERSIONS,
+        **{name: version(name) for name in SHARED},
+        "beside": sysconfig.get_paths()["purelib"],
+    }
 
 
 def why_not() -> str | None:
@@ -53,12 +63,32 @@ def install() -> None:
     shutil.rmtree(VENV, ignore_errors=True)
     _call([sys.executable, "-m", "venv", str(VENV)])
     paths = sysconfig.get_paths()
-    inside = Path(_call([str(PYTHON), "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])"]).strip())
-    (inside / "course.pth").write_text("\n".join(dict.fromkeys([paths["purelib"], paths["platlib"]])) + "\n", encoding="utf-8")
+    inside = Path(
+        _call(
+            [str(PYTHON), "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])"]
+        ).strip()
+    )
+    (inside / "course.pth").write_text(
+        "\n".join(dict.fromkeys([paths["purelib"], paths["platlib"]])) + "\n", encoding="utf-8"
+    )
     constraints = VENV / "constraints.txt"
-    constraints.write_text("".join(f"{name}=={version(name)}\n" for name in SHARED), encoding="utf-8")
+    constraints.write_text(
+        "".join(f"{name}=={version(name)}\n" for name in SHARED), encoding="utf-8"
+    )
     packages = [f"{name}=={number}" for name, number in VERSIONS.items()]
-    _call([str(PYTHON), "-m", "pip", "install", "-q", "--disable-pip-version-check", "-c", str(constraints), *packages])
+    _call(
+        [
+            str(PYTHON),
+            "-m",
+            "pip",
+            "install",
+            "-q",
+            "--disable-pip-version-check",
+            "-c",
+            str(constraints),
+            *packages,
+        ]
+    )
     (VENV / "complete.json").write_text(json.dumps(_wanted()), encoding="utf-8")
 
 
@@ -66,26 +96,56 @@ def _call(command: list[str]) -> str:
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     if done.returncode:
         shutil.rmtree(VENV, ignore_errors=True)
-        last = next((line for line in reversed(done.stderr.splitlines()) if "ERROR" in line or "Error" in line), "no message")
-        raise Trouble(f"{' and '.join(VERSIONS)} could not be installed ({last.strip()}). They need a package index; comparisons with them are left out until then.")
+        last = next(
+            (
+                line
+                for line in reversed(done.stderr.splitlines())
+                if "ERROR" in line or "Error" in line
+            ),
+            "no message",
+        )
+        raise Trouble(
+            f"{' and '.join(VERSIONS)} could not be installed ({last.strip()}). They need a package index; comparisons with them are left out until then."
+        )
     return done.stdout
 
 
-def ask(job: str, arrays: dict[str, np.ndarray], *, theirs: bool = True, threads: int = 1, **settings) -> tuple[dict[str, np.ndarray], dict]:
+def ask(
+    job: str, arrays: dict[str, np.ndarray], *, theirs: bool = True, threads: int = 1, **settings
+) -> tuple[dict[str, np.ndarray], dict]:
     """Run a job of `bench/jobs.py` in a process of its own; what it returns: arrays, and facts such as seconds.
 
     `theirs`: in the peers' environment, else in this one. Raises Trouble when that is missing or the job fails.
     """
     if theirs and why_not():
         raise Trouble(why_not())
-    own = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))}
-    own |= {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")}
+    own = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("PYTHON", "VIRTUAL_ENV"))
+    }
+    own |= {
+        name: str(threads)
+        for name in (
+            "OMP_NUM_THREADS",
+            "MKL_NUM_THREADS",
+            "OPENBLAS_NUM_THREADS",
+            "NUMBA_NUM_THREADS",
+        )
+    }
     own |= {"PANDALIB_QUIET": "1", "TQDM_DISABLE": "1"}
     with tempfile.TemporaryDirectory() as folder:
         np.savez(Path(folder) / "in.npz", **arrays)
         (Path(folder) / "in.json").write_text(json.dumps(settings), encoding="utf-8")
-        command = [str(PYTHON) if theirs else sys.executable, str(Path(__file__).with_name("jobs.py")), job, folder]
-        done = subprocess.run(command, env=own, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        command = [
+            str(PYTHON) if theirs else sys.executable,
+            str(Path(__file__).with_name("jobs.py")),
+            job,
+            folder,
+        ]
+        done = subprocess.run(
+            command, env=own, capture_output=True, text=True, stdin=subprocess.DEVNULL
+        )
         if done.returncode:
             raise Trouble(f"the job {job} of bench/jobs.py failed:\n{done.stderr.strip()[-2000:]}")
         with np.load(Path(folder) / "out.npz", allow_pickle=False) as found:
@@ -97,4 +157,6 @@ if __name__ == "__main__":
         install()
     except Trouble as trouble:
         sys.exit(f"peers: {trouble}")
-    print(f"{', '.join(f'{name} {number}' for name, number in VERSIONS.items())} are installed in {VENV.name}")
+    print(
+        f"{', '.join(f'{name} {number}' for name, number in VERSIONS.items())} are installed in {VENV.name}"
+    )

@@ -50,13 +50,26 @@ Its PRO numbers the regions of a mask from the second value on that occurs in it
 """
 
 
-def looped_pro(masks: np.ndarray, maps: np.ndarray, n_thresholds: int = 200, limit: float = 0.30) -> float:
+def looped_pro(
+    masks: np.ndarray, maps: np.ndarray, n_thresholds: int = 200, limit: float = 0.30
+) -> float:
     """The usual code: per threshold, image and region, the share of alarmed pixels."""
-    parts = [[np.nonzero(labels == k) for k in range(1, n + 1)] for labels, n in (ndimage.label(m, np.ones((3, 3))) for m in masks)]
+    parts = [
+        [np.nonzero(labels == k) for k in range(1, n + 1)]
+        for labels, n in (ndimage.label(m, np.ones((3, 3))) for m in masks)
+    ]
     rates, overlaps = [], []
     for threshold in np.linspace(maps.min(), maps.max(), n_thresholds):
         alarm = maps > threshold
-        overlaps.append(np.mean([one[where].mean() for one, regions_of_one in zip(alarm, parts) for where in regions_of_one]))
+        overlaps.append(
+            np.mean(
+                [
+                    one[where].mean()
+                    for one, regions_of_one in zip(alarm, parts)
+                    for where in regions_of_one
+                ]
+            )
+        )
         rates.append((alarm & ~masks).sum() / (~masks).sum())
     rates, overlaps = np.array(rates), np.array(overlaps)
     rates, overlaps = rates[rates < limit], overlaps[rates < limit]
@@ -95,7 +108,11 @@ def pairs_auc(labels: np.ndarray, scores: np.ndarray) -> float:
 
 def threshold_pro(masks: np.ndarray, maps: np.ndarray, limit: float = 0.30) -> float:
     """PRO by its definition: every score a threshold, region by region, the last trapezoid cut at the limit."""
-    parts = [(number, labels == k) for number, (labels, n) in enumerate(ndimage.label(m, np.ones((3, 3))) for m in masks) for k in range(1, n + 1)]
+    parts = [
+        (number, labels == k)
+        for number, (labels, n) in enumerate(ndimage.label(m, np.ones((3, 3))) for m in masks)
+        for k in range(1, n + 1)
+    ]
     rates, overlaps = [0.0], [0.0]
     for threshold in np.unique(maps)[::-1]:
         alarm = maps >= threshold
@@ -103,7 +120,10 @@ def threshold_pro(masks: np.ndarray, maps: np.ndarray, limit: float = 0.30) -> f
         overlaps.append(np.mean([alarm[number][where].mean() for number, where in parts]))
     rates, overlaps = np.array(rates), np.array(overlaps)
     inside = rates <= limit
-    x, y = np.append(rates[inside], limit), np.append(overlaps[inside], np.interp(limit, rates, overlaps))
+    x, y = (
+        np.append(rates[inside], limit),
+        np.append(overlaps[inside], np.interp(limit, rates, overlaps)),
+    )
     return float(np.trapezoid(y, x) / limit)
 
 
@@ -118,59 +138,126 @@ def hard_cases(seed: int = 0) -> dict[str, dict[str, np.ndarray]]:
     full = small.copy()
     full[2] = True
     return {
-        "scores of 0 to 1": dict(labels=labels, scores=(1 / (1 + np.exp(-near))).astype(np.float32)),
+        "scores of 0 to 1": dict(
+            labels=labels, scores=(1 / (1 + np.exp(-near))).astype(np.float32)
+        ),
         "raw distances near 100": dict(labels=labels, scores=(100 + near).astype(np.float32)),
-        "ties: one decimal": dict(labels=labels, scores=np.round(1 / (1 + np.exp(-near)), 1).astype(np.float32)),
+        "ties: one decimal": dict(
+            labels=labels, scores=np.round(1 / (1 + np.exp(-near)), 1).astype(np.float32)
+        ),
         "all scores equal, 0.5": dict(labels=labels, scores=np.full(100, 0.5, np.float32)),
         "maps": dict(masks=small, maps=maps),
         "maps near 100": dict(masks=small, maps=100 + maps),
         "maps with ties": dict(masks=small, maps=np.round(maps)),
         "one mask fills its image": dict(masks=full, maps=maps),
         "a constant map": dict(masks=small, maps=np.full(small.shape, 0.5, np.float32)),
-    }  # fmt: skip
+    }
 
 
 def compare_cases() -> tuple[list[str], list[Line]]:
     cases = hard_cases()
-    arrays = {f"{number}/{key}": value for number, case in enumerate(cases.values()) for key, value in case.items()}
+    arrays = {
+        f"{number}/{key}": value
+        for number, case in enumerate(cases.values())
+        for key, value in case.items()
+    }
     theirs = peers.ask("anomalib_metrics", arrays, repeat=1)[1]
     rows, off = [], {"scikit-learn": [], "anomalib": [], "pandalib": []}
     for number, (name, case) in enumerate(cases.items()):
         if "labels" in case:
-            figures = [("ROC-AUC", "roc_auc", pairs_auc, roc_auc_score, roc_auc, (case["labels"], case["scores"]))]
+            figures = [
+                (
+                    "ROC-AUC",
+                    "roc_auc",
+                    pairs_auc,
+                    roc_auc_score,
+                    roc_auc,
+                    (case["labels"], case["scores"]),
+                )
+            ]
         else:
             figures = [
-                ("pixel ROC-AUC", "pixel_roc_auc", lambda m, s: pairs_auc(m.ravel(), s.ravel()), lambda m, s: roc_auc_score(m.ravel(), s.ravel()), pixel_roc_auc, (case["masks"], case["maps"])),
+                (
+                    "pixel ROC-AUC",
+                    "pixel_roc_auc",
+                    lambda m, s: pairs_auc(m.ravel(), s.ravel()),
+                    lambda m, s: roc_auc_score(m.ravel(), s.ravel()),
+                    pixel_roc_auc,
+                    (case["masks"], case["maps"]),
+                ),
                 ("PRO, limit 0.30", "pro", threshold_pro, None, pro, (case["masks"], case["maps"])),
             ]
         for figure, key, definition, usual, ours, given in figures:
             true = definition(*given)
-            values = {"scikit-learn": None if usual is None else float(usual(*given)), "anomalib": theirs[f"{number}/{key}"]["value"], "pandalib": ours(*given)}
+            values = {
+                "scikit-learn": None if usual is None else float(usual(*given)),
+                "anomalib": theirs[f"{number}/{key}"]["value"],
+                "pandalib": ours(*given),
+            }
             for side, value in values.items():
                 off[side].append(0.0 if value is None else abs(value - true))
-            rows.append(f"| {name} | {figure} | {true:.4f} | " + " | ".join("-" if value is None else f"{value:.4f}" for value in values.values()) + " |")
+            rows.append(
+                f"| {name} | {figure} | {true:.4f} | "
+                + " | ".join("-" if value is None else f"{value:.4f}" for value in values.values())
+                + " |"
+            )
             print(rows[-1], flush=True)
-    lines = [Line("metrics, hard cases: pandalib, largest distance from the definition", "at most 1e-9", f"{max(off['pandalib']):.1e}", max(off["pandalib"]) <= 1e-9)]
-    return rows, lines + [Line(f"metrics, hard cases: {side}, largest distance from the definition", "", f"{max(off[side]):.1e}", None) for side in ("scikit-learn", "anomalib")]
+    lines = [
+        Line(
+            "metrics, hard cases: pandalib, largest distance from the definition",
+            "at most 1e-9",
+            f"{max(off['pandalib']):.1e}",
+            max(off["pandalib"]) <= 1e-9,
+        )
+    ]
+    return rows, lines + [
+        Line(
+            f"metrics, hard cases: {side}, largest distance from the definition",
+            "",
+            f"{max(off[side]):.1e}",
+            None,
+        )
+        for side in ("scikit-learn", "anomalib")
+    ]
 
 
 def main() -> None:
     import torch
 
-    options = common.arguments(__doc__, 7, ("--images", dict(type=int, default=40)), ("--size", dict(type=int, default=224)))
+    options = common.arguments(
+        __doc__,
+        7,
+        ("--images", dict(type=int, default=40)),
+        ("--size", dict(type=int, default=224)),
+    )
     if options.tiny:
         options.images, options.size = 4, 48
     masks, distances = drawn(options.images, options.size)
     kinds = {"distances": distances, "squared distances": distances**2}
-    arrays = {f"{number}/{key}": value for number, maps in enumerate(kinds.values()) for key, value in (("masks", masks), ("maps", maps))}
-    _, theirs = peers.ask("anomalib_metrics", arrays, threads=torch.get_num_threads(), repeat=min(3, options.rounds))
+    arrays = {
+        f"{number}/{key}": value
+        for number, maps in enumerate(kinds.values())
+        for key, value in (("masks", masks), ("maps", maps))
+    }
+    _, theirs = peers.ask(
+        "anomalib_metrics", arrays, threads=torch.get_num_threads(), repeat=min(3, options.rounds)
+    )
     rows, lines = [], []
     for number, (kind, maps) in enumerate(kinds.items()):
         for figure, key, usual, ours, rounds in (
             ("PRO, limit 0.30", "pro", looped_pro, pro, 1),
-            ("pixel ROC-AUC", "pixel_roc_auc", lambda m, s: roc_auc_score(m.ravel(), s.ravel()), pixel_roc_auc, options.rounds),
+            (
+                "pixel ROC-AUC",
+                "pixel_roc_auc",
+                lambda m, s: roc_auc_score(m.ravel(), s.ravel()),
+                pixel_roc_auc,
+                options.rounds,
+            ),
         ):
-            (slow, value), (fast, exact) = timed(usual, masks, maps, rounds=rounds), timed(ours, masks, maps, rounds=options.rounds)
+            (slow, value), (fast, exact) = (
+                timed(usual, masks, maps, rounds=rounds),
+                timed(ours, masks, maps, rounds=options.rounds),
+            )
             their = theirs[f"{number}/{key}"]
             rows.append(
                 f"| {kind} | {figure} | {slow:.3g} | {their['seconds']:.3g} | {fast:.3g} | {slow / fast:.1f} | {their['seconds'] / fast:.1f} | "
@@ -181,9 +268,18 @@ def main() -> None:
             lines.append(faster(f"{figure} of {kind}, against anomalib", their["seconds"], fast))
     cases, more = compare_cases()
     page = PAGE.format(
-        machine=machine(), versions=versions("numpy", "scikit-learn", "torch"), anomalib=peers.VERSIONS["anomalib"], rounds=options.rounds, section=section(lines + more),
-        n=options.images, size=options.size, n_regions=regions(masks).max(), share=masks.mean(), rows="\n".join(rows), cases="\n".join(cases),
-    )  # fmt: skip
+        machine=machine(),
+        versions=versions("numpy", "scikit-learn", "torch"),
+        anomalib=peers.VERSIONS["anomalib"],
+        rounds=options.rounds,
+        section=section(lines + more),
+        n=options.images,
+        size=options.size,
+        n_regions=regions(masks).max(),
+        share=masks.mean(),
+        rows="\n".join(rows),
+        cases="\n".join(cases),
+    )
     finish("pixel_metrics_speed.md", page, options.tiny)
 
 

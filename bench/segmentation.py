@@ -20,11 +20,11 @@ from common import Line, at_most, faster, finish, machine, seconds, section, ver
 from pixel_metrics import drawn
 
 from pandalib import SPADE, load_backbone, load_task, pro
-from pandalib.correspond import TILE_COLUMNS, TILE_ROWS, enlarged
-from pandalib.knn import squared_distances
-from pandalib.runs import peak_rss_mb
-from pandalib.segment import Pyramids
-from pandalib.sources.surfaces import Surfaces
+from pandalib.methods.distances import TILE_COLUMNS, TILE_ROWS, enlarged
+from pandalib.methods.knn import squared_distances
+from pandalib.experiments.run import peak_rss_mb
+from pandalib.methods.spade import Pyramids
+from pandalib.datasets.synthetic.surfaces import Surfaces
 
 K = 5
 PAGE = """# Segmentation: seconds and memory
@@ -61,18 +61,30 @@ most of it are the libraries and the network's pass of a batch. It settles after
 
 def looped(part: Pyramids, pooled: np.ndarray, galleries: list[torch.Tensor]) -> list[torch.Tensor]:
     """The definition by broadcasting, for one test image: the smallest squared distance of each position, layer by layer."""
-    nearest = torch.from_numpy(np.square(pooled - part.pooled).sum(axis=1)).topk(K, largest=False).indices
+    nearest = (
+        torch.from_numpy(np.square(pooled - part.pooled).sum(axis=1)).topk(K, largest=False).indices
+    )
     found = []
     for layer, gallery in enumerate(galleries):
         queries, candidates = part.positions(0, layer), gallery[nearest].flatten(0, 1)
-        found.append(torch.cat([(rows[:, None] - candidates[None]).square().sum(dim=2).amin(dim=1) for rows in queries.split(100)]))
+        found.append(
+            torch.cat(
+                [
+                    (rows[:, None] - candidates[None]).square().sum(dim=2).amin(dim=1)
+                    for rows in queries.split(100)
+                ]
+            )
+        )
     return found
 
 
 def by_faiss(part: Pyramids, pooled: np.ndarray, galleries: list[torch.Tensor]) -> list[np.ndarray]:
     """The same by faiss."""
     nearest = faiss.knn(part.pooled, pooled, K)[1][0]
-    return [faiss.knn(part.positions(0, layer).numpy(), gallery[nearest].flatten(0, 1).numpy(), 1)[0] for layer, gallery in enumerate(galleries)]
+    return [
+        faiss.knn(part.positions(0, layer).numpy(), gallery[nearest].flatten(0, 1).numpy(), 1)[0]
+        for layer, gallery in enumerate(galleries)
+    ]
 
 
 def ours(detector: SPADE, part: Pyramids) -> list[np.ndarray]:
@@ -82,7 +94,11 @@ def ours(detector: SPADE, part: Pyramids) -> list[np.ndarray]:
 
 def rate(rows: int, columns: int, channels: int, repeat: int = 1) -> float:
     """Multiplications a second of `torch.mm`, into memory that is there: the median of seven."""
-    queries, gallery, out = torch.randn(rows, channels), torch.randn(columns, channels), torch.empty(rows, columns)
+    queries, gallery, out = (
+        torch.randn(rows, channels),
+        torch.randn(columns, channels),
+        torch.empty(rows, columns),
+    )
 
     def multiply():
         for _ in range(repeat):
@@ -95,9 +111,14 @@ def rate(rows: int, columns: int, channels: int, repeat: int = 1) -> float:
 def compare(name: str, network, images: np.ndarray, rounds: int) -> tuple[str, str, list[Line]]:
     detector = SPADE(network, n_images=K).fit(images[:-1])
     normal = detector.normal_
-    pooled, galleries = normal.pooled, [normal.positions(slice(None), layer) for layer in range(len(detector.layers))]
+    pooled, galleries = (
+        normal.pooled,
+        [normal.positions(slice(None), layer) for layer in range(len(detector.layers))],
+    )
     part = Pyramids.of(network, images[-1:], detector.layers, dtype=np.float32)
-    taken: dict[str, list[float]] = {key: [] for key in ("loop", "faiss", "pandalib", "features", "blur", "whole", "tile")}
+    taken: dict[str, list[float]] = {
+        key: [] for key in ("loop", "faiss", "pandalib", "features", "blur", "whole", "tile")
+    }
     positions, channels = part.shapes[0][0] * part.shapes[0][1], part.shapes[0][2]
     ours(detector, part)
     for _ in range(rounds):
@@ -107,15 +128,31 @@ def compare(name: str, network, images: np.ndarray, rounds: int) -> tuple[str, s
             ("loop", slow),
             ("pandalib", fast),
             ("faiss", seconds(by_faiss, part, pooled, galleries, times=3)[0]),
-            ("features", seconds(lambda: Pyramids.of(network, images[-1:], detector.layers, dtype=np.float32, like=normal), times=3)[0]),
-            ("blur", seconds(lambda: [enlarged(maps, images.shape[2:], 4.0) for maps in found], times=7)[0]),
+            (
+                "features",
+                seconds(
+                    lambda: Pyramids.of(
+                        network, images[-1:], detector.layers, dtype=np.float32, like=normal
+                    ),
+                    times=3,
+                )[0],
+            ),
+            (
+                "blur",
+                seconds(lambda: [enlarged(maps, images.shape[2:], 4.0) for maps in found], times=7)[
+                    0
+                ],
+            ),
             ("whole", rate(positions, K * positions, channels)),
             ("tile", rate(TILE_ROWS, TILE_COLUMNS, channels, repeat=20)),
         ):
             taken[key].append(value)
     median = {key: statistics.median(values) for key, values in taken.items()}
     multiplications = sum(K * (high * wide) ** 2 * width for high, wide, width in part.shapes)
-    apart = max(float(np.abs(one.ravel() - other.numpy()).max() / other.max()) for one, other in zip(found, expected))
+    apart = max(
+        float(np.abs(one.ravel() - other.numpy()).max() / other.max())
+        for one, other in zip(found, expected)
+    )
     ratio = median["loop"] / median["pandalib"]
     over = [median["pandalib"] * median[key] / multiplications for key in ("whole", "tile")]
     where = f"{name}, {images.shape[-1]} px"
@@ -128,16 +165,31 @@ def compare(name: str, network, images: np.ndarray, rounds: int) -> tuple[str, s
         f"{over[1]:.2f} | {1e3 * median['features']:.1f} | {1e3 * median['blur']:.2f} |"
     )
     print(row, floor, sep="\n", flush=True)
-    return row, floor, [
-        faster(f"distances of an image, {where}, against the loop", median["loop"], median["pandalib"], wanted=100),
-        faster(f"distances of an image, {where}, against faiss", median["faiss"], median["pandalib"]),
-        at_most(f"distances of an image, {where}, over the floor", over[0], 1.5, " times"),
-    ]  # fmt: skip
+    return (
+        row,
+        floor,
+        [
+            faster(
+                f"distances of an image, {where}, against the loop",
+                median["loop"],
+                median["pandalib"],
+                wanted=100,
+            ),
+            faster(
+                f"distances of an image, {where}, against faiss",
+                median["faiss"],
+                median["pandalib"],
+            ),
+            at_most(f"distances of an image, {where}, over the floor", over[0], 1.5, " times"),
+        ],
+    )
 
 
 def peak_mb(n: int) -> float:
     """Peak memory of a process that scores so many images, each drawn when it is asked for."""
-    done = subprocess.run([sys.executable, __file__, "--score", str(n)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, __file__, "--score", str(n)], capture_output=True, text=True, check=True
+    )
     return float(done.stdout)
 
 
@@ -151,8 +203,19 @@ def tasks(network, tiny: bool) -> tuple[list[str], list[Line]]:
     rows, lines = [], []
 
     def add(what: str, measured: float, wanted: float, unit: str) -> None:
-        rows.append(f"| {what} | {measured:.3g} {unit} | at most {wanted:g}, {'met' if measured <= wanted else 'NOT met'} |")
-        lines.append(at_most(what.replace("... 400 images, above that", "peak memory of 400 images above that of 50"), measured, wanted, f" {unit}"))
+        rows.append(
+            f"| {what} | {measured:.3g} {unit} | at most {wanted:g}, {'met' if measured <= wanted else 'NOT met'} |"
+        )
+        lines.append(
+            at_most(
+                what.replace(
+                    "... 400 images, above that", "peak memory of 400 images above that of 50"
+                ),
+                measured,
+                wanted,
+                f" {unit}",
+            )
+        )
         print(rows[-1], flush=True)
 
     task = load_task("surfaces:weave", n_train=6 if tiny else 50)
@@ -168,20 +231,35 @@ def tasks(network, tiny: bool) -> tuple[list[str], list[Line]]:
 
 
 def main() -> None:
-    options = common.arguments(__doc__, 3, ("--score", dict(type=int, help=common.argparse.SUPPRESS)))
+    options = common.arguments(
+        __doc__, 3, ("--score", dict(type=int, help=common.argparse.SUPPRESS))
+    )
     if options.score:
         return score_lazily(options.score)
     embedded = load_backbone(device="cpu")
     surfaces = Surfaces("weave", 11)[:]
     large = Surfaces("weave", 11, size=64 if options.tiny else 224)[:]
-    parts = [compare("resnet18 (random weights)", load_backbone("resnet18", "random", device="cpu"), large, options.rounds)]
+    parts = [
+        compare(
+            "resnet18 (random weights)",
+            load_backbone("resnet18", "random", device="cpu"),
+            large,
+            options.rounds,
+        )
+    ]
     parts.append(compare("embedded", embedded, surfaces, options.rounds))
     rows, floors, lines = zip(*parts)
     task_rows, more = tasks(embedded, options.tiny)
     page = PAGE.format(
-        machine=machine(), versions=versions("torch", "numpy", "faiss-cpu"), rounds=options.rounds, section=section(sum(lines, []) + more), k=K, rows="\n".join(rows),
-        floors="\n".join(floors), tasks="\n".join(task_rows),
-    )  # fmt: skip
+        machine=machine(),
+        versions=versions("torch", "numpy", "faiss-cpu"),
+        rounds=options.rounds,
+        section=section(sum(lines, []) + more),
+        k=K,
+        rows="\n".join(rows),
+        floors="\n".join(floors),
+        tasks="\n".join(task_rows),
+    )
     finish("segmentation_speed.md", page, options.tiny)
 
 

@@ -17,22 +17,41 @@ import torch
 from common import EQUAL, Line, finish, machine, section, verdict, versions
 
 from pandalib import load_task, pixel_roc_auc, pro, roc_auc
-from pandalib.sources import surfaces
-from pandalib.sources.surfaces import KINDS
+from pandalib.datasets.synthetic import surfaces
+from pandalib.datasets.synthetic.surfaces import KINDS
 
 FINE, COARSE, ALL = ("layer1", "layer2"), ("layer2", "layer3"), ("layer1", "layer2", "layer3")
 SIDES = {
-    "memory bank, layers 1 and 2, 2 %": dict(side="pandalib", method="bank", layers=FINE, share=0.02),
-    "PatchCore, layers 1 and 2, 2 %": dict(side="anomalib", method="patchcore", layers=FINE, share=0.02),
-    "memory bank, layers 2 and 3, 10 %": dict(side="pandalib", method="bank", layers=COARSE, share=0.1),
-    "PatchCore, layers 2 and 3, 10 %": dict(side="anomalib", method="patchcore", layers=COARSE, share=0.1),
+    "memory bank, layers 1 and 2, 2 %": dict(
+        side="pandalib", method="bank", layers=FINE, coreset_ratio=0.02
+    ),
+    "PatchCore, layers 1 and 2, 2 %": dict(
+        side="anomalib", method="patchcore", layers=FINE, coreset_ratio=0.02
+    ),
+    "memory bank, layers 2 and 3, 10 %": dict(
+        side="pandalib", method="bank", layers=COARSE, coreset_ratio=0.1
+    ),
+    "PatchCore, layers 2 and 3, 10 %": dict(
+        side="anomalib", method="patchcore", layers=COARSE, coreset_ratio=0.1
+    ),
     "SPADE, K = 5": dict(side="pandalib", method="spade", layers=ALL, share=None, n_images=5),
     "SPADE, K = 50": dict(side="pandalib", method="spade", layers=ALL, share=None, n_images=50),
-    "PaDiM, layers 1 to 3, 100 features": dict(side="anomalib", method="padim", layers=ALL, share=None),
+    "PaDiM, layers 1 to 3, 100 features": dict(
+        side="anomalib", method="padim", layers=ALL, share=None
+    ),
 }
 NAMES = list(SIDES)
-PAIRS = [(NAMES[0], NAMES[1]), (NAMES[2], NAMES[3]), (NAMES[0], NAMES[6]), (NAMES[4], NAMES[6]), (NAMES[5], NAMES[6])]  # (ours, theirs)
-REPEATED = ("weave", "mvtec_leather")  # the sets of every round; the others have one: PatchCore takes minutes to fit to the larger ones
+PAIRS = [
+    (NAMES[0], NAMES[1]),
+    (NAMES[2], NAMES[3]),
+    (NAMES[0], NAMES[6]),
+    (NAMES[4], NAMES[6]),
+    (NAMES[5], NAMES[6]),
+]  # (ours, theirs)
+REPEATED = (
+    "weave",
+    "mvtec_leather",
+)  # the sets of every round; the others have one: PatchCore takes minutes to fit to the larger ones
 METRICS = ("image ROC-AUC", "pixel ROC-AUC", "PRO")
 PAGE = """# Segmentation beside anomalib
 
@@ -57,11 +76,16 @@ what it began with, libraries and images excluded, as the C library keeps it: Pa
 def load_sets(folder: Path | None, tiny: bool) -> dict[str, tuple[object, str | None]]:
     """Tasks by name with the file of their weights; None: the embedded network."""
     small = dict(n_train=6, n_good=2, n_test=1) if tiny else {}
-    sets = {kind: (surfaces.load_task(kind, **small), None) for kind in (KINDS[:1] if tiny else KINDS)}
+    sets = {
+        kind: (surfaces.load_task(kind, **small), None) for kind in (KINDS[:1] if tiny else KINDS)
+    }
     if folder is not None and not tiny:
         weights = str(folder / "weights" / "resnet18_tv_layers123_bnfolded.pth")
         for name in ("mvtec_leather", "magnetic_tile"):
-            sets[name] = (load_task(f"folder:{folder / name}", size=128, missing_masks="drop"), weights)
+            sets[name] = (
+                load_task(f"folder:{folder / name}", size=128, missing_masks="drop"),
+                weights,
+            )
     return sets
 
 
@@ -75,16 +99,43 @@ def measure(sets: dict, rounds: int, sides: list[str]) -> dict[str, dict[str, di
     quality = {}
     for number in range(rounds):
         chosen = {name: pair for name, pair in sets.items() if number == 0 or name in REPEATED}
-        arrays = {f"{name}/{part}": np.ascontiguousarray(getattr(task, part)[:]) for name, (task, _) in chosen.items() for part in ("train", "test")}
+        arrays = {
+            f"{name}/{part}": np.ascontiguousarray(getattr(task, part)[:])
+            for name, (task, _) in chosen.items()
+            for part in ("train", "test")
+        }
         weights = {name: file for name, (_, file) in chosen.items()}
         for side in sides:
             settings = SIDES[side]
-            found, facts = peers.ask("maps", arrays, theirs=settings["side"] == "anomalib", threads=torch.get_num_threads(), weights=weights, **settings)
+            found, facts = peers.ask(
+                "maps",
+                arrays,
+                theirs=settings["side"] == "anomalib",
+                threads=torch.get_num_threads(),
+                weights=weights,
+                **settings,
+            )
             taken[side].append(facts)
             if number == 0:
-                quality[side] = {name: figures(task, found[f"{name}/maps"], found[f"{name}/scores"]) for name, (task, _) in sets.items()}
-            print(f"round {number + 1}, {side}: {sum(one['score'] for one in facts.values()) / len(facts):.4f} s an image", flush=True)
-    return {side: {name: {**_median([facts[name] for facts in rounds_of if name in facts]), "quality": quality[side][name], "n_test": len(task.test)} for name, (task, _) in sets.items()} for side, rounds_of in taken.items()}
+                quality[side] = {
+                    name: figures(task, found[f"{name}/maps"], found[f"{name}/scores"])
+                    for name, (task, _) in sets.items()
+                }
+            print(
+                f"round {number + 1}, {side}: {sum(one['score'] for one in facts.values()) / len(facts):.4f} s an image",
+                flush=True,
+            )
+    return {
+        side: {
+            name: {
+                **_median([facts[name] for facts in rounds_of if name in facts]),
+                "quality": quality[side][name],
+                "n_test": len(task.test),
+            }
+            for name, (task, _) in sets.items()
+        }
+        for side, rounds_of in taken.items()
+    }
 
 
 def _median(parts: list[dict[str, float]]) -> dict[str, float]:
@@ -98,33 +149,75 @@ def mean_of(parts: list[dict]) -> dict:
 def compared(found: dict[str, dict[str, dict]]) -> tuple[list[str], list[Line]]:
     """Rows of the page and its lines: the drawn surfaces as one."""
     groups = {"drawn surfaces": [name for name in next(iter(found.values())) if name in KINDS]}
-    groups |= {name.replace("_", " "): [name] for name in next(iter(found.values())) if name not in KINDS}
+    groups |= {
+        name.replace("_", " "): [name] for name in next(iter(found.values())) if name not in KINDS
+    }
     rows, lines = [], []
     for group, names in groups.items():
         of = {side: mean_of([parts[name] for name in names]) for side, parts in found.items()}
         for side, one in of.items():
             rows.append(
                 f"| {group} | {side} | {one['fit']:.2f} | {1e3 * one['score']:.2f} | {one['fit_mb']:.0f} | {one['score_mb']:.0f} | {one['score_mb'] / one['n_test']:.2f} | "
-                + " | ".join(f"{value:.3f}" for value in one["quality"]) + " |"
-            )  # fmt: skip
+                + " | ".join(f"{value:.3f}" for value in one["quality"])
+                + " |"
+            )
         for ours, theirs in PAIRS:
             one, other = of[ours], of[theirs]
-            ratio, lower = other["score"] / one["score"], [metric for metric, mine, their in zip(METRICS, one["quality"], other["quality"]) if mine <= their - EQUAL]
-            measured = f"score {ratio:.2f}, fit {other['fit'] / one['fit']:.2f} times as fast; " + ", ".join(f"{m} {a:.3f} against {b:.3f}" for m, a, b in zip(METRICS, one["quality"], other["quality"]))
-            lines.append(Line(f"{group}: {ours}, against anomalib's {theirs}", "faster, no figure lower", measured, bool(ratio > 1 and not lower)))
+            ratio, lower = (
+                other["score"] / one["score"],
+                [
+                    metric
+                    for metric, mine, their in zip(METRICS, one["quality"], other["quality"])
+                    if mine <= their - EQUAL
+                ],
+            )
+            measured = (
+                f"score {ratio:.2f}, fit {other['fit'] / one['fit']:.2f} times as fast; "
+                + ", ".join(
+                    f"{m} {a:.3f} against {b:.3f}"
+                    for m, a, b in zip(METRICS, one["quality"], other["quality"])
+                )
+            )
+            lines.append(
+                Line(
+                    f"{group}: {ours}, against anomalib's {theirs}",
+                    "faster, no figure lower",
+                    measured,
+                    bool(ratio > 1 and not lower),
+                )
+            )
             print(f"{lines[-1].what}: {measured}, {verdict(lines[-1].met)}", flush=True)
     return rows, lines
 
 
 def main() -> None:
-    options = common.arguments(__doc__, 3, ("folder", dict(nargs="?", type=Path, default=common.ROOT.parent / "shared" / "real")))
+    options = common.arguments(
+        __doc__,
+        3,
+        ("folder", dict(nargs="?", type=Path, default=common.ROOT.parent / "shared" / "real")),
+    )
     folder = options.folder if options.folder.is_dir() else None
     rows, lines = compared(measure(load_sets(folder, options.tiny), options.rounds, NAMES))
-    real = "Leather and magnetic tile: small public extracts, ResNet-18 with ImageNet weights up to layer3." if folder else "Real images were not at hand."
+    real = (
+        "Leather and magnetic tile: small public extracts, ResNet-18 with ImageNet weights up to layer3."
+        if folder
+        else "Real images were not at hand."
+    )
     page = PAGE.format(
-        argument=" FOLDER" if folder else "", machine=machine(), versions=versions("torch", "torchvision", "numpy"), anomalib=peers.VERSIONS["anomalib"], rounds=options.rounds,
-        repeated=" and ".join(REPEATED), section=section(lines), equal=EQUAL, kinds=", ".join(KINDS), real=real, batch=32, metrics=" | ".join(METRICS), rows="\n".join(rows),
-    )  # fmt: skip
+        argument=" FOLDER" if folder else "",
+        machine=machine(),
+        versions=versions("torch", "torchvision", "numpy"),
+        anomalib=peers.VERSIONS["anomalib"],
+        rounds=options.rounds,
+        repeated=" and ".join(REPEATED),
+        section=section(lines),
+        equal=EQUAL,
+        kinds=", ".join(KINDS),
+        real=real,
+        batch=32,
+        metrics=" | ".join(METRICS),
+        rows="\n".join(rows),
+    )
     finish("segmentation_peers_speed.md", page, options.tiny)
 
 

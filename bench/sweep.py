@@ -23,8 +23,8 @@ import joblib  # noqa: E402
 import torch  # noqa: E402
 
 from pandalib import load_grid, sweep  # noqa: E402
-from pandalib.experiments import in_words  # noqa: E402
-from pandalib.files import write_atomically  # noqa: E402
+from pandalib.experiments.sweep import in_words  # noqa: E402
+from pandalib.io import write_atomically  # noqa: E402
 
 GRID = "one_class_embedded"
 WANTED_RATIO, WANTED_SECONDS = 1.7, 360
@@ -64,10 +64,14 @@ def part_of(grid, tasks: list[str], tiny: bool):
     """The grid on a few of its tasks."""
     import dataclasses
 
-    settings = {"": {**grid.blocks[0]["settings"][""], **({"n_train": 30, "n_test": 4} if tiny else {})}}
+    settings = {
+        "": {**grid.blocks[0]["settings"][""], **({"n_train": 30, "n_test": 4} if tiny else {})}
+    }
     if tiny:
         settings |= {method: dict(epochs=1) for method in ("early", "ses", "ewc", "oe")}
-    return dataclasses.replace(grid, blocks=({**grid.blocks[0], "tasks": tasks, "settings": settings},))
+    return dataclasses.replace(
+        grid, blocks=({**grid.blocks[0], "tasks": tasks, "settings": settings},)
+    )
 
 
 def timed(grid, workers: int, threads: int) -> tuple[float, list[dict]]:
@@ -77,14 +81,18 @@ def timed(grid, workers: int, threads: int) -> tuple[float, list[dict]]:
         seconds = time.perf_counter() - start
     failed = [result for result in results if "error" in result]
     if failed:
-        raise SystemExit(f"{failed[0]['task']} {failed[0]['method']} failed: {failed[0]['error']['message']}")
+        raise SystemExit(
+            f"{failed[0]['task']} {failed[0]['method']} failed: {failed[0]['error']['message']}"
+        )
     return seconds, results
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--tiny", action="store_true", help="few images, one round; nothing is written")
+    parser.add_argument(
+        "--tiny", action="store_true", help="few images, one round; nothing is written"
+    )
     options = parser.parse_args()
     cores = joblib.cpu_count(only_physical_cores=True)
     grid = load_grid(GRID)
@@ -103,22 +111,54 @@ def main() -> None:
                 figures = found
     median = {key: statistics.median(seconds) for key, seconds in variants.items()}
     ratio = median[1, 1] / median[2, 1]
-    rows = "\n".join(f"| {workers} x {threads} | {median[workers, threads]:.1f} | {median[1, 1] / median[workers, threads]:.2f} |" for workers, threads in variants)
+    rows = "\n".join(
+        f"| {workers} x {threads} | {median[workers, threads]:.1f} | {median[1, 1] / median[workers, threads]:.2f} |"
+        for workers, threads in variants
+    )
     seconds, results = timed(whole_grid, cores, 1)
     methods = dict.fromkeys(result["method"] for result in results)
-    each = {method: [result["seconds"] for result in results if result["method"] == method] for method in methods}
+    each = {
+        method: [result["seconds"] for result in results if result["method"] == method]
+        for method in methods
+    }
     lines = [
-        common.Line(f"sweep: two workers against one, {len(part.runs())} runs", f"{WANTED_RATIO:g} times as fast", f"{ratio:.2f} times", ratio >= WANTED_RATIO),
-        common.Line(f"sweep: the whole grid, {len(results)} runs", f"at most {in_words(WANTED_SECONDS)}", in_words(seconds), seconds <= WANTED_SECONDS),
-    ]  # fmt: skip
+        common.Line(
+            f"sweep: two workers against one, {len(part.runs())} runs",
+            f"{WANTED_RATIO:g} times as fast",
+            f"{ratio:.2f} times",
+            ratio >= WANTED_RATIO,
+        ),
+        common.Line(
+            f"sweep: the whole grid, {len(results)} runs",
+            f"at most {in_words(WANTED_SECONDS)}",
+            in_words(seconds),
+            seconds <= WANTED_SECONDS,
+        ),
+    ]
     page = PAGE.format(
         section=common.section(lines),
-        machine=f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}", cores=os.cpu_count(), torch=torch.__version__, n_part=len(part.runs()), grid=GRID,
-        part=" and ".join(tasks) + ", all methods", rounds=len(variants[1, 1]), rows=rows, wanted_ratio=WANTED_RATIO, ratio=ratio,
-        ratio_met="met" if ratio >= WANTED_RATIO else "NOT met", n_grid=len(results), workers=cores, whole=in_words(seconds), wanted_whole=in_words(WANTED_SECONDS),
-        whole_met="met" if seconds <= WANTED_SECONDS else "NOT met", memory=max(result["peak_rss_mb"] for result in results),
-        methods="\n".join(f"| {method} | {len(values)} | {statistics.mean(values):.1f} |" for method, values in each.items()),
-    )  # fmt: skip
+        machine=f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}",
+        cores=os.cpu_count(),
+        torch=torch.__version__,
+        n_part=len(part.runs()),
+        grid=GRID,
+        part=" and ".join(tasks) + ", all methods",
+        rounds=len(variants[1, 1]),
+        rows=rows,
+        wanted_ratio=WANTED_RATIO,
+        ratio=ratio,
+        ratio_met="met" if ratio >= WANTED_RATIO else "NOT met",
+        n_grid=len(results),
+        workers=cores,
+        whole=in_words(seconds),
+        wanted_whole=in_words(WANTED_SECONDS),
+        whole_met="met" if seconds <= WANTED_SECONDS else "NOT met",
+        memory=max(result["peak_rss_mb"] for result in results),
+        methods="\n".join(
+            f"| {method} | {len(values)} | {statistics.mean(values):.1f} |"
+            for method, values in each.items()
+        ),
+    )
     print(page)
     if not options.tiny:
         write_atomically(ROOT / "docs" / "results" / "sweep_speed.md", page.encode())

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pandalib.files import atomic_file, cache_folder
+from pandalib.io import atomic_file, cache_folder
 
 HEADER = 4096  # bytes before the numbers: one line of JSON, padded, so that the numbers are aligned for memory maps
 STALE = 3600  # seconds after which an unfinished file belongs to a process that died
@@ -33,7 +33,9 @@ class FeatureCache:
         itself is computed in memory and not kept.
     """
 
-    def __init__(self, folder: Path | str | None = None, *, dtype: str = "float16", limit_gb: float = 4.0):
+    def __init__(
+        self, folder: Path | str | None = None, *, dtype: str = "float16", limit_gb: float = 4.0
+    ):
         if dtype not in ("float16", "float32"):
             raise ValueError(f"dtype {dtype!r}: expected 'float16' or 'float32'.")
         self.folder = Path(folder) if folder is not None else cache_folder()
@@ -76,7 +78,9 @@ class FeatureCache:
         self._evict(keep=path)
         found = self._read(path, shape)
         if found is None:
-            raise OSError(f"{path} does not hold what was just written to it: check the disk, or work with cache=None.")
+            raise OSError(
+                f"{path} does not hold what was just written to it: check the disk, or work with cache=None."
+            )
         return found
 
     def _write(self, path: Path, shape: tuple[int, ...], chunks: Iterator[np.ndarray]) -> None:
@@ -90,7 +94,9 @@ class FeatureCache:
                 file.write(numbers)
                 rows = start + len(numbers)
             if rows != shape[0]:
-                raise ValueError(f"{rows} rows of features were computed where {shape[0]} were announced.")
+                raise ValueError(
+                    f"{rows} rows of features were computed where {shape[0]} were announced."
+                )
             header = dict(shape=list(shape), dtype=self.dtype.name, sha256=digest.hexdigest())
             file.seek(0)
             file.write(json.dumps(header).encode().ljust(HEADER, b"\n"))
@@ -101,7 +107,9 @@ class FeatureCache:
             with open(path, "rb") as file:
                 header = json.loads(file.read(HEADER))
                 # Mapped through the open file: another process may evict the name meanwhile.
-                numbers = np.memmap(file, dtype=self.dtype, mode="r", offset=HEADER, shape=tuple(shape))
+                numbers = np.memmap(
+                    file, dtype=self.dtype, mode="r", offset=HEADER, shape=tuple(shape)
+                )
             if header["shape"] != list(shape) or header["dtype"] != self.dtype.name:
                 return None
             if hashlib.sha256(numbers).hexdigest() != header["sha256"]:
@@ -185,7 +193,10 @@ class Memory:
         if found is None or found.shape != tuple(shape):
             found = np.concatenate(list(chunks))
         self._arrays[key] = found
-        while len(self._arrays) > 1 and sum(array.nbytes for array in self._arrays.values()) > self.limit_mb * 2**20:
+        while (
+            len(self._arrays) > 1
+            and sum(array.nbytes for array in self._arrays.values()) > self.limit_mb * 2**20
+        ):
             self._arrays.pop(next(iter(self._arrays)))
         return found
 

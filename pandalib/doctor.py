@@ -55,11 +55,23 @@ def check(tier: str | None = None) -> list[Finding]:
     """Look at this machine for `tier` ("embedded", "standard" or "paper"; default PANDALIB_TIER, then "embedded")."""
     tier = tier or os.environ.get("PANDALIB_TIER") or "embedded"
     if tier not in TIERS:
-        return [Finding("FAIL", f"tier {tier!r} is unknown", f"choose one of {', '.join(TIERS)}, with --tier or PANDALIB_TIER")]
+        return [
+            Finding(
+                "FAIL",
+                f"tier {tier!r} is unknown",
+                f"choose one of {', '.join(TIERS)}, with --tier or PANDALIB_TIER",
+            )
+        ]
     pins = locked_versions()
     probe = probe_torch() if version_of("torch") else {"torch_error": ""}
     findings = [check_python(), *check_packages(pins), *check_torch(pins, probe)]
-    findings += [check_fonts(), check_embedded(tier, probe), check_cache(), check_disk(tier), *check_hardware(tier, probe)]
+    findings += [
+        check_fonts(),
+        check_embedded(tier, probe),
+        check_cache(),
+        check_disk(tier),
+        *check_hardware(tier, probe),
+    ]
     if tier != "embedded":
         findings += check_tier_needs(tier)
     return findings
@@ -71,7 +83,11 @@ def check(tier: str | None = None) -> list[Finding]:
 def check_python() -> Finding:
     version = ".".join(map(str, sys.version_info[:3]))
     if sys.version_info < (3, 11):
-        return Finding("FAIL", f"Python {version}; 3.11 or newer is needed", "make clean install PYTHON=/path/to/a/newer/python3")
+        return Finding(
+            "FAIL",
+            f"Python {version}; 3.11 or newer is needed",
+            "make clean install PYTHON=/path/to/a/newer/python3",
+        )
     return Finding("ok", f"Python {version}")
 
 
@@ -100,11 +116,26 @@ def same_version(have: str, pin: str) -> bool:
 
 def check_packages(pins: dict[str, str]) -> list[Finding]:
     findings = (
-        [] if pins else [Finding("warn", "requirements.lock is missing, so versions are not compared", "git checkout requirements.lock")]
+        []
+        if pins
+        else [
+            Finding(
+                "warn",
+                "requirements.lock is missing, so versions are not compared",
+                "git checkout requirements.lock",
+            )
+        ]
     )
-    pinned = {name: f"{name}=={pins[name]}" if name in pins else name for name in (*DIRECT, *FOR_TESTS)}
-    have = {name: version_of(name) for name in pinned if name not in ("torch", "torchvision")}  # these two need more words: check_torch
-    for names, level, why in ((DIRECT, "FAIL", ""), (FOR_TESTS, "warn", " (only the tests need it)")):
+    pinned = {
+        name: f"{name}=={pins[name]}" if name in pins else name for name in (*DIRECT, *FOR_TESTS)
+    }
+    have = {
+        name: version_of(name) for name in pinned if name not in ("torch", "torchvision")
+    }  # these two need more words: check_torch
+    for names, level, why in (
+        (DIRECT, "FAIL", ""),
+        (FOR_TESTS, "warn", " (only the tests need it)"),
+    ):
         missing = [name for name in names if name in have and have[name] is None]
         if missing:
             findings.append(
@@ -168,7 +199,13 @@ print("\\n" + json.dumps(found))
 def probe_torch() -> dict:
     """What torch says of itself, asked in another process: a broken build may take its process down with it."""
     try:
-        done = subprocess.run([sys.executable, "-c", PROBE], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=180)
+        done = subprocess.run(
+            [sys.executable, "-c", PROBE],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=180,
+        )
     except subprocess.TimeoutExpired:
         return {"torch_error": "no answer within three minutes"}
     try:
@@ -179,7 +216,9 @@ def probe_torch() -> dict:
 
 def check_torch(pins: dict[str, str], probe: dict) -> list[Finding]:
     torch, vision = version_of("torch"), version_of("torchvision")
-    pair = " ".join(f"{name}=={pins[name]}" if name in pins else name for name in ("torch", "torchvision"))
+    pair = " ".join(
+        f"{name}=={pins[name]}" if name in pins else name for name in ("torch", "torchvision")
+    )
     install = f"make install, or: python -m pip install {pair}"
     if torch is None:
         also = "" if vision else ", nor is torchvision"
@@ -209,7 +248,10 @@ def check_torch(pins: dict[str, str], probe: dict) -> list[Finding]:
                     "or, CPU only: make clean install TORCH_INDEX=(an index with both)",
                 )
             ]
-        if other or re.search(r"torchvision::|undefined symbol|cannot open shared object|compiled with different", error):
+        if other or re.search(
+            r"torchvision::|undefined symbol|cannot open shared object|compiled with different",
+            error,
+        ):
             return [Finding("FAIL", what, f"the two must be a pair: {anew}")]
         return [Finding("FAIL", what, f"install it afresh: {anew}")]
     if other or ("torchvision" in pins and not same_version(vision, pins["torchvision"])):
@@ -232,7 +274,9 @@ def check_fonts() -> Finding:
     if spec is None or spec.origin is None:
         return Finding("warn", "fonts not checked", "install matplotlib first")
     folder = Path(spec.origin).parent / "mpl-data" / "fonts" / "ttf"
-    missing = [name for name in ("DejaVuSans.ttf", "DejaVuSans-Bold.ttf") if not (folder / name).is_file()]
+    missing = [
+        name for name in ("DejaVuSans.ttf", "DejaVuSans-Bold.ttf") if not (folder / name).is_file()
+    ]
     if missing:
         return Finding(
             "FAIL",
@@ -251,12 +295,22 @@ def check_embedded(tier: str, probe: dict) -> Finding:
 
         verify = backbones.verify_embedded
     except (ImportError, AttributeError) as error:
-        return Finding("FAIL", f"pandalib.backbones does not import ({error})", "git status: is the checkout complete?")
+        return Finding(
+            "FAIL",
+            f"pandalib.backbones does not import ({error})",
+            "git status: is the checkout complete?",
+        )
     try:
         verify()
-    except Exception as error:  # whatever it is, the line must be printed and the other checks must run
+    except (
+        Exception
+    ) as error:  # whatever it is, the line must be printed and the other checks must run
         what, _, todo = " ".join(str(error).split()).partition(". ")
-        return Finding(bad, f"embedded weights: {what or type(error).__name__}", todo or "git checkout data/weights")
+        return Finding(
+            bad,
+            f"embedded weights: {what or type(error).__name__}",
+            todo or "git checkout data/weights",
+        )
     return Finding("ok", "embedded weights present, SHA-256 as committed")
 
 
@@ -268,7 +322,11 @@ def check_cache() -> Finding:
         probe.write_bytes(b"")
         probe.unlink()
     except OSError as error:
-        return Finding("FAIL", f"cache folder {folder} cannot be written ({error.strerror})", "set PANDALIB_CACHE to a folder of yours")
+        return Finding(
+            "FAIL",
+            f"cache folder {folder} cannot be written ({error.strerror})",
+            "set PANDALIB_CACHE to a folder of yours",
+        )
     return Finding("ok", f"cache folder {folder} can be written")
 
 
@@ -301,7 +359,13 @@ def check_hardware(tier: str, probe: dict) -> list[Finding]:
     if devices:
         findings.append(Finding("ok", "GPU: " + ", ".join(devices)))
     elif tier == "paper":
-        findings.append(Finding("warn", "no GPU; on a CPU the paper tier takes days", "use a machine with a CUDA GPU, or --tier standard"))
+        findings.append(
+            Finding(
+                "warn",
+                "no GPU; on a CPU the paper tier takes days",
+                "use a machine with a CUDA GPU, or --tier standard",
+            )
+        )
     else:
         findings.append(Finding("ok", f"no GPU, and the {tier} tier needs none"))
     return findings
@@ -309,7 +373,9 @@ def check_hardware(tier: str, probe: dict) -> list[Finding]:
 
 def hub_checkpoints() -> Path:
     """Where torch keeps downloaded weights, by its own rules, without importing it."""
-    home = os.environ.get("TORCH_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "torch")
+    home = os.environ.get("TORCH_HOME") or Path(
+        os.environ.get("XDG_CACHE_HOME") or "~/.cache", "torch"
+    )
     return Path(home).expanduser() / "hub" / "checkpoints"
 
 
@@ -325,12 +391,20 @@ def check_tier_needs(tier: str) -> list[Finding]:
     """Weights and images of a tier that does not bring its own."""
     findings = []
     if not tiers.TIERS[tier].task and not os.environ.get("PANDALIB_TASK"):
-        findings.append(Finding("warn", f"the {tier} tier brings no images of its own", "name some: PANDALIB_TASK=cifar10:airplane or folder:PATH:CLASS"))
+        findings.append(
+            Finding(
+                "warn",
+                f"the {tier} tier brings no images of its own",
+                "name some: PANDALIB_TASK=cifar10:airplane or folder:PATH:CLASS",
+            )
+        )
     name, folder = tiers.TIERS[tier].backbone, hub_checkpoints()
     if any(folder.glob(f"{name}-*.pth")):  # as torchvision names them, with the start of their hash
         findings.append(Finding("ok", f"weights of {name} in {folder}"))
     elif network():
-        findings.append(Finding("ok", f"weights of {name} are fetched from {WEIGHTS_HOST} when first used"))
+        findings.append(
+            Finding("ok", f"weights of {name} are fetched from {WEIGHTS_HOST} when first used")
+        )
     else:
         findings.append(
             Finding(

@@ -33,4 +33,6 @@ def blurred_enlargement(small: int, large: int, sigma: float) -> np.ndarray:
         return enlargement(small, large)
     from scipy.ndimage import gaussian_filter1d
 
-    return gaussian_filter1d(enlargement(small, large).astype(np.float64), sigma, axis=0).astype(np.float32)
+    return gaussian_filter1d(enlargement(small, large).astype(np.float64), sigma, axis=0).astype(
+        np.float32
+    )

@@ -17,14 +17,16 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import ArrayLike
 
-from pandalib.features import as_array
+from pandalib.validation import as_array
 
 
 def _check_scores(scores: ArrayLike, name: str = "scores") -> np.ndarray:
     """Return scores as a one-dimensional real array without NaN or infinities, or raise ValueError."""
     scores = as_array(scores)
     if scores.ndim != 1:
-        raise ValueError(f"{name} must be one-dimensional, one number per image; got shape {scores.shape}.")
+        raise ValueError(
+            f"{name} must be one-dimensional, one number per image; got shape {scores.shape}."
+        )
     if scores.size == 0:
         raise ValueError(f"{name} is empty; at least one score is needed.")
     if scores.dtype.kind not in "biuf":
@@ -71,7 +73,9 @@ def _sort_scores(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return order, np.flatnonzero(np.append(scores[1:] != scores[:-1], True))
 
 
-def _counts_by_score(anomalous: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _counts_by_score(
+    anomalous: np.ndarray, scores: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Count at each distinct score, highest first: the score, the number of normal and of anomalous images."""
     order, last = _sort_scores(scores)
     caught = np.cumsum(anomalous[order])[last]
@@ -189,7 +193,10 @@ def bootstrap_interval(
     normal, abnormal = scores[~anomalous], scores[anomalous]
     labels = np.repeat([False, True], [normal.size, abnormal.size])
     values = [
-        metric(labels, np.concatenate([rng.choice(normal, normal.size), rng.choice(abnormal, abnormal.size)]))
+        metric(
+            labels,
+            np.concatenate([rng.choice(normal, normal.size), rng.choice(abnormal, abnormal.size)]),
+        )
         for _ in range(n_resamples)
     ]
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
@@ -212,7 +219,7 @@ def threshold_at(normal_scores: ArrayLike, false_alarm_rate: float) -> float:
     Parameters
     ----------
     normal_scores : array or tensor, shape (n,)
-        Leave-one-out scores of normal training images (`pandalib.knn.KNN.leave_one_out`), or scores of held-out
+        Leave-one-out scores of normal training images (`pandalib.methods.knn.KNN.leave_one_out`), or scores of held-out
         normals. Never scores of test images.
     false_alarm_rate : float between 0 and 1
         Share of the normal images that may alarm, for example 0.05.
@@ -229,7 +236,9 @@ def threshold_at(normal_scores: ArrayLike, false_alarm_rate: float) -> float:
     """
     scores = _check_scores(normal_scores, "normal_scores")
     if not 0 < false_alarm_rate < 1:
-        raise ValueError(f"false_alarm_rate must lie between 0 and 1, for example 0.05; got {false_alarm_rate}.")
+        raise ValueError(
+            f"false_alarm_rate must lie between 0 and 1, for example 0.05; got {false_alarm_rate}."
+        )
     # ceil((1 - rate)(n + 1)) = n + 1 - floor(rate (n + 1)); the 1e-9 keeps a rate such as 1 - 0.9 = 0.0999... from
     # costing a rank.
     n_above = math.floor(false_alarm_rate * (scores.size + 1) + 1e-9)

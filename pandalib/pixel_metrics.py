@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import ndimage
 
-from pandalib.features import as_array
+from pandalib.validation import as_array
 from pandalib.metrics import _area, _counts_by_score, _sort_scores
 
 # Neighbours are the eight pixels around, within one image; the images before and after it are not.
@@ -30,10 +30,17 @@ _ONE = 2.0**62  # an overlap of 1, in the whole numbers in which it is summed
 def _check_stack(values: np.ndarray, name: str) -> None:
     """Raise ValueError unless `values` has shape (n, H, W) and at least one pixel."""
     if values.ndim != 3:
-        hint = {2: f"; for one image pass {name}[None]", 4: f"; for one channel pass {name}[:, 0]"}.get(values.ndim, "")
-        raise ValueError(f"{name} must be three-dimensional, (images, height, width); got shape {values.shape}{hint}.")
+        hint = {
+            2: f"; for one image pass {name}[None]",
+            4: f"; for one channel pass {name}[:, 0]",
+        }.get(values.ndim, "")
+        raise ValueError(
+            f"{name} must be three-dimensional, (images, height, width); got shape {values.shape}{hint}."
+        )
     if values.size == 0:
-        raise ValueError(f"{name} is empty, shape {values.shape}; at least one image with one pixel is needed.")
+        raise ValueError(
+            f"{name} is empty, shape {values.shape}; at least one image with one pixel is needed."
+        )
 
 
 def _place(bad: np.ndarray) -> str:
@@ -49,7 +56,9 @@ def _check_masks(masks: ArrayLike) -> np.ndarray:
     if masks.dtype == bool:
         return masks
     anomalous = masks == 1
-    unknown = ~np.broadcast_to(anomalous | (masks == 0), masks.shape)  # text compares to a single False
+    unknown = ~np.broadcast_to(
+        anomalous | (masks == 0), masks.shape
+    )  # text compares to a single False
     if unknown.any():
         raise ValueError(
             f"masks must be 0 (normal) or 1 (anomalous); got {masks[unknown][:1].tolist()[0]!r} at {_place(unknown)}. "
@@ -72,7 +81,9 @@ def _check_maps(maps: ArrayLike) -> np.ndarray:
                 f"maps hold {np.count_nonzero(bad)} {kind} values among {maps.size}, the first at {_place(bad)}; look "
                 "for what produced them before measuring anything."
             )
-    return maps.astype(np.float32) if maps.dtype == np.float16 else maps  # the same numbers, sorted faster
+    return (
+        maps.astype(np.float32) if maps.dtype == np.float16 else maps
+    )  # the same numbers, sorted faster
 
 
 def _check_masks_and_maps(masks: ArrayLike, maps: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
@@ -184,7 +195,11 @@ def pro_curve(masks: ArrayLike, maps: ArrayLike) -> tuple[np.ndarray, np.ndarray
     masks, maps = _check_masks_and_maps(masks, maps)
     false_positives, overlap, pixel = _corners(masks, maps)
     thresholds = maps.ravel()[pixel].astype(np.float64)
-    return np.append(0, false_positives) / false_positives[-1], np.append(0, overlap), np.append(np.inf, thresholds)
+    return (
+        np.append(0, false_positives) / false_positives[-1],
+        np.append(0, overlap),
+        np.append(np.inf, thresholds),
+    )
 
 
 def pro(masks: ArrayLike, maps: ArrayLike, *, limit: float = 0.30) -> float:
@@ -212,11 +227,15 @@ def pro(masks: ArrayLike, maps: ArrayLike, *, limit: float = 0.30) -> float:
         As `pixel_roc_auc`; a limit outside (0, 1].
     """
     if not 0 < limit <= 1:
-        raise ValueError(f"limit must be a share above 0 and at most 1, for example 0.3 for 30 %; got {limit}.")
+        raise ValueError(
+            f"limit must be a share above 0 and at most 1, for example 0.3 for 30 %; got {limit}."
+        )
     false_positives, overlap, _ = _corners(*_check_masks_and_maps(masks, maps))
     # In pixels rather than rates: whole numbers, so perfect maps give exactly 1.
     end = float(limit) * int(false_positives[-1])
-    inside = np.searchsorted(false_positives, end, side="right")  # the corners up to the limit, and one behind it
+    inside = np.searchsorted(
+        false_positives, end, side="right"
+    )  # the corners up to the limit, and one behind it
     x, y = np.append(0, false_positives[: inside + 1]), np.append(0, overlap[: inside + 1])
     at_end = np.interp(end, x, y)
     x, y = np.append(x[: inside + 1], end), np.append(y[: inside + 1], at_end)

@@ -67,20 +67,28 @@ def slider(draw: Callable, values: Sequence, *, start, label: str) -> None:
     """
     values = list(values)
     if start not in values:
-        raise ValueError(f"start={start!r} is none of the {len(values)} values of the slider, {values[:3]} ...: choose one of them.")
+        raise ValueError(
+            f"start={start!r} is none of the {len(values)} values of the slider, {values[:3]} ...: choose one of them."
+        )
     if os.environ.get("PANDALIB_QUIET") == "1":
         return _display(*draw(start))
     from ipywidgets import Layout, SelectionSlider
     from IPython.display import display
 
     control = SelectionSlider(
-        options=values, value=start, description=label, continuous_update=False,
-        style={"description_width": "initial"}, layout=Layout(width="34em", max_width="100%"),
-    )  # fmt: skip
+        options=values,
+        value=start,
+        description=label,
+        continuous_update=False,
+        style={"description_width": "initial"},
+        layout=Layout(width="34em", max_width="100%"),
+    )
     display(control)
     name = f"{id(control)}-{os.getpid()}"
     _display(*draw(start), name=name)
-    control.observe(lambda change: _display(*draw(change["new"]), name=name, update=True), names="value")
+    control.observe(
+        lambda change: _display(*draw(change["new"]), name=name, update=True), names="value"
+    )
 
 
 def _display(fig: Figure, alt: str, *, name: str | None = None, update: bool = False) -> None:
@@ -88,15 +96,28 @@ def _display(fig: Figure, alt: str, *, name: str | None = None, update: bool = F
     from IPython.display import Markdown, display
 
     if len(alt.split()) < 6 or not alt.rstrip().endswith("."):
-        raise ValueError(f"alt text {alt!r}: expected a full sentence, ending with a full stop, that says what the figure shows.")
-    picture, caption = ({}, {}) if name is None else ({"display_id": f"{part}-{name}", "update": update} for part in ("picture", "caption"))
+        raise ValueError(
+            f"alt text {alt!r}: expected a full sentence, ending with a full stop, that says what the figure shows."
+        )
+    picture, caption = (
+        ({}, {})
+        if name is None
+        else ({"display_id": f"{part}-{name}", "update": update} for part in ("picture", "caption"))
+    )
     display({"image/png": png(fig)}, raw=True, metadata={"image/png": {"alt": alt}}, **picture)
     display(Markdown(f"*Figure: {alt}*"), **caption)
 
 
 def png(fig: Figure) -> bytes:
     buffer = io.BytesIO()
-    fig.savefig(buffer, format="png", dpi=DPI, bbox_inches="tight", facecolor="white", metadata={"Software": None})
+    fig.savefig(
+        buffer,
+        format="png",
+        dpi=DPI,
+        bbox_inches="tight",
+        facecolor="white",
+        metadata={"Software": None},
+    )
     if getattr(fig, "few_colours", False):
         # 256 colours out of all: hardly seen on photographs of one kind, and well under half the file.
         whole = Image.open(buffer).convert("RGB")
@@ -118,11 +139,19 @@ def figure(rows: int = 1, columns: int = 1, *, width: float = 7.0, height: float
     return fig, axes
 
 
-def image_grid(images, *, columns: int = 10, titles=None, anomalous=None, cell: float = 0.9) -> Figure:
+def image_grid(
+    images, *, columns: int = 10, titles=None, anomalous=None, cell: float = 0.9
+) -> Figure:
     """Images uint8 (n, 3, H, W) in rows; `anomalous` (n,) frames each in its class's colour and line style."""
     images = np.asarray(images)
     rows = -(-len(images) // columns)
-    fig, axes = figure(rows, columns, width=columns * cell, height=rows * (cell + (0.22 if titles is not None else 0.0)), squeeze=False)
+    fig, axes = figure(
+        rows,
+        columns,
+        width=columns * cell,
+        height=rows * (cell + (0.22 if titles is not None else 0.0)),
+        squeeze=False,
+    )
     for number, axis in enumerate(axes.ravel()):
         axis.set_xticks([])
         axis.set_yticks([])
@@ -136,11 +165,15 @@ def image_grid(images, *, columns: int = 10, titles=None, anomalous=None, cell: 
             axis.set_title(titles[number], fontsize=FONT - 1, pad=3)
         if anomalous is not None:
             style = STYLES["anomalous" if anomalous[number] else "normal"]
-            axis.spines[:].set(visible=True, color=style["color"], linestyle=style["linestyle"], linewidth=2.5)
+            axis.spines[:].set(
+                visible=True, color=style["color"], linestyle=style["linestyle"], linewidth=2.5
+            )
     return fig
 
 
-def score_histogram(scores, labels, *, threshold: float | None = None, axis=None, xlabel: str = "anomaly score"):
+def score_histogram(
+    scores, labels, *, threshold: float | None = None, axis=None, xlabel: str = "anomaly score"
+):
     """Distributions of the scores of normal and of anomalous images, each of area one, on shared bins."""
     scores, labels = np.asarray(scores, dtype=float), np.asarray(labels).astype(bool)
     fig = None
@@ -150,9 +183,17 @@ def score_histogram(scores, labels, *, threshold: float | None = None, axis=None
     for anomalous, name, hatch in ((False, "normal", None), (True, "anomalous", "///")):
         style = STYLES[name]
         axis.hist(
-            np.clip(scores[labels == anomalous], None, bins[-1]), bins=bins, density=True, histtype="stepfilled",
-            color=style["color"] + "59", hatch=hatch, edgecolor=style["color"], linestyle=style["linestyle"], linewidth=1.8, label=name,
-        )  # fmt: skip
+            np.clip(scores[labels == anomalous], None, bins[-1]),
+            bins=bins,
+            density=True,
+            histtype="stepfilled",
+            color=style["color"] + "59",
+            hatch=hatch,
+            edgecolor=style["color"],
+            linestyle=style["linestyle"],
+            linewidth=1.8,
+            label=name,
+        )
     if threshold is not None:
         axis.axvline(threshold, color="black", linewidth=1.5, label="threshold")
     axis.set_xlabel(xlabel)
@@ -168,7 +209,9 @@ def roc_curves(curves: dict[str, tuple[np.ndarray, np.ndarray]], *, axis=None):
         fig, axis = figure(width=4.2, height=4.0)
     axis.plot([0, 1], [0, 1], color=REFERENCE, linewidth=1, label="guessing")
     for style, (name, (false_positive, true_positive)) in zip(SERIES, curves.items()):
-        axis.plot(false_positive, true_positive, label=name, **{**style, "marker": None}, linewidth=2)
+        axis.plot(
+            false_positive, true_positive, label=name, **{**style, "marker": None}, linewidth=2
+        )
     axis.set_xlabel("false-positive rate (false alarms)")
     axis.set_ylabel("true-positive rate (found)")
     axis.set_aspect("equal")
@@ -176,14 +219,34 @@ def roc_curves(curves: dict[str, tuple[np.ndarray, np.ndarray]], *, axis=None):
     return fig
 
 
-def dots(values: dict[str, np.ndarray], labels: list[str], *, xlabel: str = "ROC-AUC", chance: float | None = 0.5) -> Figure:
+def dots(
+    values: dict[str, np.ndarray],
+    labels: list[str],
+    *,
+    xlabel: str = "ROC-AUC",
+    chance: float | None = 0.5,
+) -> Figure:
     """One row for each label, one marker for each series (name -> values in 0..1), a line at chance; the whole range is shown."""
     fig, axis = figure(width=7.0, height=0.9 + 0.3 * len(labels))
     rows = np.arange(len(labels))[::-1]
     for style, (name, series) in zip(SERIES, values.items()):
-        axis.plot(series, rows, label=name, color=style["color"], marker=style["marker"], linestyle="none", markersize=7)
+        axis.plot(
+            series,
+            rows,
+            label=name,
+            color=style["color"],
+            marker=style["marker"],
+            linestyle="none",
+            markersize=7,
+        )
     name_rows(axis, rows, labels, xlabel, chance)
-    axis.legend(frameon=False, fontsize=FONT - 1, loc="upper center", bbox_to_anchor=(0.5, 1.0 + 0.7 / len(labels) + 0.1), ncols=len(values))
+    axis.legend(
+        frameon=False,
+        fontsize=FONT - 1,
+        loc="upper center",
+        bbox_to_anchor=(0.5, 1.0 + 0.7 / len(labels) + 0.1),
+        ncols=len(values),
+    )
     return fig
 
 
@@ -199,7 +262,9 @@ def name_rows(axis, rows, labels: list[str], xlabel: str, chance: float | None) 
     axis.set_axisbelow(True)
 
 
-def intervals(labels: list[str], values, ends, *, xlabel: str = "ROC-AUC", chance: float | None = 0.5) -> Figure:
+def intervals(
+    labels: list[str], values, ends, *, xlabel: str = "ROC-AUC", chance: float | None = 0.5
+) -> Figure:
     """One row for each label: a value in 0..1 and its interval, ends (n, 2); a line at chance; the whole range is shown."""
     values, ends = np.asarray(values), np.asarray(ends)
     fig, axis = figure(width=7.0, height=0.8 + 0.3 * len(labels))
@@ -216,7 +281,14 @@ def bars(labels: list[str], values, *, xlabel: str) -> Figure:
     rows = np.arange(len(labels))[::-1]
     axis.barh(rows, values, color=NORMAL, height=0.6)
     for row, value in zip(rows, values):
-        axis.annotate(f"{value:,.2g}" if value < 10 else f"{value:,.0f}", (value, row), xytext=(4, 0), textcoords="offset points", va="center", fontsize=FONT - 2)
+        axis.annotate(
+            f"{value:,.2g}" if value < 10 else f"{value:,.0f}",
+            (value, row),
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=FONT - 2,
+        )
     axis.set_xscale("log")
     axis.set_xlim(min(values) / 3, max(values) * 6)
     axis.set_yticks(rows, labels, fontsize=FONT - 1)
@@ -226,7 +298,9 @@ def bars(labels: list[str], values, *, xlabel: str) -> Figure:
     return fig
 
 
-def lines(x, values: dict[str, np.ndarray], *, xlabel: str, ylabel: str, log_x: bool = False) -> Figure:
+def lines(
+    x, values: dict[str, np.ndarray], *, xlabel: str, ylabel: str, log_x: bool = False
+) -> Figure:
     """Curves by name over a shared x axis; each series has its own colour, marker and line style."""
     fig, axis = figure(width=6.4, height=3.4)
     for style, (name, series) in zip(SERIES, values.items()):
@@ -250,17 +324,40 @@ def _whole_ticks(axis, x) -> None:
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def stacked(x, panels: dict[str, dict[str, np.ndarray]], *, xlabel: str, columns: int = 1, marks: dict[str, float] | None = None, zero: bool = False) -> Figure:
+def stacked(
+    x,
+    panels: dict[str, dict[str, np.ndarray]],
+    *,
+    xlabel: str,
+    columns: int = 1,
+    marks: dict[str, float] | None = None,
+    zero: bool = False,
+) -> Figure:
     """Small multiples over one shared x axis: y label -> curves by name. `marks` are named vertical lines; `zero` starts every y axis there."""
     rows = -(-len(panels) // columns)
-    fig, axes = figure(rows, columns, width=6.8 if columns == 1 else 4.0 * columns, height=2.1 * rows + 0.3, sharex=True, squeeze=False)
+    fig, axes = figure(
+        rows,
+        columns,
+        width=6.8 if columns == 1 else 4.0 * columns,
+        height=2.1 * rows + 0.3,
+        sharex=True,
+        squeeze=False,
+    )
     for axis, (ylabel, curves) in zip(axes.ravel(), panels.items()):
         for style, (name, series) in zip(SERIES, curves.items()):
             axis.plot(x, series, label=name, linewidth=2, markersize=5, **style)
         for name, position in (marks or {}).items():
             axis.axvline(position, color=REFERENCE, linewidth=1.2)
             # Above the axes, where no curve can cross the word.
-            axis.annotate(name, (position, 1), xycoords=("data", "axes fraction"), xytext=(0, 2), textcoords="offset points", ha="center", fontsize=FONT - 2)
+            axis.annotate(
+                name,
+                (position, 1),
+                xycoords=("data", "axes fraction"),
+                xytext=(0, 2),
+                textcoords="offset points",
+                ha="center",
+                fontsize=FONT - 2,
+            )
         axis.set_ylabel(ylabel)
         axis.grid(color="#E5E5E5")
         if zero:
@@ -275,19 +372,39 @@ def stacked(x, panels: dict[str, dict[str, np.ndarray]], *, xlabel: str, columns
     return fig
 
 
-def scatter_strip(points: dict[str, np.ndarray], labels, *, shared: bool, xlabel: str, ylabel: str) -> Figure:
+def scatter_strip(
+    points: dict[str, np.ndarray], labels, *, shared: bool, xlabel: str, ylabel: str
+) -> Figure:
     """One panel for each title: points (n, 2), normal over anomalous; `shared` gives all panels the same axes."""
     labels = np.asarray(labels).astype(bool)
-    fig, axes = figure(1, len(points), width=3.1 * len(points), height=3.2, sharex=shared, sharey=shared, squeeze=False)
+    fig, axes = figure(
+        1,
+        len(points),
+        width=3.1 * len(points),
+        height=3.2,
+        sharex=shared,
+        sharey=shared,
+        squeeze=False,
+    )
     for axis, (title, where) in zip(axes[0], points.items()):
         for name, rows, size in (("anomalous", labels, 12), ("normal", ~labels, 20)):
             style = STYLES[name]
-            axis.scatter(*where[rows].T, s=size, facecolor=style["color"] + "59", edgecolor=style["color"], marker=style["marker"], linewidths=0.6, label=name)
+            axis.scatter(
+                *where[rows].T,
+                s=size,
+                facecolor=style["color"] + "59",
+                edgecolor=style["color"],
+                marker=style["marker"],
+                linewidths=0.6,
+                label=name,
+            )
         axis.set_title(title)
         axis.set_xlabel(xlabel)
     axes[0, 0].set_ylabel(ylabel)
     handles, names = axes[0, 0].get_legend_handles_labels()
-    fig.legend(handles, names, frameon=False, fontsize=FONT - 1, ncols=2, loc="outside upper center")
+    fig.legend(
+        handles, names, frameon=False, fontsize=FONT - 1, ncols=2, loc="outside upper center"
+    )
     return fig
 
 
@@ -297,16 +414,46 @@ def two_parts(parts: np.ndarray, labels, *, threshold: float) -> Figure:
     fig, axis = figure(width=5.2, height=4.0)
     for name, rows in (("anomalous", labels), ("normal", ~labels)):
         style = STYLES[name]
-        axis.scatter(*parts[:, rows], s=34, facecolor=style["color"] + "59", edgecolor=style["color"], marker=style["marker"], linewidths=0.8, label=name)
+        axis.scatter(
+            *parts[:, rows],
+            s=34,
+            facecolor=style["color"] + "59",
+            edgecolor=style["color"],
+            marker=style["marker"],
+            linewidths=0.8,
+            label=name,
+        )
     low, high = parts.min() / 1.3, parts.max() * 1.3
-    axis.plot([low, threshold, threshold], [threshold, threshold, low], color=REFERENCE, linestyle="--", linewidth=1.5, label="threshold")
-    axis.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high), xlabel="image part (1 normal image in 10 is above 1)", ylabel="place part (likewise)")
+    axis.plot(
+        [low, threshold, threshold],
+        [threshold, threshold, low],
+        color=REFERENCE,
+        linestyle="--",
+        linewidth=1.5,
+        label="threshold",
+    )
+    axis.set(
+        xscale="log",
+        yscale="log",
+        xlim=(low, high),
+        ylim=(low, high),
+        xlabel="image part (1 normal image in 10 is above 1)",
+        ylabel="place part (likewise)",
+    )
     axis.grid(color="#E5E5E5")
     axis.legend(frameon=False, fontsize=FONT - 1)
     return fig
 
 
-def map_rows(images, maps: dict[str, np.ndarray], *, masks=None, threshold: float | None = None, scale: float | None = None, titles=None) -> Figure:
+def map_rows(
+    images,
+    maps: dict[str, np.ndarray],
+    *,
+    masks=None,
+    threshold: float | None = None,
+    scale: float | None = None,
+    titles=None,
+) -> Figure:
     """Images in columns; below each its ground truth and its maps, all maps of one row on ONE scale from 0.
 
     Parameters
@@ -319,7 +466,13 @@ def map_rows(images, maps: dict[str, np.ndarray], *, masks=None, threshold: floa
     """
     images, n = np.asarray(images), len(images)
     rows = ["image", *(["ground truth"] if masks is not None else []), *maps]
-    fig, axes = figure(len(rows), n, width=1.25 * n + 0.5, height=1.28 * len(rows) + (0.25 if titles is not None else 0), squeeze=False)
+    fig, axes = figure(
+        len(rows),
+        n,
+        width=1.25 * n + 0.5,
+        height=1.28 * len(rows) + (0.25 if titles is not None else 0),
+        squeeze=False,
+    )
     fig.few_colours = True
     for line, name in zip(axes, rows):
         line[0].set_ylabel(name)
@@ -334,7 +487,12 @@ def map_rows(images, maps: dict[str, np.ndarray], *, masks=None, threshold: floa
             elif name == "ground truth":
                 axis.imshow(masks[column], cmap="gray", vmin=0, vmax=1)
             else:
-                drawn = axis.imshow(maps[name][column], cmap="magma_r", vmin=0, vmax=scale or float(maps[name].max()))
+                drawn = axis.imshow(
+                    maps[name][column],
+                    cmap="magma_r",
+                    vmin=0,
+                    vmax=scale or float(maps[name].max()),
+                )
             if threshold is not None and name != "ground truth":
                 shown = next(iter(maps.values()))[column] if name == "image" else maps[name][column]
                 if shown.max() > threshold:
@@ -347,12 +505,31 @@ def map_rows(images, maps: dict[str, np.ndarray], *, masks=None, threshold: floa
     return fig
 
 
-def contours(x, y, surfaces: dict[str, np.ndarray], levels, *, points: dict[str, tuple[float, float]] | None = None, xlabel: str, ylabel: str) -> Figure:
+def contours(
+    x,
+    y,
+    surfaces: dict[str, np.ndarray],
+    levels,
+    *,
+    points: dict[str, tuple[float, float]] | None = None,
+    xlabel: str,
+    ylabel: str,
+) -> Figure:
     """Level lines of several surfaces (len(y), len(x)) over one plane, the same levels for all, each surface in its own colour and line style; `points` are named marks."""
     fig, axis = figure(width=6.4, height=3.8)
     for style, (name, surface) in zip(SERIES[::-1], surfaces.items()):
-        axis.contour(x, y, surface, levels=levels, colors=style["color"], linestyles=[style["linestyle"]], linewidths=2)
-        axis.plot([], [], color=style["color"], linestyle=style["linestyle"], linewidth=2, label=name)
+        axis.contour(
+            x,
+            y,
+            surface,
+            levels=levels,
+            colors=style["color"],
+            linestyles=[style["linestyle"]],
+            linewidths=2,
+        )
+        axis.plot(
+            [], [], color=style["color"], linestyle=style["linestyle"], linewidth=2, label=name
+        )
     for marker, (name, where) in zip("*XPd", (points or {}).items()):
         axis.plot(*where, color="black", marker=marker, linestyle="none", markersize=11, label=name)
     axis.set_aspect("equal")  # a circle must look like one
@@ -375,19 +552,46 @@ def own_moments(ratios, labels, shown) -> Figure:
     named = set()
     for number in shown:
         name = "anomalous" if labels[number] else "normal"
-        left.plot(epochs, ratios[:, number], linewidth=1.8, markersize=5, label=None if name in named else name, **STYLES[name])
+        left.plot(
+            epochs,
+            ratios[:, number],
+            linewidth=1.8,
+            markersize=5,
+            label=None if name in named else name,
+            **STYLES[name],
+        )
         named.add(name)
         best = ratios[:, number].argmax()
-        left.plot(best, ratios[best, number], marker="o", markersize=13, markerfacecolor="none", markeredgecolor="black", linestyle="none")
+        left.plot(
+            best,
+            ratios[best, number],
+            marker="o",
+            markersize=13,
+            markerfacecolor="none",
+            markeredgecolor="black",
+            linestyle="none",
+        )
     left.set(xlabel="epoch (0: pretrained)", ylabel="ratio to the usual")
     left.set_ylim(bottom=0)
     left.set_xticks(epochs[:: max(1, len(epochs) // 8)])
     left.grid(color="#E5E5E5")
     left.legend(frameon=False, fontsize=FONT - 1)
-    for offset, name, rows, hatch in ((-0.2, "normal", ~labels, None), (0.2, "anomalous", labels, "///")):
+    for offset, name, rows, hatch in (
+        (-0.2, "normal", ~labels, None),
+        (0.2, "anomalous", labels, "///"),
+    ):
         share = np.bincount(ratios[:, rows].argmax(axis=0), minlength=len(epochs)) / rows.sum()
         color = STYLES[name]["color"]
-        right.bar(epochs + offset, share, width=0.4, label=name, color=color + "59", edgecolor=color, hatch=hatch, linewidth=1.4)
+        right.bar(
+            epochs + offset,
+            share,
+            width=0.4,
+            label=name,
+            color=color + "59",
+            edgecolor=color,
+            hatch=hatch,
+            linewidth=1.4,
+        )
     right.set(xlabel="epoch picked", ylabel="share of the images")
     right.set_xticks(epochs[:: max(1, len(epochs) // 8)])
     right.legend(frameon=False, fontsize=FONT - 1)

@@ -15,4 +15,10 @@ def progress(items: Iterable, text: str, *, shown: bool = True, total: int | Non
     `shown=False` or PANDALIB_QUIET=1 hides it; so does a standard error that is neither a terminal nor a notebook's.
     """
     watched = "ipykernel" in sys.modules or sys.stderr.isatty()
-    return tqdm(items, desc=text, total=total, leave=False, disable=not (shown and watched) or os.environ.get("PANDALIB_QUIET") == "1")
+    return tqdm(
+        items,
+        desc=text,
+        total=total,
+        leave=False,
+        disable=not (shown and watched) or os.environ.get("PANDALIB_QUIET") == "1",
+    )

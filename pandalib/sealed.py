@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pandalib.files import write_atomically
+from pandalib.io import write_atomically
 
 HASH = "sha256"  # the key of the hash in a sealed JSON, and in the metadata of a file of tensors
 
@@ -23,7 +23,9 @@ def sealed(content: dict) -> bytes:
 
     Raises ValueError for NaN and infinite numbers, which JSON does not have.
     """
-    content = json.loads(json.dumps(content, allow_nan=False))  # as it will be read: lists for tuples, texts for keys
+    content = json.loads(
+        json.dumps(content, allow_nan=False)
+    )  # as it will be read: lists for tuples, texts for keys
     return (json.dumps(content | {HASH: _of_json(content)}, indent=1) + "\n").encode()
 
 
@@ -55,7 +57,13 @@ def write_tensors(path: Path | str, tensors: dict, facts: dict) -> None:
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     facts = json.loads(json.dumps(facts, allow_nan=False))
     # One entry of metadata only: safetensors writes several in any order, and the same content is to be the same file.
-    write_atomically(Path(path), save(tensors, metadata={"pandalib": json.dumps({"facts": facts, HASH: _of_tensors(tensors, facts)})}))
+    write_atomically(
+        Path(path),
+        save(
+            tensors,
+            metadata={"pandalib": json.dumps({"facts": facts, HASH: _of_tensors(tensors, facts)})},
+        ),
+    )
 
 
 def read_tensors(path: Path | str) -> tuple[dict, dict]:
@@ -66,15 +74,26 @@ def read_tensors(path: Path | str) -> tuple[dict, dict]:
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    content = Path(path).read_bytes()  # read by us: safetensors knows no path with bytes that are no text
+    content = Path(
+        path
+    ).read_bytes()  # read by us: safetensors knows no path with bytes that are no text
     try:
         tensors = load(content)
-        header = content[8 : 8 + int.from_bytes(content[:8], "little")]  # as `load` has just found it right
+        header = content[
+            8 : 8 + int.from_bytes(content[:8], "little")
+        ]  # as `load` has just found it right
         metadata = parsed(parsed(header)["__metadata__"]["pandalib"])
         if metadata[HASH] != _of_tensors(tensors, metadata["facts"]):
             raise ValueError("its content is not the one that was written, by its SHA-256")
         return tensors, metadata["facts"]
-    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+    except (
+        SafetensorError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+    ) as error:
         raise ValueError(" ".join(str(error).split())[:100]) from None
 
 

@@ -25,16 +25,30 @@ class SmallMapConv2d(nn.Conv2d):
         if max(rows, columns) > LARGEST:
             return super().forward(x)
         # Channels last, so that the patches are copied in runs of C.
-        x = x.to(torch.get_autocast_dtype("cpu"), memory_format=torch.channels_last).permute(0, 2, 3, 1)
+        x = x.to(torch.get_autocast_dtype("cpu"), memory_format=torch.channels_last).permute(
+            0, 2, 3, 1
+        )
         x = F.pad(x, (0, 0, beside, beside, above, above))
-        taps = [x[:, i : i + down * (rows - 1) + 1 : down, j : j + across * (columns - 1) + 1 : across] for i in range(high) for j in range(wide)]
+        taps = [
+            x[:, i : i + down * (rows - 1) + 1 : down, j : j + across * (columns - 1) + 1 : across]
+            for i in range(high)
+            for j in range(wide)
+        ]
         patches = torch.cat(taps, dim=3)  # (B, h', w', high * wide * C)
-        return F.linear(patches, self.weight.permute(0, 2, 3, 1).flatten(1), self.bias).permute(0, 3, 1, 2)
+        return F.linear(patches, self.weight.permute(0, 2, 3, 1).flatten(1), self.bias).permute(
+            0, 3, 1, 2
+        )
 
 
 def use_small_map_convolutions(module: nn.Module) -> None:
     """Turn the plain convolutions of the module into `SmallMapConv2d`, in place; their weights go into the order of the patches."""
     module.to(memory_format=torch.channels_last)
     for part in module.modules():
-        if type(part) is nn.Conv2d and part.groups == 1 and part.dilation == (1, 1) and part.padding_mode == "zeros" and not isinstance(part.padding, str):
+        if (
+            type(part) is nn.Conv2d
+            and part.groups == 1
+            and part.dilation == (1, 1)
+            and part.padding_mode == "zeros"
+            and not isinstance(part.padding, str)
+        ):
             part.__class__ = SmallMapConv2d

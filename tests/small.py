@@ -28,12 +28,28 @@ def normalised(pictures: np.ndarray) -> torch.Tensor:
 def plain_network(seed: int = 0, widths=(8, 8, 12, 16, 20)) -> nn.Sequential:
     """Stages conv, layer1 ... layer4 and the classifier; BatchNorm with the statistics of some training, nothing folded."""
     torch.manual_seed(seed)
-    conv = OrderedDict(conv1=nn.Conv2d(3, widths[0], 7, 2, 3, bias=False), bn1=nn.BatchNorm2d(widths[0]), relu=nn.ReLU(), maxpool=nn.MaxPool2d(3, 2, 1))
+    conv = OrderedDict(
+        conv1=nn.Conv2d(3, widths[0], 7, 2, 3, bias=False),
+        bn1=nn.BatchNorm2d(widths[0]),
+        relu=nn.ReLU(),
+        maxpool=nn.MaxPool2d(3, 2, 1),
+    )
     stages = OrderedDict(conv=nn.Sequential(conv))
     for i in (1, 2, 3, 4):
-        stride, shortcut = (1, None) if i == 1 else (2, nn.Sequential(nn.Conv2d(widths[i - 1], widths[i], 1, 2, bias=False), nn.BatchNorm2d(widths[i])))
+        stride, shortcut = (
+            (1, None)
+            if i == 1
+            else (
+                2,
+                nn.Sequential(
+                    nn.Conv2d(widths[i - 1], widths[i], 1, 2, bias=False), nn.BatchNorm2d(widths[i])
+                ),
+            )
+        )
         stages[f"layer{i}"] = nn.Sequential(BasicBlock(widths[i - 1], widths[i], stride, shortcut))
-    stages["classifier"] = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[4], CLASSES))
+    stages["classifier"] = nn.Sequential(
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[4], CLASSES)
+    )
     network = nn.Sequential(stages)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):

@@ -11,9 +11,17 @@ from safetensors.torch import save_file
 from torch import nn
 
 from pandalib import backbones
-from pandalib.backbones import EMBEDDED, Backbone, fold_batchnorm, load_backbone, normalise, read_state, verify_embedded
+from pandalib.backbones import (
+    EMBEDDED,
+    Backbone,
+    fold_batchnorm,
+    load_backbone,
+    normalise,
+    read_state,
+    verify_embedded,
+)
 from pandalib.cache import FeatureCache
-from pandalib.files import data_folder
+from pandalib.io import data_folder
 
 IMAGES = np.random.default_rng(0).integers(0, 256, size=(6, 3, 64, 64), dtype=np.uint8)
 
@@ -34,10 +42,15 @@ def whole_network(state_file) -> nn.Module:
 def test_features_are_those_of_the_plain_network(embedded):
     network = whole_network(verify_embedded())
     logits = []
-    network.avgpool.register_forward_hook(lambda module, inputs, output: logits.append(output.flatten(1)))
+    network.avgpool.register_forward_hook(
+        lambda module, inputs, output: logits.append(output.flatten(1))
+    )
     with torch.inference_mode():
         scale = torch.from_numpy(IMAGES).float() / 255
-        mean, std = torch.tensor(backbones.MEAN).view(1, 3, 1, 1), torch.tensor(backbones.STD).view(1, 3, 1, 1)
+        mean, std = (
+            torch.tensor(backbones.MEAN).view(1, 3, 1, 1),
+            torch.tensor(backbones.STD).view(1, 3, 1, 1),
+        )
         plain_logits = network((scale - mean) / std)
     features = embedded.features(IMAGES)
     assert features.shape == (6, 512) and features.dtype == np.float32
@@ -49,14 +62,16 @@ def test_features_are_those_of_the_plain_network(embedded):
 
 
 def test_the_upstream_task_is_solved(embedded):
-    from pandalib.sources import glyphs
+    from pandalib.datasets.synthetic import glyphs
 
     images, labels, _ = glyphs.draw_batch(range(400), split="check")
     with torch.inference_mode():
         last = embedded(normalise(images), layers=["layer4"])["layer4"]
         logits = embedded.classifier(last)[:, : len(glyphs.classes())].numpy()
     facts = backbones.embedded_facts()
-    assert facts["glyphs"] == glyphs.classes()  # the classifier's rows are these characters, in this order
+    assert (
+        facts["glyphs"] == glyphs.classes()
+    )  # the classifier's rows are these characters, in this order
     assert facts["glyph_accuracy"] >= 0.70
     assert (logits.argmax(1) == labels).mean() == pytest.approx(facts["glyph_accuracy"], abs=0.05)
 
@@ -65,8 +80,11 @@ def test_every_layer_of_one_forward(embedded):
     with torch.inference_mode():
         found = embedded(normalise(IMAGES), layers=["layer1", "layer3", "layer4"])
         assert {key: tuple(value.shape[1:]) for key, value in found.items()} == {
-            "layer1": (64, 16, 16), "layer3": (256, 4, 4), "layer4": (512, 2, 2), "pooled": (512,),
-        }  # fmt: skip
+            "layer1": (64, 16, 16),
+            "layer3": (256, 4, 4),
+            "layer4": (512, 2, 2),
+            "pooled": (512,),
+        }
         assert torch.equal(found["pooled"], found["layer4"].mean(dim=(2, 3)))
         with pytest.raises(ValueError, match="glyphs_resnet4 up to layer4 has no layer layer5"):
             embedded(normalise(IMAGES), layers=["layer5"])
@@ -75,9 +93,13 @@ def test_every_layer_of_one_forward(embedded):
 def test_without_the_pooled_feature_later_stages_are_not_run(embedded, monkeypatch):
     whole = next(embedded.iter_layers(IMAGES, ["layer1", "layer2"]))
     run = []
-    for part in (embedded.stem, embedded.head):
+    for part in (embedded.frozen, embedded.trainable):
         for name, stage in part.named_children():
-            monkeypatch.setattr(stage, "forward", lambda x, name=name, forward=stage.forward: run.append(name) or forward(x))
+            monkeypatch.setattr(
+                stage,
+                "forward",
+                lambda x, name=name, forward=stage.forward: run.append(name) or forward(x),
+            )
     found = next(embedded.iter_layers(IMAGES, ["layer2", "layer1"], pooled=False))
     assert run == ["conv", "layer1", "layer2"] and set(found) == {"layer1", "layer2"}
     assert all(torch.equal(found[name], whole[name]) for name in found)
@@ -86,9 +108,9 @@ def test_without_the_pooled_feature_later_stages_are_not_run(embedded, monkeypat
 
 def test_stem_and_head_in_two_steps(embedded, tmp_path):
     features = embedded.features(IMAGES)
-    stem = embedded.stem_features(IMAGES)
+    stem = embedded.frozen_features(IMAGES)
     assert stem.shape == (6, 128, 8, 8)
-    assert np.allclose(embedded.head_features(stem), features, atol=1e-5)
+    assert np.allclose(embedded.features_from(stem), features, atol=1e-5)
     exact = embedded.features(IMAGES, cache=FeatureCache(tmp_path, dtype="float32"))
     assert np.allclose(exact, features, atol=1e-5)
     half = embedded.features(IMAGES, cache=FeatureCache(tmp_path))
@@ -99,19 +121,21 @@ def test_stem_and_head_in_two_steps(embedded, tmp_path):
 
 def test_cached_stem_is_found_again_and_only_for_the_same_content(embedded, tmp_path, monkeypatch):
     cache = FeatureCache(tmp_path)
-    first = embedded.stem_features(IMAGES, cache=cache)
+    first = embedded.frozen_features(IMAGES, cache=cache)
     other = load_backbone(EMBEDDED, "random", seed=1)
-    assert not torch.allclose(other.stem_features(IMAGES, cache=cache).float(), first.float())
-    embedded.stem_features(IMAGES[::-1], cache=cache)
+    assert not torch.allclose(other.frozen_features(IMAGES, cache=cache).float(), first.float())
+    embedded.frozen_features(IMAGES[::-1], cache=cache)
     assert len(list(tmp_path.iterdir())) == 3
     processed = []
-    monkeypatch.setattr(backbones, "normalise", lambda images: processed.append(len(images)) or normalise(images))
-    assert torch.equal(embedded.stem_features(IMAGES.copy(), cache=cache), first)
+    monkeypatch.setattr(
+        backbones, "normalise", lambda images: processed.append(len(images)) or normalise(images)
+    )
+    assert torch.equal(embedded.frozen_features(IMAGES.copy(), cache=cache), first)
     assert processed == [1]  # one image for the shape, none for the features
 
 
 def test_lazy_sequences_and_tensors_give_the_same(embedded):
-    from pandalib.sources.pictograms import Pictograms
+    from pandalib.datasets.synthetic.pictograms import Pictograms
 
     lazy = Pictograms("star", 5)
     assert np.array_equal(embedded.features(lazy), embedded.features(lazy[:]))
@@ -183,7 +207,11 @@ def test_families(name, last, shape):
     assert network.classifier is None if last else network.classifier is not None
     again = load_backbone(name, "random", last=last)
     assert np.array_equal(network.features(IMAGES[:2]), again.features(IMAGES[:2]))
-    assert network.weights_sha256 == again.weights_sha256 != load_backbone(name, "random", last=last, seed=1).weights_sha256
+    assert (
+        network.weights_sha256
+        == again.weights_sha256
+        != load_backbone(name, "random", last=last, seed=1).weights_sha256
+    )
 
 
 def test_squeezenet_stages_are_the_whole_network():
@@ -209,12 +237,22 @@ def test_weights_from_a_file_whole_and_cut(tmp_path):
     torch.manual_seed(0)
     plain = torchvision.models.resnet18(weights=None).eval()
     torch.save(plain.state_dict(), tmp_path / "whole.pth")
-    save_file({key: value for key, value in plain.state_dict().items() if not key.startswith(("layer4", "fc"))}, tmp_path / "cut.safetensors")
+    save_file(
+        {
+            key: value
+            for key, value in plain.state_dict().items()
+            if not key.startswith(("layer4", "fc"))
+        },
+        tmp_path / "cut.safetensors",
+    )
     whole = load_backbone("resnet18", tmp_path / "whole.pth", last="layer3")
     cut = load_backbone("resnet18", tmp_path / "cut.safetensors", last="layer3")
     assert np.array_equal(whole.features(IMAGES), cut.features(IMAGES))
     assert len(cut.weights_sha256) == 64 != whole.weights_sha256
-    with pytest.raises(ValueError, match=r"cut.safetensors .*lack \d+ tensors, first layer4.0.conv1.weight: cut the network"):
+    with pytest.raises(
+        ValueError,
+        match=r"cut.safetensors .*lack \d+ tensors, first layer4.0.conv1.weight: cut the network",
+    ):
         load_backbone("resnet18", tmp_path / "cut.safetensors")
     with pytest.raises(ValueError, match=r"(is \(|lack).*"):
         load_backbone("resnet50", tmp_path / "whole.pth")
@@ -222,7 +260,11 @@ def test_weights_from_a_file_whole_and_cut(tmp_path):
 
 def test_weights_without_a_classifier_load_without_one(tmp_path):
     torch.manual_seed(0)
-    state = {key: value for key, value in torchvision.models.resnet18(weights=None).state_dict().items() if not key.startswith("fc")}
+    state = {
+        key: value
+        for key, value in torchvision.models.resnet18(weights=None).state_dict().items()
+        if not key.startswith("fc")
+    }
     save_file(state, tmp_path / "headless.safetensors")
     network = load_backbone("resnet18", tmp_path / "headless.safetensors")
     assert network.classifier is None and network.last == "layer4"
@@ -243,7 +285,9 @@ def test_files_that_are_no_weights(tmp_path, content):
             torch.save([1, 2], path)
         else:
             path.write_bytes(content)
-        with pytest.raises(ValueError, match=f"weights .*bad{ending} (cannot be read|hold no state dict)"):
+        with pytest.raises(
+            ValueError, match=f"weights .*bad{ending} (cannot be read|hold no state dict)"
+        ):
             load_backbone("resnet18", path)
     from pathlib import Path
 
@@ -256,9 +300,15 @@ def test_files_that_are_no_weights(tmp_path, content):
     ("arguments", "message"),
     [
         (dict(name="resnet19"), "embedded weights belong to glyphs_resnet4, not to resnet19"),
-        (dict(name="resnet19", weights="random"), "'resnet19' is unknown: choose glyphs_resnet4 or one of resnet101"),
+        (
+            dict(name="resnet19", weights="random"),
+            "'resnet19' is unknown: choose glyphs_resnet4 or one of resnet101",
+        ),
         (dict(name="vgg16", weights="random"), "'vgg16' is unknown"),
-        (dict(name="resnet18", weights="random", last="layer9"), "has no stage 'layer9': choose one of conv, layer1"),
+        (
+            dict(name="resnet18", weights="random", last="layer9"),
+            "has no stage 'layer9': choose one of conv, layer1",
+        ),
         (dict(name=EMBEDDED, weights="imagenet"), "glyphs_resnet4 has no ImageNet weights"),
     ],
 )
@@ -273,7 +323,10 @@ def test_imagenet_weights_without_a_network(monkeypatch, tmp_path):
 
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr(torch.hub, "download_url_to_file", unreachable)
-    with pytest.raises(ConnectionError, match=r"resnet18 are not on this machine and https://.*put it at .*checkpoints"):
+    with pytest.raises(
+        ConnectionError,
+        match=r"resnet18 are not on this machine and https://.*put it at .*checkpoints",
+    ):
         load_backbone("resnet18", "imagenet")
 
 
@@ -290,19 +343,25 @@ def test_damaged_embedded_weights_are_refused(copied_weights):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"is damaged: its SHA-256 .*git checkout.*python tools/pretrain.py"):
+    with pytest.raises(
+        ValueError, match=r"is damaged: its SHA-256 .*git checkout.*python tools/pretrain.py"
+    ):
         load_backbone()
 
 
 def test_missing_embedded_weights_name_the_remedy(copied_weights):
     verify_embedded().unlink()
-    with pytest.raises(FileNotFoundError, match=r"safetensors is missing. .*python tools/pretrain.py"):
+    with pytest.raises(
+        FileNotFoundError, match=r"safetensors is missing. .*python tools/pretrain.py"
+    ):
         load_backbone()
     (copied_weights / "index.json").write_text("{")
     with pytest.raises(ValueError, match=r"index.json is damaged. .*python tools/pretrain.py"):
         load_backbone()
     (copied_weights / "index.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"index.json is missing. .*python tools/pretrain.py"):
+    with pytest.raises(
+        FileNotFoundError, match=r"index.json is missing. .*python tools/pretrain.py"
+    ):
         load_backbone()
 
 

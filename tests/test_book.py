@@ -21,15 +21,25 @@ import book  # noqa: E402
 
 for package in book.PACKAGES:
     pytest.importorskip(package, reason="the extra [book] is not installed: make install")
-NOTEBOOKS = {path.stem: nbformat.read(path, as_version=4) for path in sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))}
-every = pytest.mark.parametrize("name", NOTEBOOKS)
+NOTEBOOKS = {
+    path.stem: nbformat.read(path, as_version=4)
+    for path in sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+}
+checkpoint_every = pytest.mark.parametrize("name", NOTEBOOKS)
 in_a_browser = pytest.mark.skipif(browser.PROGRAM is None, reason=browser.WHY_NOT)
 
 
 def run(code, *arguments):
     """Python in a process of its own, with tools/ at hand; Sphinx leaves traces in the process it runs in."""
     environment = dict(os.environ, PYTHONPATH=str(ROOT / "tools"))
-    return subprocess.run([sys.executable, *code, *map(str, arguments)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        [sys.executable, *code, *map(str, arguments)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
 
 
 @pytest.fixture(scope="session")
@@ -42,7 +52,10 @@ def site(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def pages(site):
-    return {path.relative_to(site).as_posix(): BeautifulSoup(path.read_text(), "html.parser") for path in sorted(site.rglob("*.html"))}
+    return {
+        path.relative_to(site).as_posix(): BeautifulSoup(path.read_text(), "html.parser")
+        for path in sorted(site.rglob("*.html"))
+    }
 
 
 # ---------------------------------------------------------------- the pages
@@ -58,7 +71,11 @@ def test_every_lesson_and_text_has_its_page(pages):
 
 
 def test_every_page_is_reached_from_the_side(pages):
-    listed = {link["href"].split("#")[0] for link in pages["index.html"].select(".sidebar-tree a") if link.get("href")}
+    listed = {
+        link["href"].split("#")[0]
+        for link in pages["index.html"].select(".sidebar-tree a")
+        if link.get("href")
+    }
     rest = set(pages) - listed - {"index.html", "search.html", "genindex.html"}
     assert not rest
 
@@ -72,29 +89,62 @@ def test_links_lead_somewhere(site, pages):
             parts = urlsplit(address)
             n_links += 1
             if parts.scheme:
-                good = parts.scheme in ("http", "https") and re.fullmatch(r"[\w.-]+\.[a-z]{2,}", parts.netloc) and " " not in address
+                good = (
+                    parts.scheme in ("http", "https")
+                    and re.fullmatch(r"[\w.-]+\.[a-z]{2,}", parts.netloc)
+                    and " " not in address
+                )
                 if not good:
                     dead.append((name, address))
                 continue
-            target = (site / name).parent.joinpath(unquote(parts.path)).resolve() if parts.path else (site / name)
-            fragment, inside = unquote(parts.fragment), target.relative_to(site).as_posix() if target.is_relative_to(site) else None
-            if not target.is_file() or (fragment and tag.name == "a" and inside in anchors and fragment not in anchors[inside]):
+            target = (
+                (site / name).parent.joinpath(unquote(parts.path)).resolve()
+                if parts.path
+                else (site / name)
+            )
+            fragment, inside = (
+                unquote(parts.fragment),
+                target.relative_to(site).as_posix() if target.is_relative_to(site) else None,
+            )
+            if not target.is_file() or (
+                fragment
+                and tag.name == "a"
+                and inside in anchors
+                and fragment not in anchors[inside]
+            ):
                 dead.append((name, address))
     assert not dead and n_links > 1000
 
 
 def test_nothing_is_loaded_from_a_network(site, pages):
-    loading = {"script": "src", "link": "href", "img": "src", "iframe": "src", "source": "src", "video": "src", "audio": "src", "object": "data"}
+    loading = {
+        "script": "src",
+        "link": "href",
+        "img": "src",
+        "iframe": "src",
+        "source": "src",
+        "video": "src",
+        "audio": "src",
+        "object": "data",
+    }
     for name, page in pages.items():
         for tag in page.find_all(list(loading)):
-            assert not re.match(r"(https?:)?//", tag.get(loading[tag.name], "")), (name, str(tag)[:200])
+            assert not re.match(r"(https?:)?//", tag.get(loading[tag.name], "")), (
+                name,
+                str(tag)[:200],
+            )
         for style in page.find_all("style"):
             assert not re.search(r"url\(|@import", style.text), name
     for path in site.rglob("*.css"):
         text = path.read_text()
-        assert not re.search(r"@import\s+(url\()?['\"]?(https?:)?//|url\(['\"]?(https?:)?//", text), path
+        assert not re.search(
+            r"@import\s+(url\()?['\"]?(https?:)?//|url\(['\"]?(https?:)?//", text
+        ), path
     for path in site.rglob("*.js"):
-        assert not re.search(r"(fetch|import|importScripts|loadScript)\(\s*['\"`]https?://|\.src\s*=\s*['\"`]https?://", path.read_text()), path
+        assert not re.search(
+            r"(fetch|import|importScripts|loadScript)\(\s*['\"`]https?://|\.src\s*=\s*['\"`]https?://",
+            path.read_text(),
+        ), path
     assert not list(site.rglob("*mathjax*"))
 
 
@@ -108,17 +158,20 @@ def test_every_image_says_what_it_shows(site, pages):
         assert len(image.get("alt", "").split()) > 3, (name, str(image)[:200])
 
 
-@every
+@checkpoint_every
 def test_figures_of_a_lesson_carry_their_sentences(name, pages):
     sentences = [
-        output.metadata["image/png"]["alt"] for cell in NOTEBOOKS[name].cells for output in cell.get("outputs", []) if "image/png" in output.get("data", {})
+        output.metadata["image/png"]["alt"]
+        for cell in NOTEBOOKS[name].cells
+        for output in cell.get("outputs", [])
+        if "image/png" in output.get("data", {})
     ]
     figures = pages[f"notebooks/{name}.html"].select("article figure")
     assert [figure.img["alt"] for figure in figures] == sentences and sentences
     assert [figure.figcaption.p.span.text for figure in figures] == sentences
 
 
-@every
+@checkpoint_every
 def test_cells_and_their_outputs_are_there(name, pages):
     article = pages[f"notebooks/{name}.html"].select_one("article")
     text = " ".join(article.text.split())
@@ -126,13 +179,15 @@ def test_cells_and_their_outputs_are_there(name, pages):
     for cell in NOTEBOOKS[name].cells:
         if cell.cell_type == "code" and cell.id != book.ONLY_TO_RUN:
             for line in cell.source.splitlines():
-                assert line.startswith("### ") or "### " in line or " ".join(line.split()) in text, line
+                assert (
+                    line.startswith("### ") or "### " in line or " ".join(line.split()) in text
+                ), line
         for output in cell.get("outputs", []):
             if output.output_type == "stream":
                 assert " ".join(output.text.split()) in text
 
 
-@every
+@checkpoint_every
 def test_solutions_are_folded_below_their_stubs(name, pages):
     article = pages[f"notebooks/{name}.html"].select_one("article")
     solved = [cell for cell in NOTEBOOKS[name].cells if "### BEGIN SOLUTION" in cell.source]
@@ -144,28 +199,35 @@ def test_solutions_are_folded_below_their_stubs(name, pages):
         assert "NotImplementedError" in before.text and "NotImplementedError" not in fold.text
 
 
-@every
+@checkpoint_every
 def test_predictions_and_answers_stand_out(name, pages):
     article = pages[f"notebooks/{name}.html"].select_one("article")
     sources = [cell.source for cell in NOTEBOOKS[name].cells if cell.cell_type == "code"]
     assert len(article.select(".prediction li")) >= 2 * len(article.select(".prediction")) > 0
-    assert len(article.select(".prediction")) == sum(source.startswith("predict(") for source in sources)
+    assert len(article.select(".prediction")) == sum(
+        source.startswith("predict(") for source in sources
+    )
     assert len(article.select("p.answer")) == sum("reveal(" in source for source in sources)
     assert all(answer.text.startswith("The answer is") for answer in article.select("p.answer"))
 
 
-@every
+@checkpoint_every
 def test_the_notebook_can_be_taken_along(name, site, pages):
     links = pages[f"notebooks/{name}.html"].select('article a[href$=".ipynb"]')
     files = [(site / "notebooks" / link["href"]).resolve().read_bytes() for link in links]
-    originals = [ROOT / "notebooks" / "student" / f"{name}.ipynb", ROOT / "notebooks" / f"{name}.ipynb"]
+    originals = [
+        ROOT / "notebooks" / "student" / f"{name}.ipynb",
+        ROOT / "notebooks" / f"{name}.ipynb",
+    ]
     assert files == [path.read_bytes() for path in originals]
 
 
-@every
+@checkpoint_every
 def test_formulas_are_set(name, pages):
     written = sum(
-        len(re.findall(r"\$\$.+?\$\$|\$[^$\n]+\$", re.sub(r"`[^`]*`", "", cell.source), re.DOTALL)) for cell in NOTEBOOKS[name].cells if cell.cell_type == "markdown"
+        len(re.findall(r"\$\$.+?\$\$|\$[^$\n]+\$", re.sub(r"`[^`]*`", "", cell.source), re.DOTALL))
+        for cell in NOTEBOOKS[name].cells
+        if cell.cell_type == "markdown"
     )
     article = pages[f"notebooks/{name}.html"].select_one("article")
     assert len(article.find_all("math")) == written
@@ -183,13 +245,21 @@ def test_reference_has_every_public_name(site, pages):
         first = getattr(pandalib, name).__doc__.strip().split("\n")[0]
         said = entry.find_next_sibling("dd").p.text
         assert re.sub(r"\W", "", first) in re.sub(r"\W", "", said), name
-    assert not [path for path in (site / "api").glob("*.html") if "TypeAliasForwardRef" in path.read_text()]
+    assert not [
+        path for path in (site / "api").glob("*.html") if "TypeAliasForwardRef" in path.read_text()
+    ]
 
 
 def test_the_search_knows_the_lessons(site):
-    index = json.loads(re.search(r"Search\.setIndex\((.*)\)", (site / "searchindex.js").read_text(), re.DOTALL)[1])
+    index = json.loads(
+        re.search(r"Search\.setIndex\((.*)\)", (site / "searchindex.js").read_text(), re.DOTALL)[1]
+    )
     found = [number for terms in ("terms", "titleterms") for number in [index[terms]["fisher"]]]
-    names = {index["docnames"][number] for one in found for number in (one if isinstance(one, list) else [one])}
+    names = {
+        index["docnames"][number]
+        for one in found
+        for number in (one if isinstance(one, list) else [one])
+    }
     assert "notebooks/04_ewc" in names
 
 
@@ -212,7 +282,9 @@ def test_mistakes_end_the_build_each_with_its_line(tmp_path):
 def test_missing_packages_are_named(tmp_path):
     code = "import sys, book; book.PACKAGES = ('sphinx', 'no_such_package'); sys.exit(book.main(sys.argv[1:]))"
     done = run(["-c", code], tmp_path)
-    assert done.returncode == 1 and "no_such_package" in done.stderr and "make install" in done.stderr
+    assert (
+        done.returncode == 1 and "no_such_package" in done.stderr and "make install" in done.stderr
+    )
 
 
 # ---------------------------------------------------------------- in a browser, without a network
@@ -237,7 +309,9 @@ def test_pages_fit_a_phone_and_are_quiet(site, pages, page):
     page.size(390, 800)
     for name in pages:
         page.open((site / name).as_uri())
-        assert page.value("document.documentElement.scrollWidth") <= 390 and page.value(CUT_OFF) == [], (name, page.value(CUT_OFF)[:5])
+        assert (
+            page.value("document.documentElement.scrollWidth") <= 390 and page.value(CUT_OFF) == []
+        ), (name, page.value(CUT_OFF)[:5])
         assert not page.complaints, (name, page.complaints)
         assert all(address.startswith(("file:", "data:")) for address in page.requested), name
 
@@ -245,7 +319,9 @@ def test_pages_fit_a_phone_and_are_quiet(site, pages, page):
 @in_a_browser
 def test_dark_mode_follows_the_system(site, page):
     def brightness():
-        red, green, blue = re.findall(r"\d+", page.value("getComputedStyle(document.body).backgroundColor"))[:3]
+        red, green, blue = re.findall(
+            r"\d+", page.value("getComputedStyle(document.body).backgroundColor")
+        )[:3]
         return int(red) + int(green) + int(blue)
 
     page.size(1200, 800, dark=True)
@@ -261,7 +337,12 @@ def test_formulas_have_their_font(site, page):
     page.size(1200, 800)
     page.open((site / "notebooks" / f"{list(NOTEBOOKS)[-1]}.html").as_uri())
     page.open((site / "notebooks" / "04_ewc.html").as_uri())
-    assert page.value("[...document.fonts].filter(font => font.family.includes('STIX') && font.status == 'loaded').length") == 1
+    assert (
+        page.value(
+            "[...document.fonts].filter(font => font.family.includes('STIX') && font.status == 'loaded').length"
+        )
+        == 1
+    )
     high = "document.querySelector('.formula math').getBoundingClientRect().height / parseFloat(getComputedStyle(document.body).fontSize)"
     assert 1.5 < page.value(high) < 6
 

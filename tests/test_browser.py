@@ -23,17 +23,34 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 LESSONS = {  # what the sentence of each slider says first, and after one step to the right
-    "00_start_here.ipynb": ("With 5 in 100 false alarms allowed", "With 6 in 100 false alarms allowed"),
+    "00_start_here.ipynb": (
+        "With 5 in 100 false alarms allowed",
+        "With 6 in 100 false alarms allowed",
+    ),
     "02_collapse.ipynb": ("Scores after 0 epochs", "Scores after 1 epochs"),
 }
 PAGE, RUN = 180, 900  # seconds: for a page to answer, for a lesson to run, on the busiest machine
-BROWSER = next((path for name in ("chromium", "chromium-browser", "google-chrome", "chrome") if (path := shutil.which(name))), None)
+BROWSER = next(
+    (
+        path
+        for name in ("chromium", "chromium-browser", "google-chrome", "chrome")
+        if (path := shutil.which(name))
+    ),
+    None,
+)
 DRIVER = shutil.which("chromedriver")
 
 pytestmark = [
-    pytest.mark.skipif(not BROWSER, reason="no Chromium or Chrome on this machine: apt install chromium chromium-driver"),
-    pytest.mark.skipif(not DRIVER, reason="no chromedriver on this machine: apt install chromium-driver"),
-    pytest.mark.skipif(not shutil.which("make"), reason="no make on this machine, so no `make lab`"),
+    pytest.mark.skipif(
+        not BROWSER,
+        reason="no Chromium or Chrome on this machine: apt install chromium chromium-driver",
+    ),
+    pytest.mark.skipif(
+        not DRIVER, reason="no chromedriver on this machine: apt install chromium-driver"
+    ),
+    pytest.mark.skipif(
+        not shutil.which("make"), reason="no make on this machine, so no `make lab`"
+    ),
 ]
 
 # Each cell of the page: its prompt and its outputs. textContent: cells out of sight are not drawn, and innerText is what is drawn.
@@ -76,31 +93,64 @@ class Lab:
     def __init__(self, root: Path):
         self.root, self.token = root / "a course", secrets.token_hex(8)
         for name in ("notebooks", "tools/lab_settings"):
-            shutil.copytree(ROOT / name, self.root / name, ignore=shutil.ignore_patterns("student", ".ipynb_checkpoints"))
+            shutil.copytree(
+                ROOT / name,
+                self.root / name,
+                ignore=shutil.ignore_patterns("student", ".ipynb_checkpoints"),
+            )
         shutil.copy(ROOT / "Makefile", self.root)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         self.address = f"http://127.0.0.1:{port}"
         # As in a reader's shell: no PANDALIB_QUIET. No settings of this user's, and none of the make that may run this test.
-        environment = {name: value for name, value in os.environ.items() if not re.match(r"PANDALIB_|JUPYTER|MAKE|MFLAGS", name)}
-        for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "JUPYTERLAB_SETTINGS_DIR", "JUPYTERLAB_WORKSPACES_DIR"):
+        environment = {
+            name: value
+            for name, value in os.environ.items()
+            if not re.match(r"PANDALIB_|JUPYTER|MAKE|MFLAGS", name)
+        }
+        for name in (
+            "JUPYTER_CONFIG_DIR",
+            "JUPYTER_DATA_DIR",
+            "JUPYTER_RUNTIME_DIR",
+            "JUPYTERLAB_SETTINGS_DIR",
+            "JUPYTERLAB_WORKSPACES_DIR",
+        ):
             environment[name] = str(root / name.lower())
         if "PANDALIB_CACHE" in os.environ:
             environment["PANDALIB_CACHE"] = os.environ["PANDALIB_CACHE"]
         arguments = f"--no-browser --ip=127.0.0.1 --port={port} --ServerApp.port_retries=0 --IdentityProvider.token={self.token}"
-        shown = subprocess.run(["make", "-n", "lab", f"ARGS={arguments}"], cwd=self.root, env=environment, capture_output=True, text=True, check=True).stdout
-        _, *command = shlex.split(shown.replace("\\\n", " ").strip().splitlines()[-1])  # the last line starts JupyterLab
+        shown = subprocess.run(
+            ["make", "-n", "lab", f"ARGS={arguments}"],
+            cwd=self.root,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        _, *command = shlex.split(
+            shown.replace("\\\n", " ").strip().splitlines()[-1]
+        )  # the last line starts JupyterLab
         assert command[:2] == ["-m", "jupyterlab"], shown
         self.log = root / "server.log"
         with open(self.log, "w") as log:
             self.process = subprocess.Popen(
-                [sys.executable, *command], cwd=self.root, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                [sys.executable, *command],
+                cwd=self.root,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
 
     def ask(self, path):
-        request = urllib.request.Request(f"{self.address}/api/{path}", headers={"Authorization": f"token {self.token}"})
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=PAGE) as answer:
+        request = urllib.request.Request(
+            f"{self.address}/api/{path}", headers={"Authorization": f"token {self.token}"}
+        )
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(
+            request, timeout=PAGE
+        ) as answer:
             return json.load(answer)
 
     def is_up(self):
@@ -112,8 +162,14 @@ class Lab:
 
     def kernel_is_ready(self, name):
         """Idle, and the page is connected to it: what is run before that is lost."""
-        sessions = [session for session in self.ask("sessions") if session["path"] == f"notebooks/{name}"]
-        return sessions and sessions[0]["kernel"]["execution_state"] == "idle" and sessions[0]["kernel"]["connections"] > 0
+        sessions = [
+            session for session in self.ask("sessions") if session["path"] == f"notebooks/{name}"
+        ]
+        return (
+            sessions
+            and sessions[0]["kernel"]["execution_state"] == "idle"
+            and sessions[0]["kernel"]["connections"] > 0
+        )
 
     def stop(self):
         self.process.terminate()  # ends its kernels
@@ -136,14 +192,25 @@ def lab(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed: pip install selenium")
+    webdriver = pytest.importorskip(
+        "selenium.webdriver", reason="selenium is not installed: pip install selenium"
+    )
     options = webdriver.ChromeOptions()
     options.binary_location = BROWSER
     # --no-sandbox: containers and the namespace without a network have none. Nothing but loopback is ever asked for.
-    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-proxy-server", "--window-size=1280,900"):
+    for flag in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--no-proxy-server",
+        "--window-size=1280,900",
+    ):
         options.add_argument(flag)
     options.add_argument("--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1")
-    service = webdriver.ChromeService(executable_path=DRIVER, log_output=str(tmp_path_factory.mktemp("browser") / "driver.log"))
+    service = webdriver.ChromeService(
+        executable_path=DRIVER, log_output=str(tmp_path_factory.mktemp("browser") / "driver.log")
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NO_PROXY", "127.0.0.1,localhost")
         driver = webdriver.Chrome(options=options, service=service)
@@ -173,7 +240,9 @@ class Lesson:
         return [cell["prompt"] for cell in self.cells() if cell["prompt"]]
 
     def is_idle(self):
-        return self.script("const one = document.querySelector('.jp-Notebook-ExecutionIndicator'); return one && one.dataset.status === 'idle'")
+        return self.script(
+            "const one = document.querySelector('.jp-Notebook-ExecutionIndicator'); return one && one.dataset.status === 'idle'"
+        )
 
     def open(self):
         # Lesson 00 is where `make lab` leads; `reset` forgets what was open before.
@@ -189,7 +258,9 @@ class Lesson:
         for step, label in enumerate(labels):
             kind = "lm-Menu-itemLabel" if step else "lm-MenuBar-itemLabel"
             path = f"//*[contains(@class, '{kind}') and normalize-space(.)='{label}']"
-            shown = lambda path=path: [one for one in self.browser.find_elements("xpath", path) if one.is_displayed()]  # noqa: E731
+            shown = lambda path=path: [
+                one for one in self.browser.find_elements("xpath", path) if one.is_displayed()
+            ]  # noqa: E731
             until(shown, PAGE, f"{label!r} in the menu")[0].click()
 
     def run_all(self):
@@ -227,7 +298,11 @@ def lesson(request, lab, browser):
 
 
 def test_every_cell_runs_without_an_error(lesson):
-    wrong = [output for output in lesson.outputs() if output["kind"] in ("application/vnd.jupyter.error", "application/vnd.jupyter.stderr")]
+    wrong = [
+        output
+        for output in lesson.outputs()
+        if output["kind"] in ("application/vnd.jupyter.error", "application/vnd.jupyter.stderr")
+    ]
     assert not wrong, wrong[0]["text"]
     assert lesson.prompts() == [f"[{number}]:" for number in range(1, len(lesson.prompts()) + 1)]
 
@@ -238,20 +313,35 @@ def test_nothing_lies_over_the_page(lesson):
 
 def test_every_figure_stands_above_its_sentence(lesson):
     committed = nbformat.read(ROOT / "notebooks" / lesson.name, as_version=4)
-    outputs = [output for cell in committed.cells for output in cell.get("outputs", []) if "image/png" in output.get("data", {})]
+    outputs = [
+        output
+        for cell in committed.cells
+        for output in cell.get("outputs", [])
+        if "image/png" in output.get("data", {})
+    ]
     sentences = [f"Figure: {output.metadata['image/png']['alt']}" for output in outputs]
     shown = lesson.outputs()
-    below = [after["text"] for output, after in zip(shown, [*shown[1:], {"text": "nothing"}]) if output["kind"] == "image/png"]
+    below = [
+        after["text"]
+        for output, after in zip(shown, [*shown[1:], {"text": "nothing"}])
+        if output["kind"] == "image/png"
+    ]
     numbers = re.compile(r"\d+ in 100")  # may differ by one on another machine
-    assert [numbers.sub("", text) for text in below] == [numbers.sub("", text) for text in sentences]
-    assert all(output["width"] > 200 for output in shown if output["kind"] == "image/png")  # drawn, not broken
+    assert [numbers.sub("", text) for text in below] == [
+        numbers.sub("", text) for text in sentences
+    ]
+    assert all(
+        output["width"] > 200 for output in shown if output["kind"] == "image/png"
+    )  # drawn, not broken
 
 
 def test_a_slider_moves_figure_and_sentence(lesson):
     from selenium.webdriver.common.keys import Keys
 
     def state():
-        (cell,) = [cell for cell in lesson.cells() if any(output["slider"] for output in cell["outputs"])]
+        (cell,) = [
+            cell for cell in lesson.cells() if any(output["slider"] for output in cell["outputs"])
+        ]
         slider, picture, sentence = cell["outputs"]
         assert slider["slider"] == 1 and picture["kind"] == "image/png"
         return slider["text"], picture["picture"], sentence["text"]
@@ -264,7 +354,11 @@ def test_a_slider_moves_figure_and_sentence(lesson):
     readout, picture, sentence = state()
     assert sentence.startswith(f"Figure: {first}")
     handle.send_keys(Keys.ARROW_RIGHT)
-    until(lambda: state()[2].startswith(f"Figure: {second}"), PAGE, f"the sentence to say {second!r}; it says {state()[2]!r}")
+    until(
+        lambda: state()[2].startswith(f"Figure: {second}"),
+        PAGE,
+        f"the sentence to say {second!r}; it says {state()[2]!r}",
+    )
     until(lambda: state()[1] != picture, PAGE, "the figure to change")
     assert state()[0] != readout
     handle.send_keys(Keys.ARROW_LEFT)
@@ -276,7 +370,9 @@ def test_what_is_saved_holds_no_widget_state(lesson):
 
     def is_saved():
         try:
-            return lesson.file.stat().st_mtime_ns != before and json.loads(lesson.file.read_text(encoding="utf-8"))
+            return lesson.file.stat().st_mtime_ns != before and json.loads(
+                lesson.file.read_text(encoding="utf-8")
+            )
         except (OSError, ValueError):  # not yet whole
             return False
 

@@ -137,9 +137,14 @@ def test_keys_tell_contents_apart():
             return "abc"
 
     keys = [
-        content_key("a", DATA), content_key("b", DATA), content_key("a", DATA[:-1]), content_key("a", DATA.reshape(-1)),
-        content_key("a", DATA.astype(np.float64)), content_key("a", Lazy()), content_key("aabc"),
-    ]  # fmt: skip
+        content_key("a", DATA),
+        content_key("b", DATA),
+        content_key("a", DATA[:-1]),
+        content_key("a", DATA.reshape(-1)),
+        content_key("a", DATA.astype(np.float64)),
+        content_key("a", Lazy()),
+        content_key("aabc"),
+    ]
     assert len(set(keys)) == len(keys)
     assert content_key("a", DATA.copy()) == keys[0]
     with pytest.raises(ValueError, match="'int8'"):

@@ -16,35 +16,62 @@ import numpy as np
 import pytest
 
 HERE = Path(__file__).resolve().parent
-TABLE = (HERE.parent / "docs" / "testing.md").read_text(encoding="utf-8").split("<!-- determinism -->")[1]
-ROWS = [[cell.strip() for cell in line.strip("|").split("|")] for line in TABLE.strip().splitlines()[2:]]  # after the heading and its rule
+TABLE = (
+    (HERE.parent / "docs" / "testing.md")
+    .read_text(encoding="utf-8")
+    .split("<!-- determinism -->")[1]
+)
+ROWS = [
+    [cell.strip() for cell in line.strip("|").split("|")] for line in TABLE.strip().splitlines()[2:]
+]  # after the heading and its rule
 PATIENCE = 300  # seconds; the machine may be busy
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     """Everything, by (threads, which process)."""
-    folders = {(threads, which): tmp_path_factory.mktemp(f"{threads}-{which}") for which in (0, 1) for threads in (1, 2)}
+    folders = {
+        (threads, which): tmp_path_factory.mktemp(f"{threads}-{which}")
+        for which in (0, 1)
+        for threads in (1, 2)
+    }
     for which in (0, 1):
         processes = {}
         for threads in (1, 2):
             folder = folders[threads, which]
             if which == 1:
                 shutil.copytree(folders[1, 0] / "killed", folder / "killed")
-            command = [sys.executable, str(HERE / "everything.py"), str(folder), *(["--kill"] if (threads, which) == (1, 0) else [])]
-            own = os.environ | {"OMP_NUM_THREADS": str(threads), "PANDALIB_CACHE": str(folder / "cache"), "PYTHONPATH": str(HERE.parent)}
-            own["OMP_WAIT_POLICY"] = "passive"  # three threads share what may be two cores: none waits by turning in a circle
-            processes[threads] = subprocess.Popen(command, env=own, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            command = [
+                sys.executable,
+                str(HERE / "everything.py"),
+                str(folder),
+                *(["--kill"] if (threads, which) == (1, 0) else []),
+            ]
+            own = os.environ | {
+                "OMP_NUM_THREADS": str(threads),
+                "PANDALIB_CACHE": str(folder / "cache"),
+                "PYTHONPATH": str(HERE.parent),
+            }
+            own["OMP_WAIT_POLICY"] = (
+                "passive"  # three threads share what may be two cores: none waits by turning in a circle
+            )
+            processes[threads] = subprocess.Popen(
+                command, env=own, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            )
         for threads, process in processes.items():
             said = process.communicate(timeout=PATIENCE)[0]
-            assert process.returncode == (-signal.SIGKILL if (threads, which) == (1, 0) else 0), said
+            assert process.returncode == (-signal.SIGKILL if (threads, which) == (1, 0) else 0), (
+                said
+            )
     return {key: dict(np.load(folder / "found.npz")) for key, folder in folders.items()}
 
 
 def agree(one: np.ndarray, other: np.ndarray, wanted: str) -> None:
     """`wanted`: "same bits", or "within 1e-5" of the largest value."""
     if wanted == "same bits":
-        assert one.dtype == other.dtype and one.tobytes() == other.tobytes(), f"not the same bits: off by {np.abs(one - other).max()}"
+        assert one.dtype == other.dtype and one.tobytes() == other.tobytes(), (
+            f"not the same bits: off by {np.abs(one - other).max()}"
+        )
         return
     band = float(re.fullmatch(r"within (1e-\d+)", wanted).group(1))
     off = np.abs(one - other).max() / np.abs(one).max()
@@ -88,6 +115,10 @@ def test_agreement_is_told_from_difference():
     one = np.array([1.0, 2.0])
     agree(one, one.copy(), "same bits")
     agree(one, one + 1e-6, "within 1e-5")
-    for other, wanted in ((one + 1e-15, "same bits"), (one.astype(np.float32), "same bits"), (one + 1e-4, "within 1e-5")):
+    for other, wanted in (
+        (one + 1e-15, "same bits"),
+        (one.astype(np.float32), "same bits"),
+        (one + 1e-4, "within 1e-5"),
+    ):
         with pytest.raises(AssertionError):
             agree(one, other, wanted)

@@ -7,7 +7,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
-docutils_core = pytest.importorskip("docutils.core", reason="the extra [book] is not installed: make install")
+docutils_core = pytest.importorskip(
+    "docutils.core", reason="the extra [book] is not installed: make install"
+)
 import docstrings  # noqa: E402
 
 
@@ -16,23 +18,41 @@ def tree(text):
     from docutils import nodes
     from docutils.parsers.rst import roles
 
-    roles.register_local_role("py:obj", lambda name, raw, text, *rest, **more: ([nodes.literal("", text.split(" <")[0])], []))
+    roles.register_local_role(
+        "py:obj",
+        lambda name, raw, text, *rest, **more: ([nodes.literal("", text.split(" <")[0])], []),
+    )
     source = "\n".join(docstrings.to_rst(text.splitlines()))
-    return docutils_core.publish_doctree(source, settings_overrides={"halt_level": 2, "report_level": 2})
+    return docutils_core.publish_doctree(
+        source, settings_overrides={"halt_level": 2, "report_level": 2}
+    )
 
 
 def words(text):
     return tree(text).astext()
 
 
-@pytest.mark.parametrize("text", ["||f(x) - g||^2 and sum_i F_i", "lambda * F * (theta - theta*)", "a_ and |b| and `c", r"a \ b and x**2", "layers_ :no: *"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "||f(x) - g||^2 and sum_i F_i",
+        "lambda * F * (theta - theta*)",
+        "a_ and |b| and `c",
+        r"a \ b and x**2",
+        "layers_ :no: *",
+    ],
+)
 def test_mathematics_is_text(text):
     assert words(text) == text
 
 
 def test_names_code_and_emphasis():
     document = tree("Take `KNN.fit` or `a + b`, *never* the test labels.")
-    kinds = [(type(node).__name__, node.astext()) for node in document[0].children if type(node).__name__ != "Text"]
+    kinds = [
+        (type(node).__name__, node.astext())
+        for node in document[0].children
+        if type(node).__name__ != "Text"
+    ]
     assert kinds == [("literal", "KNN.fit"), ("literal", "a + b"), ("emphasis", "never")]
 
 
@@ -67,18 +87,25 @@ And a last word.
 
 def test_sections_become_lists_of_their_names():
     document = tree(SECTIONS)
-    fields = {field[0].astext(): field[1] for field in document.findall(lambda node: type(node).__name__ == "field")}
+    fields = {
+        field[0].astext(): field[1]
+        for field in document.findall(lambda node: type(node).__name__ == "field")
+    }
     assert list(fields) == ["Parameters", "Returns", "Raises"]
     entries = [item.astext() for item in fields["Parameters"][0]]
     assert entries[0] == "gallery : array or tensor, shape (N, d)\n\nFeatures of the normal images."
-    assert entries[1].startswith("lr, momentum : of SGD.") and entries[1].endswith("goes on and\non to a second line.")
+    assert entries[1].startswith("lr, momentum : of SGD.") and entries[1].endswith(
+        "goes on and\non to a second line."
+    )
     assert entries[2] == "k : int"
     assert fields["Returns"].astext() == "self" and "k above N." in fields["Raises"].astext()
     assert document[-1].astext() == "And a last word."
 
 
 def test_names_without_a_title_and_bullets():
-    assert len(tree("Inputs.\n\ncases : tuples.\nwrong : name, and what is\n    meant by it.")[1]) == 2
+    assert (
+        len(tree("Inputs.\n\ncases : tuples.\nwrong : name, and what is\n    meant by it.")[1]) == 2
+    )
     assert len(tree("Steps:\n1. one\n2. two goes\n   on\n")[1]) == 2
 
 
@@ -87,8 +114,12 @@ def test_every_docstring_of_the_library_can_be_read():
 
     for path in sorted((ROOT / "pandalib").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and (text := ast.get_docstring(node)):
+            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and (
+                text := ast.get_docstring(node)
+            ):
                 try:
                     tree(text)
                 except Exception as error:
-                    raise AssertionError(f"{path.name}, {getattr(node, 'name', 'module')}: {error}") from None
+                    raise AssertionError(
+                        f"{path.name}, {getattr(node, 'name', 'module')}: {error}"
+                    ) from None

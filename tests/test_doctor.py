@@ -28,9 +28,17 @@ def distribution(folder, name, version, code):
 
 def doctor_in(folder, *arguments):
     """Run doctor in a process in which the packages of `folder` come before the installed ones."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)]), "PANDALIB_CACHE": str(folder / "cache")}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)]),
+        "PANDALIB_CACHE": str(folder / "cache"),
+    }
     return subprocess.run(
-        [sys.executable, "-m", "pandalib", "doctor", *arguments], env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True
+        [sys.executable, "-m", "pandalib", "doctor", *arguments],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
     )
 
 
@@ -43,7 +51,17 @@ def line_about(text, what):
 @pytest.fixture
 def sound(monkeypatch, tmp_path):
     """A machine on which all is well, without importing torch."""
-    monkeypatch.setattr(doctor, "probe_torch", lambda: {"torch": "2.15.0", "torchvision": "0.29.2", "threads": 2, "bf16": True, "cuda": []})
+    monkeypatch.setattr(
+        doctor,
+        "probe_torch",
+        lambda: {
+            "torch": "2.15.0",
+            "torchvision": "0.29.2",
+            "threads": 2,
+            "bf16": True,
+            "cuda": [],
+        },
+    )
     monkeypatch.setattr(doctor, "version_of", lambda name: doctor.locked_versions()[name])
     monkeypatch.setenv("PANDALIB_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("PANDALIB_TIER", raising=False)
@@ -72,20 +90,35 @@ def levels(findings, level):
 
 def test_a_cpu_torch_beside_another_torchvision_is_recognised(tmp_path):
     """As seen with torch 2.13.0+cpu and the usual torchvision 0.29.2."""
-    distribution(tmp_path, "torch", "2.13.0+cpu", "__version__ = '2.13.0+cpu'\nclass version: cuda = None\n")
-    distribution(tmp_path, "torchvision", "0.29.2", "raise RuntimeError('operator torchvision::nms does not exist')\n")
+    distribution(
+        tmp_path, "torch", "2.13.0+cpu", "__version__ = '2.13.0+cpu'\nclass version: cuda = None\n"
+    )
+    distribution(
+        tmp_path,
+        "torchvision",
+        "0.29.2",
+        "raise RuntimeError('operator torchvision::nms does not exist')\n",
+    )
     result = doctor_in(tmp_path)
     line = line_about(result.stdout, "torchvision::nms")
     assert result.returncode == 1 and "Traceback" not in result.stderr
     assert line.startswith("FAIL") and "torch 2.13.0+cpu" in line and "torchvision 0.29.2" in line
     pins = doctor.locked_versions()
-    assert f"pip install --force-reinstall torch=={pins['torch']} torchvision=={pins['torchvision']}" in line and "TORCH_INDEX" in line
+    assert (
+        f"pip install --force-reinstall torch=={pins['torch']} torchvision=={pins['torchvision']}"
+        in line
+        and "TORCH_INDEX" in line
+    )
 
 
 def test_a_torch_that_takes_python_down(tmp_path):
     distribution(tmp_path, "torch", "2.15.0", "import os; os._exit(139)\n")
     result = doctor_in(tmp_path, "--json")
-    torch = [finding for finding in json.loads(result.stdout) if finding["what"].startswith("torch 2.15.0")]
+    torch = [
+        finding
+        for finding in json.loads(result.stdout)
+        if finding["what"].startswith("torch 2.15.0")
+    ]
     assert result.returncode == 1 and torch[0]["level"] == "FAIL" and "139" in torch[0]["what"]
 
 
@@ -99,7 +132,9 @@ def test_a_torch_that_takes_python_down(tmp_path):
 )
 def test_errors_of_a_mismatched_pair(monkeypatch, error):
     monkeypatch.setattr(doctor, "version_of", {"torch": "2.15.0", "torchvision": "0.29.2"}.get)
-    (finding,) = doctor.check_torch(PINS, {"torch": "2.15.0", "build": "13.0", "torchvision_error": error})
+    (finding,) = doctor.check_torch(
+        PINS, {"torch": "2.15.0", "build": "13.0", "torchvision_error": error}
+    )
     assert finding.level == "FAIL" and error in finding.what and "pair" in finding.todo
 
 
@@ -113,13 +148,23 @@ def test_errors_of_a_mismatched_pair(monkeypatch, error):
 )
 def test_missing_ones(monkeypatch, have, words):
     monkeypatch.setattr(doctor, "version_of", have.get)
-    (finding,) = doctor.check_torch(PINS, {"torch": "2.15.0"} if "torch" in have else {"torch_error": ""})
-    assert finding.level == "FAIL" and finding.what.endswith(words) and "pip install torch==2.15.0 torchvision==0.29.2" in finding.todo
+    (finding,) = doctor.check_torch(
+        PINS, {"torch": "2.15.0"} if "torch" in have else {"torch_error": ""}
+    )
+    assert (
+        finding.level == "FAIL"
+        and finding.what.endswith(words)
+        and "pip install torch==2.15.0 torchvision==0.29.2" in finding.todo
+    )
 
 
-def test_a_local_build_of_the_pinned_version_is_fine_and_another_version_only_a_warning(monkeypatch):
+def test_a_local_build_of_the_pinned_version_is_fine_and_another_version_only_a_warning(
+    monkeypatch,
+):
     probe = {"torch": "x", "torchvision": "y"}
-    monkeypatch.setattr(doctor, "version_of", {"torch": "2.15.0+cpu", "torchvision": "0.29.2+cpu"}.get)
+    monkeypatch.setattr(
+        doctor, "version_of", {"torch": "2.15.0+cpu", "torchvision": "0.29.2+cpu"}.get
+    )
     assert [finding.level for finding in doctor.check_torch(PINS, probe)] == ["ok"]
     monkeypatch.setattr(doctor, "version_of", {"torch": "2.12.1", "torchvision": "0.27.0"}.get)
     assert [finding.level for finding in doctor.check_torch(PINS, probe)] == ["warn"]
@@ -143,33 +188,60 @@ def test_this_environment_has_the_locked_versions():
 
 
 def test_missing_packages_stand_in_one_command(sound):
-    sound.setattr(doctor, "version_of", lambda name: None if name in ("faiss-cpu", "tqdm", "nbval") else doctor.locked_versions()[name])
+    sound.setattr(
+        doctor,
+        "version_of",
+        lambda name: (
+            None if name in ("faiss-cpu", "tqdm", "nbval") else doctor.locked_versions()[name]
+        ),
+    )
     findings = doctor.check("embedded")
-    assert "not installed: faiss-cpu, tqdm" in levels(findings, "FAIL")[0] and "pip install faiss-cpu==" in levels(findings, "FAIL")[0]
-    assert "nbval" in levels(findings, "warn")[0] and "only the tests need it" in levels(findings, "warn")[0]
+    assert (
+        "not installed: faiss-cpu, tqdm" in levels(findings, "FAIL")[0]
+        and "pip install faiss-cpu==" in levels(findings, "FAIL")[0]
+    )
+    assert (
+        "nbval" in levels(findings, "warn")[0]
+        and "only the tests need it" in levels(findings, "warn")[0]
+    )
 
 
 def test_another_version_is_a_warning(sound):
-    sound.setattr(doctor, "version_of", lambda name: "1.0" if name == "numpy" else doctor.locked_versions()[name])
+    sound.setattr(
+        doctor,
+        "version_of",
+        lambda name: "1.0" if name == "numpy" else doctor.locked_versions()[name],
+    )
     findings = doctor.check("embedded")
-    assert levels(findings, "FAIL") == [] and "numpy 1.0; tested with" in levels(findings, "warn")[0]
+    assert (
+        levels(findings, "FAIL") == [] and "numpy 1.0; tested with" in levels(findings, "warn")[0]
+    )
 
 
 def test_damaged_weights(sound, capsys):
     def damaged():
-        raise ValueError("data/weights/x.safetensors has another SHA-256. Remake it: python tools/pretrain.py")
+        raise ValueError(
+            "data/weights/x.safetensors has another SHA-256. Remake it: python tools/pretrain.py"
+        )
 
     embedded(sound, damaged)
     assert exit_code("--tier", "embedded") == 1
     line = line_about(capsys.readouterr().out, "embedded weights")
-    assert line.startswith("FAIL") and "another SHA-256" in line and line.endswith("python tools/pretrain.py")
+    assert (
+        line.startswith("FAIL")
+        and "another SHA-256" in line
+        and line.endswith("python tools/pretrain.py")
+    )
 
 
 def test_a_missing_font(sound, tmp_path):
     (tmp_path / "matplotlib").mkdir()
     spec = types.SimpleNamespace(origin=str(tmp_path / "matplotlib" / "__init__.py"))
     sound.setattr(doctor.importlib.util, "find_spec", lambda name: spec)
-    assert "DejaVuSans.ttf is missing" in str(doctor.check_fonts()) and doctor.check_fonts().level == "FAIL"
+    assert (
+        "DejaVuSans.ttf is missing" in str(doctor.check_fonts())
+        and doctor.check_fonts().level == "FAIL"
+    )
 
 
 def test_a_cache_that_cannot_be_written(sound, tmp_path):
@@ -198,7 +270,9 @@ def test_paper_tier_needs_weights_or_network_and_wants_a_gpu(sound, tmp_path):
     sound.setattr(doctor, "network", lambda: False)
     sound.setenv("PANDALIB_TIER", "paper")
     findings = doctor.check()
-    assert "resnet152" in levels(findings, "FAIL")[0] and "no GPU" in "".join(levels(findings, "warn"))
+    assert "resnet152" in levels(findings, "FAIL")[0] and "no GPU" in "".join(
+        levels(findings, "warn")
+    )
     assert "PANDALIB_TASK" in "".join(levels(findings, "warn"))
     assert exit_code() == 1
     sound.setattr(doctor, "network", lambda: True)

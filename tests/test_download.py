@@ -11,8 +11,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 
-from pandalib import download as module
-from pandalib.download import DownloadError, check_file, download, hashes, record_hash
+from pandalib.datasets import download as module
+from pandalib.datasets.download import DownloadError, check_file, download, hashes, record_hash
 
 CONTENT = np.random.default_rng(0).integers(0, 256, 300_000, dtype=np.uint8).tobytes()
 SHA256, MD5 = hashlib.sha256(CONTENT).hexdigest(), hashlib.md5(CONTENT).hexdigest()
@@ -23,7 +23,13 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.content, self.etag, self.breaks, self.requests, self.stop = CONTENT, '"one"', [], [], threading.Event()
+        self.content, self.etag, self.breaks, self.requests, self.stop = (
+            CONTENT,
+            '"one"',
+            [],
+            [],
+            threading.Event(),
+        )
 
     def url(self, path="file"):
         return f"http://127.0.0.1:{self.server_port}/{path}"
@@ -46,7 +52,9 @@ class Handler(BaseHTTPRequestHandler):
         if path == "circle":
             return self.answer(302, {"Location": "/circle"})
         if path == "page":
-            return self.answer(200, {"Content-Type": "text/html; charset=utf-8"}, b"<html>we have moved</html>")
+            return self.answer(
+                200, {"Content-Type": "text/html; charset=utf-8"}, b"<html>we have moved</html>"
+            )
         if path == "busy":
             return self.answer(503)
         if path == "stall":
@@ -64,13 +72,20 @@ class Handler(BaseHTTPRequestHandler):
         start, headers = 0, {} if path == "rangeless" else {"ETag": etag}
         asked = self.headers["Range"]
         if asked and path == "liar":  # continues from elsewhere
-            return self.answer(206, {"Content-Range": f"bytes 0-{len(content) - 1}/{len(content)}"}, content)
+            return self.answer(
+                206, {"Content-Range": f"bytes 0-{len(content) - 1}/{len(content)}"}, content
+            )
         if asked and path == "file" and self.headers["If-Range"] in (None, etag):
             start = int(asked.removeprefix("bytes=").removesuffix("-"))
             headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
         body = content[start:]
         headers["Content-Length"] = str(len(body))
-        self.answer(206 if start else 200, headers, body[: server.breaks.pop(0)] if server.breaks else body, length=False)
+        self.answer(
+            206 if start else 200,
+            headers,
+            body[: server.breaks.pop(0)] if server.breaks else body,
+            length=False,
+        )
 
     def answer(self, status, headers={}, body=b"", length=True):
         self.send_response(status)
@@ -85,7 +100,14 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
     monkeypatch.setattr(module, "PAUSE", 0)
-    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "all_proxy"):
+    for name in (
+        "http_proxy",
+        "https_proxy",
+        "HTTP_PROXY",
+        "HTTPS_PROXY",
+        "ALL_PROXY",
+        "all_proxy",
+    ):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -103,7 +125,13 @@ def names(folder):
 
 
 def test_whole(server, tmp_path):
-    path = download(server.url(), tmp_path / "new" / "a.bin", sha256=SHA256.upper(), md5=MD5, n_bytes=len(CONTENT))
+    path = download(
+        server.url(),
+        tmp_path / "new" / "a.bin",
+        sha256=SHA256.upper(),
+        md5=MD5,
+        n_bytes=len(CONTENT),
+    )
     assert path.read_bytes() == CONTENT and names(path.parent) == ["a.bin"]
     assert hashes(path) == dict(sha256=SHA256, md5=MD5)
 
@@ -135,9 +163,14 @@ def test_resumes_after_a_break_in_the_same_call(server, tmp_path):
 
 def test_resumes_in_a_later_call(server, tmp_path):
     server.breaks = [10_000, 20_000, 30_000]
-    with pytest.raises(DownloadError, match="it ended after 60000 of 300000 bytes; what has arrived is kept"):
+    with pytest.raises(
+        DownloadError, match="it ended after 60000 of 300000 bytes; what has arrived is kept"
+    ):
         download(server.url(), tmp_path / "a.bin", sha256=SHA256)
-    assert names(tmp_path) == ["a.bin.part", "a.bin.part.json"] and (tmp_path / "a.bin.part").read_bytes() == CONTENT[:60_000]
+    assert (
+        names(tmp_path) == ["a.bin.part", "a.bin.part.json"]
+        and (tmp_path / "a.bin.part").read_bytes() == CONTENT[:60_000]
+    )
     server.requests.clear()
     download(server.url(), tmp_path / "a.bin", sha256=SHA256)
     assert server.requests == [("file", "bytes=60000-", '"one"')] and names(tmp_path) == ["a.bin"]
@@ -173,11 +206,18 @@ def test_an_answer_that_continues_elsewhere_is_refused(server, tmp_path):
 
 def test_stopped_between_the_last_byte_and_the_check(server, tmp_path):
     (tmp_path / "a.bin.part").write_bytes(CONTENT)
-    (tmp_path / "a.bin.part.json").write_text(json.dumps(dict(url=server.url(), etag='"one"', modified=None, total=len(CONTENT))))
-    assert download(server.url(), tmp_path / "a.bin", sha256=SHA256).read_bytes() == CONTENT and not server.requests
+    (tmp_path / "a.bin.part.json").write_text(
+        json.dumps(dict(url=server.url(), etag='"one"', modified=None, total=len(CONTENT)))
+    )
+    assert (
+        download(server.url(), tmp_path / "a.bin", sha256=SHA256).read_bytes() == CONTENT
+        and not server.requests
+    )
 
 
-@pytest.mark.parametrize("expected", [dict(sha256="0" * 64), dict(md5="0" * 32), dict(sha256=SHA256, md5="0" * 32)])
+@pytest.mark.parametrize(
+    "expected", [dict(sha256="0" * 64), dict(md5="0" * 32), dict(sha256=SHA256, md5="0" * 32)]
+)
 def test_wrong_hash_leaves_nothing(server, tmp_path, expected):
     with pytest.raises(DownloadError, match="another file than expected came: its .* not 0000"):
         download(server.url(), tmp_path / "a.bin", **expected)
@@ -191,19 +231,33 @@ def test_wrong_length_is_not_even_fetched(server, tmp_path):
 
 
 def test_an_answer_without_length(server, tmp_path):
-    assert download(server.url("unsized"), tmp_path / "a.bin", sha256=SHA256).read_bytes() == CONTENT
+    assert (
+        download(server.url("unsized"), tmp_path / "a.bin", sha256=SHA256).read_bytes() == CONTENT
+    )
     with pytest.raises(DownloadError, match="more than the 1000 bytes expected"):
         download(server.url("unsized"), tmp_path / "b.bin", n_bytes=1000)
     assert names(tmp_path) == ["a.bin"]
 
 
 @pytest.mark.parametrize(
-    "path, words", [("nowhere", "HTTP 404"), ("circle", "infinite loop"), ("page", "web page"), ("busy", "HTTP 503"), ("stall", "timed out"), ("to/ftp://x/y", "FTP|ftp|http")]
-)  # fmt: skip
+    "path, words",
+    [
+        ("nowhere", "HTTP 404"),
+        ("circle", "infinite loop"),
+        ("page", "web page"),
+        ("busy", "HTTP 503"),
+        ("stall", "timed out"),
+        ("to/ftp://x/y", "FTP|ftp|http"),
+    ],
+)
 def test_dead_ends_are_named_and_the_next_address_is_tried(server, tmp_path, path, words):
     with pytest.raises(DownloadError, match=words) as error:
         download(server.url(path), tmp_path / "a.bin", timeout=0.3)
-    assert server.url(path) in str(error.value) and "\n" not in str(error.value) and not (tmp_path / "a.bin").exists()
+    assert (
+        server.url(path) in str(error.value)
+        and "\n" not in str(error.value)
+        and not (tmp_path / "a.bin").exists()
+    )
     got = download([server.url(path), server.url()], tmp_path / "a.bin", sha256=SHA256, timeout=0.3)
     assert got.read_bytes() == CONTENT and names(tmp_path) == ["a.bin"]
 
@@ -212,12 +266,17 @@ def test_a_mirror_with_another_file_is_passed_over(server, tmp_path):
     with Server() as other:
         other.content = b"x" * len(CONTENT)
         threading.Thread(target=other.serve_forever, args=(0.02,), daemon=True).start()
-        assert download([other.url(), server.url()], tmp_path / "a.bin", sha256=SHA256).read_bytes() == CONTENT
+        assert (
+            download([other.url(), server.url()], tmp_path / "a.bin", sha256=SHA256).read_bytes()
+            == CONTENT
+        )
         other.shutdown()
 
 
 def test_a_redirection_is_followed(server, tmp_path):
-    assert download(server.url("to//file"), tmp_path / "a.bin", sha256=SHA256).read_bytes() == CONTENT
+    assert (
+        download(server.url("to//file"), tmp_path / "a.bin", sha256=SHA256).read_bytes() == CONTENT
+    )
 
 
 def test_nobody_there(tmp_path):
@@ -228,7 +287,9 @@ def test_nobody_there(tmp_path):
     assert names(tmp_path) == []
 
 
-@pytest.mark.parametrize("url", ["ftp://host/a", "file:///etc/hostname", "/etc/hostname", "data:,x"])
+@pytest.mark.parametrize(
+    "url", ["ftp://host/a", "file:///etc/hostname", "/etc/hostname", "data:,x"]
+)
 def test_only_http(tmp_path, url):
     with pytest.raises(ValueError, match="only http and https"):
         download(["http://127.0.0.1:9/a", url], tmp_path / "a.bin")
@@ -292,7 +353,9 @@ def test_the_disk_fills_up_on_the_way_and_it_goes_on_later(server, tmp_path, mon
             return self.part.fileno()
 
     real = module._copy
-    monkeypatch.setattr(module, "_copy", lambda answer, part, *rest: real(answer, Full(part), *rest))
+    monkeypatch.setattr(
+        module, "_copy", lambda answer, part, *rest: real(answer, Full(part), *rest)
+    )
     with pytest.raises(DownloadError, match="no room is left in .* make room and start again"):
         download(server.url(), tmp_path / "a.bin", sha256=SHA256)
     part = (tmp_path / "a.bin.part").read_bytes()
@@ -304,7 +367,14 @@ def test_the_disk_fills_up_on_the_way_and_it_goes_on_later(server, tmp_path, mon
 
 def test_two_processes_want_the_same_file(server, tmp_path):
     context = multiprocessing.get_context("fork")
-    workers = [context.Process(target=download, args=(server.url("slow"), tmp_path / "a.bin"), kwargs=dict(sha256=SHA256)) for _ in range(2)]
+    workers = [
+        context.Process(
+            target=download,
+            args=(server.url("slow"), tmp_path / "a.bin"),
+            kwargs=dict(sha256=SHA256),
+        )
+        for _ in range(2)
+    ]
     for worker in workers:
         worker.start()
     for worker in workers:

@@ -10,12 +10,21 @@ import torch
 from sklearn.exceptions import NotFittedError
 from small import images, normalised, plain_network, small_backbone
 
-from pandalib import FeatureCache, OutlierExposure, backbones, detectors, load_backbone, load_outliers, load_task, roc_auc
+from pandalib import (
+    FeatureCache,
+    OutlierExposure,
+    backbones,
+    load_backbone,
+    load_outliers,
+    load_task,
+    roc_auc,
+)
+from pandalib.methods import detectors
 from pandalib.backbones import read_state, verify_embedded
-from pandalib.exposure import cycled
+from pandalib.methods.outlier_exposure import cycled
 
 IMAGES, STRANGERS = images(33), 255 - images(50, seed=1) // 4  # any colour, and light ones
-SETTINGS = dict(epochs=3, lr=0.5, clip=0.5, batch_size=16, progress=False)
+SETTINGS = dict(epochs=3, lr=0.5, max_grad_norm=0.5, batch_size=16, progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -30,10 +39,14 @@ def fitted(backbone):
 
 def rounds(n, seed):
     """The outliers' order: time after time a new permutation."""
-    return itertools.chain.from_iterable(np.random.default_rng((seed, number, 1)).permutation(n) for number in itertools.count())
+    return itertools.chain.from_iterable(
+        np.random.default_rng((seed, number, 1)).permutation(n) for number in itertools.count()
+    )
 
 
-def by_hand(network, pictures, strangers, *, epochs, lr, clip, batch_size=32, momentum=0.9, seed=0):
+def by_hand(
+    network, pictures, strangers, *, epochs, lr, max_grad_norm, batch_size=32, momentum=0.9, seed=0
+):
     """The definition: the whole network for every batch, the loss, gradient, clip and step written out.
 
     Returns the mean loss of each epoch and a function that scores images.
@@ -41,7 +54,11 @@ def by_hand(network, pictures, strangers, *, epochs, lr, clip, batch_size=32, mo
     network = copy.deepcopy(network).eval()
     torch.manual_seed(seed)
     linear = torch.nn.Linear(network.classifier[2].in_features, 1)
-    trained = [parameter for part in (network.layer3, network.layer4, linear) for parameter in part.parameters()]
+    trained = [
+        parameter
+        for part in (network.layer3, network.layer4, linear)
+        for parameter in part.parameters()
+    ]
     velocity = [torch.zeros_like(parameter) for parameter in trained]
     waiting = rounds(len(strangers), seed)
 
@@ -58,11 +75,14 @@ def by_hand(network, pictures, strangers, *, epochs, lr, clip, batch_size=32, mo
         for begin in range(0, len(order), batch_size):
             rows = order[begin : begin + batch_size]
             others = list(itertools.islice(waiting, len(rows)))  # as many of either
-            normal, anomalous = torch.sigmoid(logits(pictures[rows])), torch.sigmoid(logits(strangers[others]))
+            normal, anomalous = (
+                torch.sigmoid(logits(pictures[rows])),
+                torch.sigmoid(logits(strangers[others])),
+            )
             loss = -((1 - normal).log().sum() + anomalous.log().sum()) / (2 * len(rows))
             gradients = torch.autograd.grad(loss, trained)
             norm = math.sqrt(sum(float((g.double() ** 2).sum()) for g in gradients))
-            scale = 1.0 if clip is None else min(1.0, clip / norm)
+            scale = 1.0 if max_grad_norm is None else min(1.0, max_grad_norm / norm)
             with torch.no_grad():
                 for parameter, gradient, v in zip(trained, gradients, velocity):
                     v.mul_(momentum).add_(gradient * scale)
@@ -77,7 +97,9 @@ def check_definition(backbone, network, pictures, strangers, **settings):
     losses, score = by_hand(network, pictures, strangers, **settings)
     np.testing.assert_allclose(detector.losses_, losses, rtol=1e-5)
     queries = images(9, seed=5)
-    np.testing.assert_allclose(1 / (1 + np.exp(-detector.score(queries))), score(queries), rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(
+        1 / (1 + np.exp(-detector.score(queries))), score(queries), rtol=1e-3, atol=1e-5
+    )
     return losses
 
 
@@ -85,8 +107,8 @@ def check_definition(backbone, network, pictures, strangers, **settings):
     "changes",
     [
         dict(),  # 33 images in batches of 16: the last batch is one image and one outlier
-        dict(clip=0.05, batch_size=20),
-        dict(clip=None, lr=0.3, momentum=0.5, seed=4),
+        dict(max_grad_norm=0.05, batch_size=20),
+        dict(max_grad_norm=None, lr=0.3, momentum=0.5, seed=4),
         dict(n_outliers=5),  # fewer than a batch
         dict(n_outliers=1),
     ],
@@ -94,7 +116,9 @@ def check_definition(backbone, network, pictures, strangers, **settings):
 def test_losses_and_scores_are_those_of_the_definition(backbone, changes):
     changes = dict(changes)
     settings = {key: value for key, value in SETTINGS.items() if key != "progress"} | changes
-    losses = check_definition(backbone, plain_network(), IMAGES, STRANGERS[: settings.pop("n_outliers", 50)], **settings)
+    losses = check_definition(
+        backbone, plain_network(), IMAGES, STRANGERS[: settings.pop("n_outliers", 50)], **settings
+    )
     assert losses[-1] < 0.98 * losses[0]  # something has moved
 
 
@@ -104,7 +128,16 @@ def test_losses_of_the_embedded_network_are_those_of_the_definition():
     network.load_state_dict(state)
     network.conv = torch.nn.Sequential(network.conv1, network.bn1, network.relu, network.maxpool)
     network.classifier = [None, None, network.fc]
-    check_definition(load_backbone(), network, images(17, seed=1), STRANGERS[:12], epochs=2, lr=0.05, clip=1.0, batch_size=8)
+    check_definition(
+        load_backbone(),
+        network,
+        images(17, seed=1),
+        STRANGERS[:12],
+        epochs=2,
+        lr=0.05,
+        max_grad_norm=1.0,
+        batch_size=8,
+    )
 
 
 def test_only_the_head_and_the_linear_layer_learn():
@@ -112,12 +145,22 @@ def test_only_the_head_and_the_linear_layer_learn():
     before = {name: value.clone() for name, value in backbone.state_dict().items()}
     detector = OutlierExposure(backbone, STRANGERS, **SETTINGS).fit(IMAGES)
     assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
-    trainable = {f"head.{name}" for name, _ in backbone.head.named_parameters()}
-    for name, value in detector.backbone_.state_dict().items():  # BatchNorm's running statistics are among these
+    trainable = {f"head.{name}" for name, _ in backbone.trainable.named_parameters()}
+    for (
+        name,
+        value,
+    ) in detector.backbone_.state_dict().items():  # BatchNorm's running statistics are among these
         assert torch.equal(value, before[name]) == (name not in trainable), name
-    assert any("running_mean" in name for name in before) and detector.backbone_.stem is backbone.stem
-    assert not any(parameter.requires_grad for part in (backbone, detector.backbone_, detector.linear_) for parameter in part.parameters())
-    assert not detector.backbone_.head.training
+    assert (
+        any("running_mean" in name for name in before)
+        and detector.backbone_.frozen is backbone.frozen
+    )
+    assert not any(
+        parameter.requires_grad
+        for part in (backbone, detector.backbone_, detector.linear_)
+        for parameter in part.parameters()
+    )
+    assert not detector.backbone_.trainable.training
 
 
 def test_a_network_without_a_head_leaves_the_linear_layer():
@@ -130,7 +173,9 @@ def test_one_seed_one_result(backbone, fitted):
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
-    again, other = (OutlierExposure(backbone, STRANGERS, seed=seed, **SETTINGS).fit(IMAGES) for seed in (0, 1))
+    again, other = (
+        OutlierExposure(backbone, STRANGERS, seed=seed, **SETTINGS).fit(IMAGES) for seed in (0, 1)
+    )
     assert torch.equal(torch.rand(1), expected)  # the global generator is left alone
     assert fitted.losses_ == again.losses_ != other.losses_
     assert np.array_equal(fitted.score(IMAGES), again.score(IMAGES))
@@ -142,14 +187,18 @@ def test_cycled_goes_round_in_permutations():
     numbers = list(itertools.islice(cycled(7, seed=1), 28))
     parts = [tuple(numbers[i : i + 7]) for i in range(0, 28, 7)]
     assert all(sorted(part) == list(range(7)) for part in parts) and len(set(parts)) == 4
-    assert numbers == list(itertools.islice(rounds(7, 1), 28)) != list(itertools.islice(cycled(7, seed=2), 28))
+    assert (
+        numbers
+        == list(itertools.islice(rounds(7, 1), 28))
+        != list(itertools.islice(cycled(7, seed=2), 28))
+    )
 
 
 def test_every_outlier_is_met_equally_often(backbone):
     """Over the ends of batches and of epochs: 99 outliers are wanted of 10, so each comes nine or ten times."""
 
     seen = []
-    stem, strangers = backbone.stem_features(IMAGES), backbone.stem_features(STRANGERS[:10])
+    stem, strangers = backbone.frozen_features(IMAGES), backbone.frozen_features(STRANGERS[:10])
 
     class Outliers:
         def __len__(self):
@@ -159,22 +208,27 @@ def test_every_outlier_is_met_equally_often(backbone):
             seen.extend(rows.tolist())
             return strangers[rows]
 
-    OutlierExposure(backbone, None, **SETTINGS).fit_stems(stem, Outliers())
+    OutlierExposure(backbone, None, **SETTINGS).fit_frozen(stem, Outliers())
     assert len(seen) == 3 * 33 and set(np.bincount(seen)) == {9, 10}
 
 
 def test_a_float16_cache_gives_nearly_the_same(tmp_path, monkeypatch):
     task, network = load_task("pictograms:star", n_train=64, n_test=20), load_backbone()
     strangers = load_outliers("near", 64)
-    options = dict(epochs=4, lr=0.05, clip=1.0, progress=False)
-    plain, cached = (OutlierExposure(network, strangers, cache=cache, **options).fit(task.train) for cache in (None, FeatureCache(tmp_path)))
+    options = dict(epochs=4, lr=0.05, max_grad_norm=1.0, progress=False)
+    plain, cached = (
+        OutlierExposure(network, strangers, cache=cache, **options).fit(task.train)
+        for cache in (None, FeatureCache(tmp_path))
+    )
     one, other = plain.score(task.test), cached.score(task.test)
     assert not np.array_equal(one, other) and len(list(tmp_path.glob("*.features"))) == 3
     assert abs(roc_auc(task.labels, one) - roc_auc(task.labels, other)) < 1e-3
     assert roc_auc(task.labels, one) > 0.8
     monkeypatch.setattr(detectors, "CHUNK", 7)
     for detector, scores in ((plain, one), (cached, other)):
-        np.testing.assert_allclose(detector.score(task.test), scores, atol=1e-4)  # in parts that fit into memory
+        np.testing.assert_allclose(
+            detector.score(task.test), scores, atol=1e-4
+        )  # in parts that fit into memory
 
 
 def test_it_learns_what_it_is_shown(backbone):
@@ -185,7 +239,9 @@ def test_it_learns_what_it_is_shown(backbone):
     assert roc_auc(np.repeat([0, 1], 40), scores) > 0.95
     assert detector.losses_[-1] < 0.5 * detector.losses_[0]
     assert scores.dtype == np.float64 and scores.shape == (80,)
-    assert np.median(scores[:40]) < 0 < np.median(scores[40:])  # logits: below 0 is more likely normal
+    assert (
+        np.median(scores[:40]) < 0 < np.median(scores[40:])
+    )  # logits: below 0 is more likely normal
 
 
 def test_the_callback_sees_every_epoch_and_changes_nothing(backbone, fitted):
@@ -195,9 +251,15 @@ def test_the_callback_sees_every_epoch_and_changes_nothing(backbone, fitted):
         seen.append((done.epoch, done.loss, done.detector.score(IMAGES[:3])))
 
     watched = OutlierExposure(backbone, STRANGERS, on_epoch=look, **SETTINGS).fit(IMAGES)
-    assert watched.losses_ == fitted.losses_ and np.array_equal(watched.score(IMAGES), fitted.score(IMAGES))
-    assert [epoch for epoch, _, _ in seen] == [1, 2, 3] and [loss for _, loss, _ in seen] == watched.losses_
-    assert np.array_equal(seen[-1][2], watched.score(IMAGES[:3])) and not np.array_equal(seen[0][2], seen[1][2])
+    assert watched.losses_ == fitted.losses_ and np.array_equal(
+        watched.score(IMAGES), fitted.score(IMAGES)
+    )
+    assert [epoch for epoch, _, _ in seen] == [1, 2, 3] and [
+        loss for _, loss, _ in seen
+    ] == watched.losses_
+    assert np.array_equal(seen[-1][2], watched.score(IMAGES[:3])) and not np.array_equal(
+        seen[0][2], seen[1][2]
+    )
 
 
 def test_bf16_keeps_the_order(backbone, fitted):
@@ -206,23 +268,38 @@ def test_bf16_keeps_the_order(backbone, fitted):
     ranks = [np.argsort(np.argsort(detector.score(queries))) for detector in (fitted, fast)]
     assert np.corrcoef(*ranks)[0, 1] > 0.97 and fast.losses_ != fitted.losses_
     np.testing.assert_allclose(fast.losses_, fitted.losses_, rtol=0.05)
-    assert type(backbone.head.layer3[0].conv1) is torch.nn.Conv2d  # the pretrained network has kept its own
+    assert (
+        type(backbone.trainable.layer3[0].conv1) is torch.nn.Conv2d
+    )  # the pretrained network has kept its own
 
 
 def test_a_loss_that_is_no_number_stops_the_run(backbone):
-    with pytest.raises(FloatingPointError, match=r"the loss of epoch \d is (nan|inf): lower lr \(now 1e\+30\), or clip the gradient \(now None\)"):
-        OutlierExposure(backbone, STRANGERS, **{**SETTINGS, "lr": 1e30, "clip": None}).fit(IMAGES)
-    assert all(torch.isfinite(parameter).all() for parameter in backbone.head.parameters())
+    with pytest.raises(
+        FloatingPointError,
+        match=r"the loss of epoch \d is (nan|inf): lower lr \(now 1e\+30\), or clip the gradient \(now None\)",
+    ):
+        OutlierExposure(backbone, STRANGERS, **{**SETTINGS, "lr": 1e30, "max_grad_norm": None}).fit(
+            IMAGES
+        )
+    assert all(torch.isfinite(parameter).all() for parameter in backbone.trainable.parameters())
 
 
 @pytest.mark.parametrize(
     ("normal", "outliers", "message"),
     [
-        (IMAGES, images(4, side=64), r"^normal images are 32 x 32 and outliers 64 x 64 pixels: expected one size"),
+        (
+            IMAGES,
+            images(4, side=64),
+            r"^normal images are 32 x 32 and outliers 64 x 64 pixels: expected one size",
+        ),
         (IMAGES, IMAGES[:0], r"^there are no outliers: expected at least 1"),
         (IMAGES[:0], STRANGERS, r"^there are no normal images: expected at least 1"),
         (IMAGES, STRANGERS / 255, r"^images are float64 \(1, 3, 32, 32\): expected uint8"),
-        (IMAGES.astype(np.float32), STRANGERS, r"^images are float32 \(1, 3, 32, 32\): expected uint8"),
+        (
+            IMAGES.astype(np.float32),
+            STRANGERS,
+            r"^images are float32 \(1, 3, 32, 32\): expected uint8",
+        ),
         (IMAGES, STRANGERS[0], r"^images are uint8 \(1, 32, 32\): expected uint8 \(N, 3, H, W\)"),
     ],
 )
@@ -232,10 +309,10 @@ def test_images_that_cannot_be(backbone, normal, outliers, message):
 
 
 def test_stems_that_cannot_be(backbone, fitted):
-    stem = backbone.stem_features(IMAGES[:2])
+    stem = backbone.frozen_features(IMAGES[:2])
     for normal, outliers, name in ((stem[:0], stem, "normal images"), (stem, stem[:0], "outliers")):
         with pytest.raises(ValueError, match=f"there are no {name}"):
-            OutlierExposure(backbone, None, **SETTINGS).fit_stems(normal, outliers)
+            OutlierExposure(backbone, None, **SETTINGS).fit_frozen(normal, outliers)
     with pytest.raises(ValueError, match="there are no images"):
         fitted.score(IMAGES[:0])
     with pytest.raises(ValueError, match="images are float32"):
@@ -244,14 +321,21 @@ def test_stems_that_cannot_be(backbone, fitted):
         OutlierExposure(backbone, STRANGERS, **SETTINGS).score(IMAGES)
 
 
-@pytest.mark.parametrize("changes", [{name: value} for name in ("epochs", "batch_size") for value in (0, -1, 1.5, None)])
+@pytest.mark.parametrize(
+    "changes", [{name: value} for name in ("epochs", "batch_size") for value in (0, -1, 1.5, None)]
+)
 def test_counts_that_cannot_be(backbone, changes):
     ((name, value),) = changes.items()
-    with pytest.raises(ValueError, match=f"^{name}={value!r}: expected a whole number of at least 1.$"):
+    with pytest.raises(
+        ValueError, match=f"^{name}={value!r}: expected a whole number of at least 1.$"
+    ):
         OutlierExposure(backbone, STRANGERS, **{**SETTINGS, **changes})
 
 
-@pytest.mark.parametrize("changes", [{name: value} for name in ("lr", "clip") for value in (0.0, -1, math.nan, math.inf)])
+@pytest.mark.parametrize(
+    "changes",
+    [{name: value} for name in ("lr", "max_grad_norm") for value in (0.0, -1, math.nan, math.inf)],
+)
 def test_rates_that_cannot_be(backbone, changes):
     ((name, value),) = changes.items()
     with pytest.raises(ValueError, match=f"^{name}={value!r}: expected a number above 0.$"):

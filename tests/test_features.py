@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from pandalib.features import as_features, kmeans_gallery, l2_normalise
+from pandalib.validation import as_features, kmeans_gallery, l2_normalise
 
 
 @pytest.mark.parametrize(
@@ -32,13 +32,19 @@ def test_float32_features_are_not_copied():
 @pytest.mark.parametrize(
     "values, message",
     [
-        (np.ones(512), r"gallery must be two-dimensional.*got shape \(512,\); for one image pass gallery\[None, :\]"),
+        (
+            np.ones(512),
+            r"gallery must be two-dimensional.*got shape \(512,\); for one image pass gallery\[None, :\]",
+        ),
         (np.ones((2, 3, 4)), r"got shape \(2, 3, 4\)\."),
         (np.ones((0, 5)), r"gallery is empty, shape \(0, 5\)"),
         (np.ones((5, 0)), r"gallery is empty, shape \(5, 0\)"),
         (np.ones((2, 2), complex), "real numbers; got dtype complex128"),
         ([["a", "b"]], "real numbers"),
-        ([[0, np.nan], [1, 1], [np.inf, -np.inf]], "3 NaN or infinite values in 2 of 3 rows, the first in row 0"),
+        (
+            [[0, np.nan], [1, 1], [np.inf, -np.inf]],
+            "3 NaN or infinite values in 2 of 3 rows, the first in row 0",
+        ),
     ],
 )
 def test_broken_features_are_named(values, message):
@@ -59,7 +65,9 @@ def test_rows_have_length_one_and_zeros_stay():
 
 @pytest.mark.parametrize("scale", [1e-200, 1e200])
 def test_length_neither_over_nor_underflows(scale):
-    np.testing.assert_array_equal(l2_normalise(np.array([[3.0, 4.0]]) * scale), np.float32([[0.6, 0.8]]))
+    np.testing.assert_array_equal(
+        l2_normalise(np.array([[3.0, 4.0]]) * scale), np.float32([[0.6, 0.8]])
+    )
 
 
 def test_normalising_gives_the_same_bits_for_any_batch():
@@ -76,7 +84,9 @@ def test_kmeans_finds_separate_groups(offset):
     centres = kmeans_gallery(features.astype(np.float32), 3)
     expected = features.reshape(3, 50, 2).mean(axis=1)
     order = [np.abs(centres - middle).sum(axis=1).argmin() for middle in middles]
-    np.testing.assert_allclose(centres[order], expected, atol=2e-3 if offset else 1e-5)  # float32 steps by 1e-3 at 1e4
+    np.testing.assert_allclose(
+        centres[order], expected, atol=2e-3 if offset else 1e-5
+    )  # float32 steps by 1e-3 at 1e4
 
 
 def test_kmeans_is_seeded_and_silent(capfd):
@@ -86,13 +96,19 @@ def test_kmeans_is_seeded_and_silent(capfd):
     np.testing.assert_array_equal(kmeans_gallery(features, 60, seed=1), centres)
     assert (kmeans_gallery(features, 60, seed=2) != centres).any()
     np.testing.assert_allclose(kmeans_gallery(features, 1)[0], features.mean(axis=0), atol=1e-6)
-    every = kmeans_gallery(features, 200)  # as many centres as images: the images
-    np.testing.assert_allclose(every[np.lexsort(every.T)], features[np.lexsort(features.T)], atol=1e-6)
+    checkpoint_every = kmeans_gallery(features, 200)  # as many centres as images: the images
+    np.testing.assert_allclose(
+        checkpoint_every[np.lexsort(checkpoint_every.T)],
+        features[np.lexsort(features.T)],
+        atol=1e-6,
+    )
     kmeans_gallery(np.ones((20, 5)), 10)  # identical images
     assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("n_centres", [0, 11])
 def test_kmeans_needs_no_more_centres_than_images(n_centres):
-    with pytest.raises(ValueError, match=f"between 1 and the number of images, 10; got {n_centres}"):
+    with pytest.raises(
+        ValueError, match=f"between 1 and the number of images, 10; got {n_centres}"
+    ):
         kmeans_gallery(np.eye(10), n_centres)

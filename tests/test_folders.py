@@ -9,16 +9,25 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pandalib.sources import images
-from pandalib.sources.folders import class_specs, load_task
-from pandalib.sources.images import ENDINGS, ImageError, ImageFolder, list_images, read_image, read_mask
+from pandalib.datasets import images
+from pandalib.datasets.folder import class_specs, load_task
+from pandalib.datasets.images import (
+    ENDINGS,
+    ImageError,
+    ImageFolder,
+    list_images,
+    read_image,
+    read_mask,
+)
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "real"
 
 
 def real(name):
     if not (REAL / name).is_dir():
-        pytest.skip(f"the real images are not here: no folder ../shared/real/{name} beside the checkout")
+        pytest.skip(
+            f"the real images are not here: no folder ../shared/real/{name} beside the checkout"
+        )
     return REAL / name
 
 
@@ -30,7 +39,11 @@ def ramp(width=40, height=30):
 
 def save(path, pixels=None, **options):
     path.parent.mkdir(parents=True, exist_ok=True)
-    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(ramp() if pixels is None else pixels)
+    image = (
+        pixels
+        if isinstance(pixels, Image.Image)
+        else Image.fromarray(ramp() if pixels is None else pixels)
+    )
     image.save(path, **options)
     return path
 
@@ -67,7 +80,9 @@ def off_the_border(length, size, resize, short):
     return np.abs(samples - samples.round()) > 1e-3
 
 
-@pytest.mark.parametrize("width, height", [(40, 30), (31, 77), (61, 61), (500, 33), (7, 5), (263, 301)])
+@pytest.mark.parametrize(
+    "width, height", [(40, 30), (31, 77), (61, 61), (500, 33), (7, 5), (263, 301)]
+)
 @pytest.mark.parametrize("size, resize", [(24, None), (28, 32), (15, 21)])
 def test_geometry_is_resize_then_centre_crop(tmp_path, width, height, size, resize):
     noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
@@ -80,15 +95,27 @@ def test_geometry_is_resize_then_centre_crop(tmp_path, width, height, size, resi
     mask = read_mask(save(tmp_path / "m.png", spots), size, resize)
     assert mask.shape == (size, size) and mask.dtype == bool
     expected = two_steps(spots, size, resize or size, Image.Resampling.NEAREST) > 0
-    clear = np.outer(*(off_the_border(length, size, resize or size, min(width, height)) for length in (height, width)))
+    clear = np.outer(
+        *(
+            off_the_border(length, size, resize or size, min(width, height))
+            for length in (height, width)
+        )
+    )
     assert clear.mean() > 0.5 and (mask == expected)[clear].all()
 
 
 def test_geometry_agrees_with_torchvision(tmp_path):
     transforms = pytest.importorskip("torchvision.transforms")
     path = save(tmp_path / "a.png", ramp(333, 250))
-    expected = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224)])(Image.open(path))
-    assert np.abs(read_image(path, 224, 256).astype(int) - np.asarray(expected).transpose(2, 0, 1)).max() <= 1
+    expected = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224)])(
+        Image.open(path)
+    )
+    assert (
+        np.abs(
+            read_image(path, 224, 256).astype(int) - np.asarray(expected).transpose(2, 0, 1)
+        ).max()
+        <= 1
+    )
 
 
 def test_same_size_is_bit_equal(tmp_path):
@@ -124,7 +151,9 @@ def test_grey_becomes_three_equal_channels(tmp_path, name):
 
 
 def test_bilevel(tmp_path):
-    got = read_image(save(tmp_path / "b.png", grey("L").point(lambda v: 255 * (v > 90)).convert("1")), 32)
+    got = read_image(
+        save(tmp_path / "b.png", grey("L").point(lambda v: 255 * (v > 90)).convert("1")), 32
+    )
     assert (got[0] == 255 * (ramp(32, 32)[..., 0] > 90)).all()
 
 
@@ -141,7 +170,9 @@ def test_16_bit_is_not_stretched_when_dark(tmp_path):
 
 
 def test_big_endian_16_bit_tiff(tmp_path):
-    path = save(tmp_path / "a.tif", Image.frombytes("I;16B", (2, 2), np.full(4, 0x7B01, ">u2").tobytes()))
+    path = save(
+        tmp_path / "a.tif", Image.frombytes("I;16B", (2, 2), np.full(4, 0x7B01, ">u2").tobytes())
+    )
     assert (read_image(path, 2) == 0x7B).all()
 
 
@@ -188,7 +219,9 @@ def test_transparency_is_laid_on_white(tmp_path, mode, ending):
     pixels[:, :4, 3] = 0
     pixels[0, 7, 3] = 128
     options = {"lossless": True} if ending == "webp" else {}
-    got = read_image(save(tmp_path / f"a.{ending}", Image.fromarray(pixels).convert(mode), **options), 8)
+    got = read_image(
+        save(tmp_path / f"a.{ending}", Image.fromarray(pixels).convert(mode), **options), 8
+    )
     assert (got[:, :, :4] == 255).all() and (got[:, 1:, 4:] == 100).all()
     assert np.abs(got[:, 0, 7].astype(int) - 177).max() <= 1
 
@@ -206,7 +239,9 @@ def test_transparent_colour_is_laid_on_white(tmp_path, mode):
 @pytest.mark.parametrize("name", ["c.jpg", "c.tif"])
 def test_cmyk(tmp_path, name):
     options = {"quality": 100} if name == "c.jpg" else {}
-    path = save(tmp_path / name, Image.new("RGB", (16, 16), (200, 30, 90)).convert("CMYK"), **options)
+    path = save(
+        tmp_path / name, Image.new("RGB", (16, 16), (200, 30, 90)).convert("CMYK"), **options
+    )
     assert Image.open(path).mode == "CMYK"
     assert np.abs(read_image(path, 16)[:, 8, 8] - np.array([200, 30, 90])).max() <= 3
 
@@ -251,7 +286,9 @@ def test_one_pixel_and_extreme_strips(tmp_path, monkeypatch):
     spy = lambda image, size, *how, **more: made.append(size) or resize(image, size, *how, **more)  # noqa: E731
     monkeypatch.setattr(Image.Image, "resize", spy)
     for name, pixels in (("wide", strip), ("tall", strip.transpose(1, 0, 2))):
-        assert (read_image(save(tmp_path / f"{name}.png", pixels), 224)[:, 12:-12, 12:-12] == 200).all()
+        assert (
+            read_image(save(tmp_path / f"{name}.png", pixels), 224)[:, 12:-12, 12:-12] == 200
+        ).all()
     assert made == [(224, 224)] * 2  # resizing the whole strip would make 224000 x 224
 
 
@@ -266,7 +303,9 @@ def test_content_decides_not_the_ending(tmp_path):
 @pytest.mark.parametrize("ending", [e for e in ENDINGS if e not in (".jpeg", ".tiff")])
 @pytest.mark.parametrize("part", [0.02, 0.5, 0.9])
 def test_truncated(tmp_path, ending, part):
-    noise = np.random.default_rng(0).integers(0, 256, (64, 64) if ending == ".pgm" else (64, 64, 3), dtype=np.uint8)
+    noise = np.random.default_rng(0).integers(
+        0, 256, (64, 64) if ending == ".pgm" else (64, 64, 3), dtype=np.uint8
+    )
     path = save(tmp_path / f"a{ending}", noise)
     path.write_bytes(path.read_bytes()[: int(part * path.stat().st_size)])
     with pytest.raises(ImageError) as error:
@@ -294,7 +333,9 @@ def test_not_images(tmp_path):
             one_sentence(error, tmp_path / name, cause)
 
 
-@pytest.mark.parametrize("limit", [1000, 400])  # Pillow warns above its limit, and refuses above twice the limit
+@pytest.mark.parametrize(
+    "limit", [1000, 400]
+)  # Pillow warns above its limit, and refuses above twice the limit
 def test_too_many_pixels(tmp_path, monkeypatch, limit, recwarn):
     path = save(tmp_path / "a.png", ramp(40, 30))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
@@ -318,7 +359,9 @@ def test_mask_values(tmp_path):
     clear[:, 4:, 3] = 0
     pictures = {"label": label, "wide": wide, "bits": bits, "palette": palette, "clear": clear}
     for name, picture in pictures.items():
-        assert (read_mask(save(tmp_path / f"{name}.png", picture), 8) == half.astype(bool)).all(), name
+        assert (read_mask(save(tmp_path / f"{name}.png", picture), 8) == half.astype(bool)).all(), (
+            name
+        )
     spot = np.zeros((16, 16), np.uint8)
     spot[5:11, 3:8] = 255
     noisy = save(tmp_path / "m.jpg", spot, quality=75)
@@ -378,7 +421,11 @@ def test_indexing(five):
     assert len(five) == 5 and five.shape == (5, 3, 6, 6)
     assert five[3].shape == (3, 6, 6) and five[3].max() == 30
     assert five[-1].max() == five[np.int64(4)].max() == 40
-    assert levels(five[1:4]) == [1, 2, 3] and levels(five[::-2]) == [4, 2, 0] and levels(five[9:]) == []
+    assert (
+        levels(five[1:4]) == [1, 2, 3]
+        and levels(five[::-2]) == [4, 2, 0]
+        and levels(five[9:]) == []
+    )
     assert levels(five[np.array([4, 0, 4])]) == [4, 0, 4] and levels(five[[-1, 1]]) == [4, 1]
     assert levels(five[np.array([True, False, False, True, False])]) == [0, 3]
     assert levels(five[[]]) == levels(five[np.array([], int)]) == []
@@ -393,7 +440,9 @@ def test_indexing(five):
 def test_lazy_and_bounded(tmp_path, monkeypatch):
     path = flat(tmp_path / "a.png", 9)
     calls = []
-    monkeypatch.setattr(images, "read_image", lambda *a: calls.append(a) or np.zeros((3, 64, 64), np.uint8))
+    monkeypatch.setattr(
+        images, "read_image", lambda *a: calls.append(a) or np.zeros((3, 64, 64), np.uint8)
+    )
     tracemalloc.start()
     try:
         many = ImageFolder([path] * 20_000, 64)
@@ -451,7 +500,10 @@ def mvtec(root, masks=True):
     for i in range(4 * masks):
         mask = np.zeros((8, 8), np.uint8)
         mask[i, :] = 255 * (i > 0)  # the first one is empty
-        save(root / "ground_truth" / "scratch" / (f"{i:02}_mask.png" if i % 2 else f"{i:02}.png"), mask)
+        save(
+            root / "ground_truth" / "scratch" / (f"{i:02}_mask.png" if i % 2 else f"{i:02}.png"),
+            mask,
+        )
     for i in range(2 * masks):
         save(root / "ground_truth" / "hole" / f"{i:02}_mask.png", np.full((8, 8), 255, np.uint8))
     return root
@@ -467,7 +519,9 @@ def test_mvtec_layout(tmp_path):
     assert names(task.train) == [f"good/0{i}" for i in range(6)]
     assert task.kinds == ("good",) * 3 + ("hole",) * 2 + ("scratch",) * 4
     assert task.labels.dtype == np.int64 and task.labels.tolist() == [0] * 3 + [1] * 6
-    assert task.files == tuple(map(str, task.test.files)) and task.files[3].endswith("test/hole/00.png")
+    assert task.files == tuple(map(str, task.test.files)) and task.files[3].endswith(
+        "test/hole/00.png"
+    )
     assert task.test[:].shape == (9, 3, 8, 8) and task.test[5].max() == 50
     assert task.masks.shape == (9, 8, 8) and task.masks.dtype == bool
     assert task.masks.sum((1, 2)).tolist() == [0, 0, 0, 64, 64, 0, 8, 8, 8]
@@ -488,7 +542,13 @@ def test_missing_masks(tmp_path):
     (root / "ground_truth/scratch/01_mask.png").rename(root / "ground_truth/scratch/99_mask.png")
     with pytest.raises(ValueError) as error:
         load_task(root, size=8, n_test=1)  # even if the sample would miss it
-    one_sentence(error, root / "test/scratch/01.png", "1 of 6", root / "ground_truth/scratch/01_mask.png", "'drop'")
+    one_sentence(
+        error,
+        root / "test/scratch/01.png",
+        "1 of 6",
+        root / "ground_truth/scratch/01_mask.png",
+        "'drop'",
+    )
     task = load_task(root, size=8, missing_masks="drop")
     assert names(task.test)[-4:] == ["hole/01", "scratch/00", "scratch/02", "scratch/03"]
     assert task.masks.sum((1, 2)).tolist() == [0, 0, 0, 64, 64, 0, 8, 8] and task.masks[6, 2].all()
@@ -528,10 +588,17 @@ def test_train_and_test_classes(tmp_path):
     classes(tmp_path / "test", bird=2, cat=3, dog=2)
     task = load_task(f"{tmp_path}:dog", size=8)
     assert task.name == f"folder:{tmp_path}:dog" and task.masks is None
-    assert names(task.train) == [f"dog/0{i}" for i in range(4)] and task.train.files[0].parts[-3] == "train"
+    assert (
+        names(task.train) == [f"dog/0{i}" for i in range(4)]
+        and task.train.files[0].parts[-3] == "train"
+    )
     assert task.kinds == ("dog",) * 2 + ("bird",) * 2 + ("cat",) * 3
     assert task.labels.tolist() == [0, 0, 1, 1, 1, 1, 1]
-    assert class_specs(tmp_path) == class_specs(f"{tmp_path}:cat") == [f"{tmp_path}:cat", f"{tmp_path}:dog"]
+    assert (
+        class_specs(tmp_path)
+        == class_specs(f"{tmp_path}:cat")
+        == [f"{tmp_path}:cat", f"{tmp_path}:dog"]
+    )
 
 
 def test_class_called_good_among_others(tmp_path):
@@ -545,9 +612,12 @@ def test_class_folders_are_split(tmp_path):
     classes(tmp_path, cat=20, dog=3, train=2)  # a class may be called "train"
     task = load_task(f"{tmp_path}:cat", size=8, seed=1)
     train, test = set(names(task.train)), set(names(task.test))
-    assert len(train) == 16 and not train & test and {f"cat/{i:02}" for i in range(20)} == train | {
-        name for name in test if name.startswith("cat")
-    }
+    assert (
+        len(train) == 16
+        and not train & test
+        and {f"cat/{i:02}" for i in range(20)}
+        == train | {name for name in test if name.startswith("cat")}
+    )
     assert task.kinds == ("cat",) * 4 + ("dog",) * 3 + ("train",) * 2
     assert names(task.train) == sorted(train)
     assert names(load_task(f"{tmp_path}:cat", size=8, seed=1).train) == names(task.train)
@@ -588,7 +658,9 @@ def test_samples(tmp_path, monkeypatch):
     classes(tmp_path, ape=20)  # a further class changes no other's sample, and repeats none
     more = names(load_task(spec, size=8, n_test=3).test)
     assert set(more) > set(names(small.test))
-    assert [name[-2:] for name in more if name[:3] == "ape"] != [name[-2:] for name in more if name[:3] == "dog"]
+    assert [name[-2:] for name in more if name[:3] == "ape"] != [
+        name[-2:] for name in more if name[:3] == "dog"
+    ]
     for wrong in ({"n_train": 1}, {"n_test": 0}, {"n_train": -3}):
         with pytest.raises(ValueError, match="expected at least") as error:
             load_task(spec, size=8, **wrong)
@@ -600,7 +672,12 @@ def test_colons_spaces_unicode_links(tmp_path, monkeypatch):
     (tmp_path / "link").symlink_to(root)
     for spec in (f"{root}:gut: ja", f"{tmp_path}/link:gut: ja"):
         task = load_task(spec, size=8)
-        assert task.kinds == ("gut: ja",) * 1 + ("schlecht",) * 2 and task.test[:].shape == (3, 3, 8, 8)
+        assert task.kinds == ("gut: ja",) * 1 + ("schlecht",) * 2 and task.test[:].shape == (
+            3,
+            3,
+            8,
+            8,
+        )
     assert load_task(mvtec(tmp_path / "a:good"), size=8).name == f"folder:{tmp_path}/a:good"
 
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -687,8 +764,18 @@ def test_real_mvtec_leather():
     task = load_task(root, size=56, resize=64, missing_masks="drop")
     assert task.train[:].shape == (4, 3, 56, 56) and task.kinds.count("good") == 4
     assert task.masks.shape == (len(task.labels), 56, 56)
-    assert task.masks[task.labels == 1].any((1, 2)).mean() > 0.8 and not task.masks[task.labels == 0].any()
-    assert set(load_task(root, size=64, missing_masks="none").kinds) == {"good", "color", "cut", "fold", "glue", "poke"}
+    assert (
+        task.masks[task.labels == 1].any((1, 2)).mean() > 0.8
+        and not task.masks[task.labels == 0].any()
+    )
+    assert set(load_task(root, size=64, missing_masks="none").kinds) == {
+        "good",
+        "color",
+        "cut",
+        "fold",
+        "glue",
+        "poke",
+    }
 
 
 def test_real_magnetic_tile():
@@ -698,12 +785,16 @@ def test_real_magnetic_tile():
     images = task.test[::4]
     assert (images[:, 0] == images[:, 2]).all() and images.std() > 10
     whole = load_task(root, size=32)
-    empty = {kind for kind, label, mask in zip(whole.kinds, whole.labels, whole.masks) if label and not mask.any()}
+    empty = {
+        kind
+        for kind, label, mask in zip(whole.kinds, whole.labels, whole.masks)
+        if label and not mask.any()
+    }
     assert "uneven" in empty  # allowed: some "uneven" masks mark no pixel
 
 
 def test_images_are_written_in_their_order_and_only_into_an_empty_folder(tmp_path):
-    from pandalib.sources.folders import write_images
+    from pandalib.datasets.folder import write_images
 
     images = np.random.default_rng(0).integers(0, 256, (12, 3, 20, 20), dtype=np.uint8)
     folder = write_images(images, tmp_path / "new" / "photographs")

@@ -18,12 +18,12 @@ from PIL import Image
 from small import images, small_backbone
 from worlds import in_child
 
-from pandalib.inspector import Inspector
-from pandalib.sources.folders import labelled_images, load_task
-from pandalib.sources.found import open_images
-from pandalib.sources.images import ImageError, ImageFolder, read_image, read_mask
-from pandalib.sources.lazy import ImageCrops, SqueezedImages
-from pandalib.sources.outliers import outlier_folder
+from pandalib.inspection.inspector import Inspector
+from pandalib.datasets.folder import labelled_images, load_task
+from pandalib.datasets.found import open_images
+from pandalib.datasets.images import ImageError, ImageFolder, read_image, read_mask
+from pandalib.datasets.lazy import ImageCrops, SqueezedImages
+from pandalib.datasets.outliers import outlier_folder
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Pillow has a word about most of these files
 SIZE = 32
@@ -33,7 +33,9 @@ RNG = np.random.default_rng(0)
 
 def encoded(name: str, mode: str, **options) -> bytes:
     """A small valid file: smooth, so that compressed formats have something to do."""
-    smooth = np.clip(RNG.normal(128, 60, (5, 6, 4)), 0, 255).astype(np.uint8).repeat(4, 0).repeat(4, 1)
+    smooth = (
+        np.clip(RNG.normal(128, 60, (5, 6, 4)), 0, 255).astype(np.uint8).repeat(4, 0).repeat(4, 1)
+    )
     image = Image.fromarray(smooth if mode == "RGBA" else smooth[..., :3]).convert(mode)
     buffer = io.BytesIO()
     image.save(buffer, name, **options)
@@ -47,14 +49,32 @@ def rotated(name: str) -> bytes:
 
 
 VALID = {
-    "grey.png": encoded("PNG", "L"), "rgb.png": encoded("PNG", "RGB"), "rgba.png": encoded("PNG", "RGBA"), "palette.png": encoded("PNG", "P", transparency=3),
-    "bits.png": encoded("PNG", "1"), "rgb.jpg": encoded("JPEG", "RGB"), "cmyk.jpg": encoded("JPEG", "CMYK"),
-    "progressive.jpg": encoded("JPEG", "RGB", progressive=True), "turned.jpg": rotated("JPEG"), "rgb.bmp": encoded("BMP", "RGB"), "palette.bmp": encoded("BMP", "P"),
-    "raw.tif": encoded("TIFF", "RGB"), "packed.tif": encoded("TIFF", "L", compression="tiff_lzw"), "jpeg.tif": encoded("TIFF", "RGB", compression="jpeg"),
-    "float.tif": encoded("TIFF", "F"), "fax.tif": encoded("TIFF", "1", compression="group4"), "palette.gif": encoded("GIF", "P"),
-    "frames.gif": encoded("GIF", "RGB", save_all=True, append_images=[Image.new("RGB", (24, 20), "red")]), "lossy.webp": encoded("WEBP", "RGB"),
-    "lossless.webp": encoded("WEBP", "RGBA", lossless=True), "rgb.ppm": encoded("PPM", "RGB"), "grey.pgm": encoded("PPM", "L"), "plain.ppm": b"P3 2 2 255\n" + b"9 8 7 " * 4,
-}  # fmt: skip
+    "grey.png": encoded("PNG", "L"),
+    "rgb.png": encoded("PNG", "RGB"),
+    "rgba.png": encoded("PNG", "RGBA"),
+    "palette.png": encoded("PNG", "P", transparency=3),
+    "bits.png": encoded("PNG", "1"),
+    "rgb.jpg": encoded("JPEG", "RGB"),
+    "cmyk.jpg": encoded("JPEG", "CMYK"),
+    "progressive.jpg": encoded("JPEG", "RGB", progressive=True),
+    "turned.jpg": rotated("JPEG"),
+    "rgb.bmp": encoded("BMP", "RGB"),
+    "palette.bmp": encoded("BMP", "P"),
+    "raw.tif": encoded("TIFF", "RGB"),
+    "packed.tif": encoded("TIFF", "L", compression="tiff_lzw"),
+    "jpeg.tif": encoded("TIFF", "RGB", compression="jpeg"),
+    "float.tif": encoded("TIFF", "F"),
+    "fax.tif": encoded("TIFF", "1", compression="group4"),
+    "palette.gif": encoded("GIF", "P"),
+    "frames.gif": encoded(
+        "GIF", "RGB", save_all=True, append_images=[Image.new("RGB", (24, 20), "red")]
+    ),
+    "lossy.webp": encoded("WEBP", "RGB"),
+    "lossless.webp": encoded("WEBP", "RGBA", lossless=True),
+    "rgb.ppm": encoded("PPM", "RGB"),
+    "grey.pgm": encoded("PPM", "L"),
+    "plain.ppm": b"P3 2 2 255\n" + b"9 8 7 " * 4,
+}
 BYTES = [0, 1, 2, 0x7F, 0x80, 0xFE, 0xFF]
 
 
@@ -81,7 +101,9 @@ def folder(tmp_path_factory):
     """A task in MVTec's layout with masks, whose file `strange` is what is damaged; a folder of classes; one that collects."""
     root = tmp_path_factory.mktemp("fuzz")
     whole = images(4, SIZE)
-    for number, place in enumerate(("train/good/1", "train/good/2", "test/good/1", "test/bad/strange")):
+    for number, place in enumerate(
+        ("train/good/1", "train/good/2", "test/good/1", "test/bad/strange")
+    ):
         (root / "task" / place).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(whole[number].transpose(1, 2, 0)).save(root / "task" / f"{place}.png")
     (root / "task" / "ground_truth" / "bad").mkdir(parents=True)
@@ -102,7 +124,12 @@ def loaders(root: Path, path: Path):
     yield lambda: open_images(path, SIZE)[0][0]
     yield lambda: ImageCrops([path], [(0, 0, 2, 2)], SIZE)[0]
     yield lambda: outlier_folder(path.parent, size=SIZE)[0]
-    for name in ("classes/b/1.png", "task/test/bad/strange.png", "task/train/good/2.png", "task/ground_truth/bad/strange_mask.png"):
+    for name in (
+        "classes/b/1.png",
+        "task/test/bad/strange.png",
+        "task/train/good/2.png",
+        "task/ground_truth/bad/strange_mask.png",
+    ):
         target = root / name
 
         def placed(name=name, target=target):
@@ -112,7 +139,11 @@ def loaders(root: Path, path: Path):
                 if name.startswith("classes"):
                     return labelled_images(root / "classes", size=SIZE)[0][1]
                 task = load_task(root / "task", size=SIZE)
-                return task.masks[1] if "truth" in name else (task.train[1] if "train" in name else task.test[1])
+                return (
+                    task.masks[1]
+                    if "truth" in name
+                    else (task.train[1] if "train" in name else task.test[1])
+                )
             finally:
                 if kept is None:
                     target.unlink()
@@ -134,9 +165,17 @@ def try_all(root: Path, name: str, content: bytes) -> None:
             with in_time():
                 found = load()
         except ImageError as error:
-            assert error.cause and "\n" not in str(error) and error.cause in str(error) and str(error).startswith("cannot read '"), error
+            assert (
+                error.cause
+                and "\n" not in str(error)
+                and error.cause in str(error)
+                and str(error).startswith("cannot read '")
+            ), error
         else:
-            assert (found.dtype, found.shape) in ((np.dtype(np.uint8), (3, SIZE, SIZE)), (np.dtype(bool), (SIZE, SIZE)))
+            assert (found.dtype, found.shape) in (
+                (np.dtype(np.uint8), (3, SIZE, SIZE)),
+                (np.dtype(bool), (SIZE, SIZE)),
+            )
     shutil.copy(path, root / "all" / f"{len(os.listdir(root / 'all')):04d}-{name}")
 
 
@@ -151,7 +190,9 @@ def mutated(content: bytes, rng: np.random.Generator) -> bytes:
         elif kind == 1:
             found[place] = BYTES[rng.integers(len(BYTES))]
         elif kind == 2:
-            found[place : place + 4] = BYTES[rng.integers(len(BYTES))].to_bytes(1, "big") * int(rng.integers(1, 5))
+            found[place : place + 4] = BYTES[rng.integers(len(BYTES))].to_bytes(1, "big") * int(
+                rng.integers(1, 5)
+            )
         elif kind == 3:
             del found[place : place + int(rng.integers(1, 40))]
         elif kind == 4:
@@ -177,11 +218,26 @@ def test_mutated_files(folder, name):
         try_all(folder, name, mutated(VALID[name], rng))
 
 
-change = st.tuples(st.floats(0, 1), st.sampled_from(["set", "flip", "cut", "insert", "swap"]), st.binary(min_size=1, max_size=8))
+change = st.tuples(
+    st.floats(0, 1),
+    st.sampled_from(["set", "flip", "cut", "insert", "swap"]),
+    st.binary(min_size=1, max_size=8),
+)
 
 
-@settings(max_examples=250, derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
-@given(name=st.sampled_from(sorted(VALID)), other=st.sampled_from(sorted(VALID)), changes=st.lists(change, min_size=1, max_size=6), ending=st.booleans())
+@settings(
+    max_examples=250,
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(
+    name=st.sampled_from(sorted(VALID)),
+    other=st.sampled_from(sorted(VALID)),
+    changes=st.lists(change, min_size=1, max_size=6),
+    ending=st.booleans(),
+)
 def test_changed_files(folder, name, other, changes, ending):
     """As hypothesis likes them: bytes set, turned over, cut out, put in, and the tail of one file behind the head of another."""
     content = bytearray(VALID[name])
@@ -190,7 +246,9 @@ def test_changed_files(folder, name, other, changes, ending):
         if kind == "set":
             content[place : place + len(some)] = some
         elif kind == "flip":
-            content[place : place + 1] = bytes(byte ^ some[0] for byte in content[place : place + 1])
+            content[place : place + 1] = bytes(
+                byte ^ some[0] for byte in content[place : place + 1]
+            )
         elif kind == "cut":
             del content[place : place + 8 * len(some)]
         elif kind == "insert":
@@ -203,7 +261,9 @@ def test_changed_files(folder, name, other, changes, ending):
 def test_all_of_them_before_the_inspector(folder):
     """Fitted with `skip_unreadable` and ranked: what cannot be read is listed by name, the others are scored."""
     files = sorted((folder / "all").iterdir())
-    assert len(files) >= 500, "the tests above did not run: this one judges what they have collected"
+    assert len(files) >= 500, (
+        "the tests above did not run: this one judges what they have collected"
+    )
     readable = []
     for path in files:
         try:
@@ -216,9 +276,16 @@ def test_all_of_them_before_the_inspector(folder):
     inspector.fit(folder / "all", skip_unreadable=True)
     strange = [name for name, _ in inspector.unreadable_]
     assert strange == [path.name for path in files if path.name not in readable]
-    assert len(inspector.features_) + inspector.n_copies_ == len(readable) and np.isfinite(inspector.features_).all()
+    assert (
+        len(inspector.features_) + inspector.n_copies_ == len(readable)
+        and np.isfinite(inspector.features_).all()
+    )
     ranking = inspector.rank(folder / "all", top=3, skip_unreadable=True)
-    assert ranking.names == readable and np.isfinite(ranking.scores).all() and [name for name, _ in ranking.unreadable] == strange
+    assert (
+        ranking.names == readable
+        and np.isfinite(ranking.scores).all()
+        and [name for name, _ in ranking.unreadable] == strange
+    )
     with pytest.raises(ImageError, match=strange[0]):
         inspector.score(folder / "all")
     for name, cause in ranking.unreadable:
@@ -229,7 +296,12 @@ def test_all_of_them_before_the_inspector(folder):
 
 
 def chunk(kind: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+    return (
+        struct.pack(">I", len(content))
+        + kind
+        + content
+        + struct.pack(">I", zlib.crc32(kind + content))
+    )
 
 
 def png(width: int, height: int, *, extra: bytes = b"", rows: bytes | None = None) -> bytes:
@@ -247,9 +319,23 @@ def bombs() -> dict[str, bytes]:
         "text.png": png(8, 8, extra=chunk(b"zTXt", b"comment\0\0" + text)),
         "profile.png": png(8, 8, extra=chunk(b"iCCP", b"icc\0\0" + text)),
         "more.png": png(16, 16, rows=text),  # more pixels than the header says
-        "screen.gif": b"GIF89a" + struct.pack("<HHBBB", 65535, 65535, 0x80, 0, 0) + bytes(6) + b"," + struct.pack("<HHHHB", 0, 0, 65535, 65535, 0) + b"\x02\x02\x4c\x01\x00;",
-        "frame.gif": b"GIF89a" + struct.pack("<HHBBB", 8, 8, 0x80, 0, 0) + bytes(6) + b"," + struct.pack("<HHHHB", 0, 0, 65535, 65535, 0) + b"\x02\x02\x4c\x01\x00;",
-        "claims.bmp": b"BM" + struct.pack("<IHHIIiiHHIIiiII", 60, 0, 0, 54, 40, 2**31 - 1, 2**31 - 1, 1, 24, 0, 6, 0, 0, 0, 0) + bytes(6),
+        "screen.gif": b"GIF89a"
+        + struct.pack("<HHBBB", 65535, 65535, 0x80, 0, 0)
+        + bytes(6)
+        + b","
+        + struct.pack("<HHHHB", 0, 0, 65535, 65535, 0)
+        + b"\x02\x02\x4c\x01\x00;",
+        "frame.gif": b"GIF89a"
+        + struct.pack("<HHBBB", 8, 8, 0x80, 0, 0)
+        + bytes(6)
+        + b","
+        + struct.pack("<HHHHB", 0, 0, 65535, 65535, 0)
+        + b"\x02\x02\x4c\x01\x00;",
+        "claims.bmp": b"BM"
+        + struct.pack(
+            "<IHHIIiiHHIIiiII", 60, 0, 0, 54, 40, 2**31 - 1, 2**31 - 1, 1, 24, 0, 6, 0, 0, 0, 0
+        )
+        + bytes(6),
         "claims.ppm": b"P6 100000 100000 255\n" + bytes(100),
         "digits.ppm": b"P6 " + b"9" * 3_000_000 + b" 1 255\n",
         "spaces.ppm": b"P3" + b" " * 3_000_000,
@@ -272,7 +358,9 @@ def test_bombs_are_refused_before_they_go_off(tmp_path):
                         read_image_of[path.name] = f"{read(path, SIZE).shape}"
                 except ImageError as error:
                     read_image_of[path.name] = error.cause
-            read_image_of[path.name] += f" {(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024}"
+            read_image_of[path.name] += (
+                f" {(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024}"
+            )
         return read_image_of
 
     found = in_child(child)

@@ -16,44 +16,74 @@ from PIL import Image
 from small import images, small_backbone
 
 from pandalib.__main__ import main
-from pandalib.adapt import adapt
+from pandalib.methods.panda import fit_compactness
 from pandalib.backbones import load_backbone, read_state
-from pandalib.bank import MemoryBank
+from pandalib.methods.patchcore import PatchCore
 from pandalib.cache import FeatureCache
-from pandalib.detectors import DN2, Adapted, PixelKNN, SampleWise
-from pandalib.ewc import Fisher
-from pandalib.experiments import read_results
-from pandalib.exposure import OutlierExposure
-from pandalib.files import ROOT, write_atomically
-from pandalib.grids import MOST_RUNS, load_grid
-from pandalib.inspector import Inspector
-from pandalib.knn import leave_one_out_scores
+from pandalib.methods.detectors import DN2, PANDA, PixelKNN, PANDASES
+from pandalib.methods.ewc import Fisher
+from pandalib.experiments.sweep import read_results
+from pandalib.methods.outlier_exposure import OutlierExposure
+from pandalib.io import ROOT, write_atomically
+from pandalib.experiments.grids import MOST_RUNS, load_grid
+from pandalib.inspection.inspector import Inspector
+from pandalib.methods.knn import leave_one_out_scores
 from pandalib.metrics import bootstrap_interval, roc_auc
 from pandalib.pixel_metrics import pixel_roc_auc, pro
 from pandalib.sealed import read_tensors
-from pandalib.segment import SPADE
-from pandalib.sources.images import ImageError, read_image
-from pandalib.svdd import DeepSVDD
+from pandalib.methods.spade import SPADE
+from pandalib.datasets.images import ImageError, read_image
+from pandalib.methods.deep_svdd import DeepSVDD
 
 # ---------------------------------------------------------------- no pickle
 
 RUNS_CODE = {  # what would run code that stands in a file, or unpack a pickle
-    r"\bpickle\.(load|Unpickler)": "pickle", r"\b(c?[Pp]ickle|dill|cloudpickle|marshal|shelve|jsonpickle)\b.*import|import.*\b(c?[Pp]ickle|dill|cloudpickle|marshal|shelve|jsonpickle)\b": "import of pickle",
-    r"torch\.load\((?!.*weights_only=True)": "torch.load without weights_only=True", r"torch\.(jit|package)\b.*load|torch\.hub\.load\(": "torch's other loaders", r"allow_pickle\s*=\s*True": "numpy's pickles",
-    r"\b(np|numpy)\.load\((?!.*allow_pickle=False)": "np.load", r"joblib\.load\(": "joblib.load", r"read_pickle": "pandas' pickles", r"yaml\.(unsafe_|full_)?load\(": "yaml.load", r"(?<![\w.])(eval|exec)\(": "eval or exec",
-    r"weights_only\s*=\s*False": "weights_only=False", r"extractall\(": "extractall", r"shell\s*=\s*True": "a shell", r"os\.system\(": "a shell",
-}  # fmt: skip
+    r"\bpickle\.(load|Unpickler)": "pickle",
+    r"\b(c?[Pp]ickle|dill|cloudpickle|marshal|shelve|jsonpickle)\b.*import|import.*\b(c?[Pp]ickle|dill|cloudpickle|marshal|shelve|jsonpickle)\b": "import of pickle",
+    r"torch\.load\((?!.*weights_only=True)": "torch.load without weights_only=True",
+    r"torch\.(jit|package)\b.*load|torch\.hub\.load\(": "torch's other loaders",
+    r"allow_pickle\s*=\s*True": "numpy's pickles",
+    r"\b(np|numpy)\.load\((?!.*allow_pickle=False)": "np.load",
+    r"joblib\.load\(": "joblib.load",
+    r"read_pickle": "pandas' pickles",
+    r"yaml\.(unsafe_|full_)?load\(": "yaml.load",
+    r"(?<![\w.])(eval|exec)\(": "eval or exec",
+    r"weights_only\s*=\s*False": "weights_only=False",
+    r"extractall\(": "extractall",
+    r"shell\s*=\s*True": "a shell",
+    r"os\.system\(": "a shell",
+}
 
 
 def test_no_source_reads_pickles_or_runs_text():
-    sources = {path: path.read_text(encoding="utf-8") for folder in ("pandalib", "tools", "bench") for path in sorted((ROOT / folder).rglob("*.py"))}
+    sources = {
+        path: path.read_text(encoding="utf-8")
+        for folder in ("pandalib", "tools", "bench")
+        for path in sorted((ROOT / folder).rglob("*.py"))
+    }
     for path in sorted((ROOT / "notebooks").rglob("*.ipynb")):
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-        sources[path] = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+        sources[path] = "\n".join(
+            "".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"
+        )
     assert len(sources) > 60
-    found = [f"{path.relative_to(ROOT)}: {what}: {line.strip()}" for path, text in sources.items() for line in text.splitlines() for rule, what in RUNS_CODE.items() if re.search(rule, line)]
+    found = [
+        f"{path.relative_to(ROOT)}: {what}: {line.strip()}"
+        for path, text in sources.items()
+        for line in text.splitlines()
+        for rule, what in RUNS_CODE.items()
+        if re.search(rule, line)
+    ]
     assert not found
-    for line in ("pickle.load(f)", "import pickle", "torch.load(path)", "np.load(path)", "eval(text)", "joblib.load(a)", "np.fromfile(a, allow_pickle=True)"):
+    for line in (
+        "pickle.load(f)",
+        "import pickle",
+        "torch.load(path)",
+        "np.load(path)",
+        "eval(text)",
+        "joblib.load(a)",
+        "np.fromfile(a, allow_pickle=True)",
+    ):
         assert any(re.search(rule, line) for rule in RUNS_CODE), line  # the rules themselves
 
 
@@ -78,18 +108,26 @@ def harm(tmp_path):
 def harmful_files(harm: Path) -> dict[str, bytes]:
     plain = pickle.dumps(Harmful(harm))
     (harm.parent / "made").mkdir()
-    old, new, array, archive = (harm.parent / "made" / name for name in ("old", "new", "array.npy", "archive.npz"))
+    old, new, array, archive = (
+        harm.parent / "made" / name for name in ("old", "new", "array.npy", "archive.npz")
+    )
     torch.save(dict(a=Harmful(harm)), old, _use_new_zipfile_serialization=False)
     torch.save(dict(a=Harmful(harm)), new)
     np.save(array, np.array([Harmful(harm)], dtype=object), allow_pickle=True)
     np.savez(archive, a=np.array([Harmful(harm)], dtype=object))
-    return dict(plain=plain, old=old.read_bytes(), new=new.read_bytes(), array=array.read_bytes(), archive=archive.read_bytes())
+    return dict(
+        plain=plain,
+        old=old.read_bytes(),
+        new=new.read_bytes(),
+        array=array.read_bytes(),
+        archive=archive.read_bytes(),
+    )
 
 
 def test_harmful_pickles_never_run(harm, tmp_path, monkeypatch):
     """As weights, images, detector, checkpoint, Fisher information, cache, grid and result."""
     backbone = small_backbone()
-    stem = backbone.stem_features(images(4))
+    stem = backbone.frozen_features(images(4))
     model = tmp_path / "model"
     Inspector(backbone, false_alarm_rate=0.3, progress=False).fit(images(6)).save(model)
     tensors = next(model.glob("*.safetensors"))
@@ -105,19 +143,31 @@ def test_harmful_pickles_never_run(harm, tmp_path, monkeypatch):
             with pytest.raises(ImageError):
                 read_image(path / f"i{ending}", 8)
         (path / "f.safetensors").write_bytes(content)
-        with pytest.raises(ValueError, match="f.safetensors is damaged, or holds no Fisher information"):
+        with pytest.raises(
+            ValueError, match="f.safetensors is damaged, or holds no Fisher information"
+        ):
             Fisher.load(path / "f.safetensors")
         (path / "run").mkdir()
         (path / "run" / "resume.safetensors").write_bytes(content)
         with pytest.raises(ValueError, match="resume.safetensors is damaged or no checkpoint"):
-            adapt(backbone, stem, folder=path / "run", epochs=1, lr=0.1, clip=None, progress=False)
+            fit_compactness(
+                backbone,
+                stem,
+                folder=path / "run",
+                epochs=1,
+                lr=0.1,
+                max_grad_norm=None,
+                progress=False,
+            )
         for name in (tensors.name, "detector.json"):
             shutil.copytree(model, path / f"model {name}")
             (path / f"model {name}" / name).write_bytes(content)
             with pytest.raises(ValueError, match=f"{name} is damaged"):
                 Inspector.load(path / f"model {name}", backbone=backbone)
         (path / f"{'0' * 40}.float16.features").write_bytes(content)
-        assert FeatureCache(path).get("0" * 40, (1, 2), iter([np.ones((1, 2))])).tolist() == [[1, 1]]
+        assert FeatureCache(path).get("0" * 40, (1, 2), iter([np.ones((1, 2))])).tolist() == [
+            [1, 1]
+        ]
         (path / "g.toml").write_bytes(content)
         with pytest.raises(ValueError, match="g.toml is no TOML"):
             load_grid(path / "g.toml")
@@ -129,13 +179,21 @@ def test_harmful_pickles_never_run(harm, tmp_path, monkeypatch):
 
 def test_a_harmful_file_beside_fashion_mnist(harm, tmp_path, monkeypatch):
     """torchvision looks for an old form of that data set first, which was a pickle."""
-    from pandalib.sources.public import load_task
+    from pandalib.datasets.public import load_task
 
     monkeypatch.setenv("PANDALIB_DATASETS", str(tmp_path))
-    raw, processed = (tmp_path / "fashion_mnist" / "unpacked" / "FashionMNIST" / name for name in ("raw", "processed"))
+    raw, processed = (
+        tmp_path / "fashion_mnist" / "unpacked" / "FashionMNIST" / name
+        for name in ("raw", "processed")
+    )
     raw.mkdir(parents=True)
     processed.mkdir()
-    for name in ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"):
+    for name in (
+        "train-images-idx3-ubyte",
+        "train-labels-idx1-ubyte",
+        "t10k-images-idx3-ubyte",
+        "t10k-labels-idx1-ubyte",
+    ):
         (raw / name).write_bytes(b"")
     for name in ("training.pt", "test.pt"):
         torch.save(Harmful(harm), processed / name)
@@ -147,11 +205,16 @@ def test_a_harmful_file_beside_fashion_mnist(harm, tmp_path, monkeypatch):
 def test_weights_that_are_no_plain_tensors(tmp_path):
     """One number that claims to be a thousand million, numbers that are nowhere, and other kinds of tensors."""
     cases = dict(
-        expanded=torch.zeros(1, 1).expand(10**9, 512), meta=torch.empty(3, device="meta"), sparse=torch.eye(3).to_sparse(), quantised=torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8),
-    )  # fmt: skip
+        expanded=torch.zeros(1, 1).expand(10**9, 512),
+        meta=torch.empty(3, device="meta"),
+        sparse=torch.eye(3).to_sparse(),
+        quantised=torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8),
+    )
     for name, tensor in cases.items():
         torch.save({"fc.weight": tensor}, tmp_path / f"{name}.pth")
-        with pytest.raises(ValueError, match=f"{name}.pth(: fc.weight is no plain tensor| cannot be read)"):
+        with pytest.raises(
+            ValueError, match=f"{name}.pth(: fc.weight is no plain tensor| cannot be read)"
+        ):
             load_backbone("resnet18", tmp_path / f"{name}.pth")
     torch.save({"fc.weight": torch.tensor(3.0)}, tmp_path / "scalar.pth")
     with pytest.raises(ValueError, match="scalar.pth .resnet18.* lack 100 tensors"):
@@ -165,13 +228,17 @@ def test_mutated_weights(tmp_path, name):
     from safetensors.torch import save_file
 
     state, path = {"a": torch.arange(4.0), "b": torch.ones(2, 3)}, tmp_path / name
-    save_file(state, path) if name.endswith(".safetensors") else torch.save(state, path, _use_new_zipfile_serialization=name == "a.pth")
+    save_file(state, path) if name.endswith(".safetensors") else torch.save(
+        state, path, _use_new_zipfile_serialization=name == "a.pth"
+    )
     whole, draw = path.read_bytes(), random.Random(name)
     for _ in range(150):
         content = bytearray(whole)
         for _ in range(draw.randint(1, 4)):
             place = draw.randrange(len(content))
-            content[place : place + draw.choice([0, 1, 1, 30])] = draw.randbytes(draw.choice([0, 1, 1, 20]))
+            content[place : place + draw.choice([0, 1, 1, 30])] = draw.randbytes(
+                draw.choice([0, 1, 1, 20])
+            )
         path.write_bytes(content)
         try:
             found = read_state(path)
@@ -206,12 +273,37 @@ def test_mutated_grids(tmp_path):
     """Words of the file exchanged, taken out and put in: a grid whose runs can be counted, or one error that names the file."""
     path, draw, n_good = tmp_path / "g.toml", random.Random(0), 0
     pieces = re.findall(r"\w+|\s+|[^\w\s]", GRID)
-    strange = ["[", "]", '"', "{", "=", "\n", "-1", "1e999", "nan", "true", "1979-05-27", "'''", "\0", "é", "9" * 5000, "[" * 3000, '"../x"', "folder", "k", "grid", ".", ","]
+    strange = [
+        "[",
+        "]",
+        '"',
+        "{",
+        "=",
+        "\n",
+        "-1",
+        "1e999",
+        "nan",
+        "true",
+        "1979-05-27",
+        "'''",
+        "\0",
+        "é",
+        "9" * 5000,
+        "[" * 3000,
+        '"../x"',
+        "folder",
+        "k",
+        "grid",
+        ".",
+        ",",
+    ]
     for _ in range(400):
         changed = list(pieces)
         for _ in range(draw.randint(1, 3)):
             place = draw.randrange(len(changed))
-            changed[place : place + draw.randint(0, 1)] = [draw.choice(strange if draw.random() < 0.6 else pieces)]
+            changed[place : place + draw.randint(0, 1)] = [
+                draw.choice(strange if draw.random() < 0.6 else pieces)
+            ]
         path.write_text("".join(changed), encoding="utf-8")
         try:
             grid = load_grid(path)
@@ -224,7 +316,9 @@ def test_mutated_grids(tmp_path):
     assert n_good > 5
 
 
-@pytest.mark.parametrize("name", ["../../x", "a/b", "/tmp/x", "..", ".hidden", "a\\\\b", "", "x" * 101, "a\\u0000b"])
+@pytest.mark.parametrize(
+    "name", ["../../x", "a/b", "/tmp/x", "..", ".hidden", "a\\\\b", "", "x" * 101, "a\\u0000b"]
+)
 def test_a_grid_whose_name_leaves_its_folder(tmp_path, name):
     """`sweep` makes a folder of that name."""
     (tmp_path / "g.toml").write_text(GRID.replace('"small"', f'"{name}"'))
@@ -233,9 +327,16 @@ def test_a_grid_whose_name_leaves_its_folder(tmp_path, name):
 
 
 def test_a_grid_without_end(tmp_path):
-    options = "\n".join(f"{name} = [{', '.join(map(str, range(2, 400)))}]" for name in ("n_train", "n_test", "size", "k"))
-    (tmp_path / "g.toml").write_text(GRID.split("[settings]")[0].replace('"ewc"', '"pixels"') + f"[vary]\n{options}\n")
-    with pytest.raises(ValueError, match=rf"g.toml stands for \d+ runs: expected at most {MOST_RUNS}"):
+    options = "\n".join(
+        f"{name} = [{', '.join(map(str, range(2, 400)))}]"
+        for name in ("n_train", "n_test", "size", "k")
+    )
+    (tmp_path / "g.toml").write_text(
+        GRID.split("[settings]")[0].replace('"ewc"', '"pixels"') + f"[vary]\n{options}\n"
+    )
+    with pytest.raises(
+        ValueError, match=rf"g.toml stands for \d+ runs: expected at most {MOST_RUNS}"
+    ):
         load_grid(tmp_path / "g.toml").runs()
 
 
@@ -249,12 +350,23 @@ def test_numbers_of_a_grid_that_no_result_could_hold(tmp_path, line):
 # ---------------------------------------------------------------- names and paths
 
 NAMES = {
-    "blanks": " two  blanks ", "unicode": "Größe ☃ 日本 🐼", "composed": "e\u0301", "signs": "%s{} $HOME `x`;&|<b>'\"", "line": "new\nline", "bytes": os.fsdecode(b"by\xff\xfete"), "long": 120 * "ä",
-    "deep": "/".join(8 * [100 * "d"]), "minus": "--json", "tilde": "~nobody",
-}  # fmt: skip
+    "blanks": " two  blanks ",
+    "unicode": "Größe ☃ 日本 🐼",
+    "composed": "e\u0301",
+    "signs": "%s{} $HOME `x`;&|<b>'\"",
+    "line": "new\nline",
+    "bytes": os.fsdecode(b"by\xff\xfete"),
+    "long": 120 * "ä",
+    "deep": "/".join(8 * [100 * "d"]),
+    "minus": "--json",
+    "tilde": "~nobody",
+}
 
 
-@pytest.mark.parametrize(("kind", "encoding"), [*((kind, "utf-8") for kind in NAMES), ("unicode", "ascii"), ("bytes", "ascii")])
+@pytest.mark.parametrize(
+    ("kind", "encoding"),
+    [*((kind, "utf-8") for kind in NAMES), ("unicode", "ascii"), ("bytes", "ascii")],
+)
 def test_strange_paths(tmp_path, kind, encoding, monkeypatch):
     """Images, cache, checkpoints, detector, report and table below such a folder; what is printed suits every terminal."""
     root = tmp_path / NAMES[kind]
@@ -264,19 +376,47 @@ def test_strange_paths(tmp_path, kind, encoding, monkeypatch):
         pytest.skip(f"this file system has no such names ({error})")
     monkeypatch.setenv("PANDALIB_CACHE", str(root / "cache"))
     for number, picture in enumerate(images(20, 32)):
-        place = root / ("normal" if number < 18 else "odd") / f"{NAMES[kind].split('/')[0][:40]} {number}.png"
+        place = (
+            root
+            / ("normal" if number < 18 else "odd")
+            / f"{NAMES[kind].split('/')[0][:40]} {number}.png"
+        )
         place.parent.mkdir(exist_ok=True)
         Image.fromarray(picture.transpose(1, 2, 0)).save(open(place, "wb"), "PNG")
     backbone = small_backbone()
     features = backbone.features(images(3), cache=FeatureCache())
     assert np.array_equal(features, backbone.features(images(3), cache=FeatureCache()))
-    stem = backbone.stem_features(images(4))
-    adapt(backbone, stem, folder=root / "run", epochs=1, lr=0.1, clip=None, progress=False)
+    stem = backbone.frozen_features(images(4))
+    fit_compactness(
+        backbone, stem, folder=root / "run", epochs=1, lr=0.1, max_grad_norm=None, progress=False
+    )
     assert read_tensors(root / "run" / "resume.safetensors")[1]["epoch"] == 1
-    fit = ["fit", str(root / "normal"), "--out", str(root / "model"), "--size", "32", "--false-alarm-rate", "0.1"]
-    score = ["score", str(root / "model"), str(root / "odd"), "--report", str(root / "r.html"), "--csv", str(root / "t.csv"), "--json", str(root / "t.json")]
+    fit = [
+        "fit",
+        str(root / "normal"),
+        "--out",
+        str(root / "model"),
+        "--size",
+        "32",
+        "--false-alarm-rate",
+        "0.1",
+    ]
+    score = [
+        "score",
+        str(root / "model"),
+        str(root / "odd"),
+        "--report",
+        str(root / "r.html"),
+        "--csv",
+        str(root / "t.csv"),
+        "--json",
+        str(root / "t.json"),
+    ]
     for command in (fit, score):
-        with open(tmp_path / "out", "w", encoding=encoding, errors="strict") as out, contextlib.redirect_stdout(out):
+        with (
+            open(tmp_path / "out", "w", encoding=encoding, errors="strict") as out,
+            contextlib.redirect_stdout(out),
+        ):
             assert main(command) == 0
     shown = (tmp_path / "out").read_text(encoding=encoding)
     assert "2 images raise" in shown or "of 2 images raise an alarm" in shown
@@ -286,13 +426,26 @@ def test_strange_paths(tmp_path, kind, encoding, monkeypatch):
     assert "<b>" not in report and not re.search(r"[\udc80-\udcff]", report)
 
 
-@pytest.mark.parametrize("arguments", [["run", "--task", "folder:{}:good", "--method", "dn2"], ["fit", "{}", "--out", "m"], ["score", "{}", "{}"], ["sweep", "{}"], ["table", "{}"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run", "--task", "folder:{}:good", "--method", "dn2"],
+        ["fit", "{}", "--out", "m"],
+        ["score", "{}", "{}"],
+        ["sweep", "{}"],
+        ["table", "{}"],
+    ],
+)
 @pytest.mark.parametrize("path", ["x" * 300, "/".join(50 * [100 * "x"]), "a\0b"])
 def test_paths_that_cannot_be(arguments, path, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main([argument.format(path, path) for argument in arguments]) == 2
     words = capsys.readouterr()
-    assert words.out == "" and re.fullmatch(r"pandalib: .+\n", words.err) and not list(tmp_path.iterdir())
+    assert (
+        words.out == ""
+        and re.fullmatch(r"pandalib: .+\n", words.err)
+        and not list(tmp_path.iterdir())
+    )
 
 
 def test_a_name_too_long_is_named(tmp_path):
@@ -304,13 +457,21 @@ def test_a_name_too_long_is_named(tmp_path):
 # ---------------------------------------------------------------- few images, no numbers, one class
 
 K = 4
-PACE = dict(lr=0.1, clip=0.01, progress=False)
+PACE = dict(lr=0.1, max_grad_norm=0.01, progress=False)
 DETECTORS = {
-    "pixels": lambda b: PixelKNN(K), "dn2": lambda b: DN2(b, K), "normalised": lambda b: DN2(b, K, normalise=True), "whitened": lambda b: DN2(b, K, whiten=True),
-    "centres": lambda b: DN2(b, 2, n_centres=2), "adapted": lambda b: Adapted(b, epochs=1, k=K, **PACE), "ses": lambda b: SampleWise(b, epochs=1, k=K, **PACE),
-    "oe": lambda b: OutlierExposure(b, images(3, seed=5), epochs=1, **PACE), "svdd": lambda b: DeepSVDD(1, progress=False), "spade": lambda b: SPADE(b, n_images=K),
-    "bank": lambda b: MemoryBank(b, progress=False), "inspector": lambda b: Inspector(b, k=K, false_alarm_rate=0.3, progress=False),
-}  # fmt: skip
+    "pixels": lambda b: PixelKNN(K),
+    "dn2": lambda b: DN2(b, K),
+    "normalised": lambda b: DN2(b, K, normalise=True),
+    "whitened": lambda b: DN2(b, K, whiten=True),
+    "centres": lambda b: DN2(b, 2, n_centres=2),
+    "adapted": lambda b: PANDA(b, epochs=1, k=K, **PACE),
+    "ses": lambda b: PANDASES(b, epochs=1, k=K, **PACE),
+    "oe": lambda b: OutlierExposure(b, images(3, seed=5), epochs=1, **PACE),
+    "svdd": lambda b: DeepSVDD(1, progress=False),
+    "spade": lambda b: SPADE(b, n_images=K),
+    "bank": lambda b: PatchCore(b, progress=False),
+    "inspector": lambda b: Inspector(b, k=K, false_alarm_rate=0.3, progress=False),
+}
 
 
 @pytest.mark.parametrize("n", [0, 1, 2, K - 1])
@@ -320,7 +481,9 @@ def test_few_training_images(name, n):
     try:
         scores = DETECTORS[name](small_backbone()).fit(images(n)).score(images(3, seed=9))
     except ValueError as error:
-        assert re.search(rf"there are no|\b{n}\b.*image|got {n}\b|images?, {n}\b", str(error)) and "\n" not in str(error), error
+        assert re.search(
+            rf"there are no|\b{n}\b.*image|got {n}\b|images?, {n}\b", str(error)
+        ) and "\n" not in str(error), error
     else:
         assert n > 0 and scores.shape == (3,) and np.isfinite(scores).all()
         assert name in ("oe", "svdd", "spade", "bank", "centres")
@@ -332,7 +495,7 @@ def test_a_network_whose_numbers_are_none(name, value):
     """As after a flipped bit in weights that came without a hash: no detector gives a score."""
     backbone = small_backbone()
     with torch.no_grad():
-        next(backbone.head.parameters())[0, 0, 0, 0] = value
+        next(backbone.trainable.parameters())[0, 0, 0, 0] = value
     with pytest.raises((ValueError, FloatingPointError), match="NaN|nan|infinite|finite"):
         DETECTORS[name](backbone).fit(images(40)).score(images(3, seed=9))
 
@@ -340,7 +503,10 @@ def test_a_network_whose_numbers_are_none(name, value):
 def test_labels_all_of_one_class():
     scores = np.arange(4.0)
     for label in (0, 1):
-        for work in (lambda: roc_auc(np.full(4, label), scores), lambda: bootstrap_interval(np.full(4, label), scores)):
+        for work in (
+            lambda: roc_auc(np.full(4, label), scores),
+            lambda: bootstrap_interval(np.full(4, label), scores),
+        ):
             with pytest.raises(ValueError, match="[Bb]oth|only|class|normal|anomalous"):
                 work()
         for work in (pixel_roc_auc, pro):
@@ -352,7 +518,9 @@ def test_labels_all_of_one_class():
 def test_features_and_scores_that_are_no_numbers(bad):
     features = np.ones((6, 3), np.float32)
     features[2, 1] = bad
-    with pytest.raises(ValueError, match="holds 1 NaN or infinite values in 1 of 6 rows, the first in row 2"):
+    with pytest.raises(
+        ValueError, match="holds 1 NaN or infinite values in 1 of 6 rows, the first in row 2"
+    ):
         leave_one_out_scores(features, k=2)
     with pytest.raises(ValueError, match="NaN|infinite"):
         roc_auc([0, 1, 1], [0.0, 1.0, np.nan])

@@ -22,7 +22,11 @@ PAGE = (ROOT / "docs" / "hub.md").read_text(encoding="utf-8")
 
 
 def make_targets():
-    return set(re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)[1].split())
+    return set(
+        re.search(
+            r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE
+        )[1].split()
+    )
 
 
 # ---------------------------------------------------------------- Binder, container
@@ -30,7 +34,9 @@ def make_targets():
 
 def test_binder_reads_the_environment_of_the_root():
     """repo2docker reads nothing outside of .binder once that folder exists; a link would not survive every copy."""
-    same = (ROOT / ".binder" / "environment.yml").read_text() == (ROOT / "environment.yml").read_text()
+    same = (ROOT / ".binder" / "environment.yml").read_text() == (
+        ROOT / "environment.yml"
+    ).read_text()
     assert same, "cp environment.yml .binder/environment.yml"
     assert not (ROOT / "postBuild").exists(), "repo2docker would not read it there"
 
@@ -46,13 +52,17 @@ def test_binder_lets_python_find_pandalib():
 def test_devcontainer_uses_what_the_makefile_has():
     settings = json.loads((ROOT / ".devcontainer" / "devcontainer.json").read_text())
     wanted = tuple(map(int, re.search(r"(\d+)\.(\d+)", PROJECT["requires-python"]).groups()))
-    assert tuple(map(int, re.fullmatch(r"python:(\d+)\.(\d+)", settings["image"]).groups())) >= wanted
+    assert (
+        tuple(map(int, re.fullmatch(r"python:(\d+)\.(\d+)", settings["image"]).groups())) >= wanted
+    )
     for key in ("postCreateCommand", "postAttachCommand"):
         program, target, *_ = settings[key].split()
         assert program == "make" and target in make_targets()
     port = re.search(r"--port=(\d+)", settings["postAttachCommand"])[1]
     assert settings["forwardPorts"] == [int(port)]
-    assert settings["customizations"]["vscode"]["settings"]["python.defaultInterpreterPath"].endswith("/.venv/bin/python")
+    assert settings["customizations"]["vscode"]["settings"][
+        "python.defaultInterpreterPath"
+    ].endswith("/.venv/bin/python")
 
 
 def test_ci_brings_a_browser():
@@ -79,8 +89,17 @@ def test_the_release_is_the_version_of_pandalib():
 
 def test_one_place_names_the_repository():
     """Until the project has an address, it says so in one place; lessons and page follow from there."""
-    named = [path for folder in ("pandalib", "tools", "notebooks", "docs") for path in (ROOT / folder).rglob("*.*") if path.suffix in (".py", ".md")]
-    holders = [path.relative_to(ROOT).as_posix() for path in named if colab.REPOSITORY in path.read_text(encoding="utf-8")]
+    named = [
+        path
+        for folder in ("pandalib", "tools", "notebooks", "docs")
+        for path in (ROOT / folder).rglob("*.*")
+        if path.suffix in (".py", ".md")
+    ]
+    holders = [
+        path.relative_to(ROOT).as_posix()
+        for path in named
+        if colab.REPOSITORY in path.read_text(encoding="utf-8")
+    ]
     assert holders == ["tools/colab.py"]
     assert "REPOSITORY" in PAGE and "tools/colab.py" in PAGE
 
@@ -89,20 +108,31 @@ def test_one_place_names_the_repository():
 def test_each_lesson_begins_with_the_cell(path):
     assert len(LESSONS) >= 7
     for one in (path, path.parent / "student" / path.name):
-        first = next(cell for cell in nbformat.read(one, as_version=4).cells if cell.cell_type == "code")
-        assert (first.id, first.source) == ("colab", colab.cell_source()), "python tools/colab.py; make student"
+        first = next(
+            cell for cell in nbformat.read(one, as_version=4).cells if cell.cell_type == "code"
+        )
+        assert (first.id, first.source) == ("colab", colab.cell_source()), (
+            "python tools/colab.py; make student"
+        )
         assert not first.outputs and first.metadata.slideshow.slide_type == "skip"
 
 
 def test_the_tool_says_when_a_cell_is_out_of_date_and_mends_it(tmp_path, monkeypatch, capsys):
     (tmp_path / "notebooks").mkdir()
-    shutil.copytree(ROOT / "pandalib", tmp_path / "pandalib", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        ROOT / "pandalib", tmp_path / "pandalib", ignore=shutil.ignore_patterns("__pycache__")
+    )
     cells = [nbformat.v4.new_markdown_cell("# Title", id="title")]
-    cells += [nbformat.v4.new_code_cell("1 + 1", id=name, execution_count=number) for number, name in ((1, "one"), (2, "two"))]
+    cells += [
+        nbformat.v4.new_code_cell("1 + 1", id=name, execution_count=number)
+        for number, name in ((1, "one"), (2, "two"))
+    ]
     path = tmp_path / "notebooks" / "00_x.ipynb"
     path.write_text(nbformat.writes(nbformat.v4.new_notebook(cells=cells)) + "\n")
     monkeypatch.setattr(colab, "ROOT", tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))  # the tool puts its copy of pandalib first, for processes started later as well
+    monkeypatch.setattr(
+        sys, "path", list(sys.path)
+    )  # the tool puts its copy of pandalib first, for processes started later as well
     assert colab.main(["--check"]) == 1 and "00_x.ipynb" in capsys.readouterr().err
     assert colab.main([]) == 0 and colab.main(["--check"]) == 0
     written = nbformat.read(path, as_version=4)
@@ -112,7 +142,11 @@ def test_the_tool_says_when_a_cell_is_out_of_date_and_mends_it(tmp_path, monkeyp
     monkeypatch.setattr(colab, "REPOSITORY", "https://example.org/course")
     assert colab.main(["--check"]) == 1 and colab.main([]) == 0
     again = nbformat.read(path, as_version=4)
-    assert [cell.execution_count for cell in again.cells[1:]] == [1, 2, 3] and "example.org/course" in again.cells[1].source
+    assert [cell.execution_count for cell in again.cells[1:]] == [
+        1,
+        2,
+        3,
+    ] and "example.org/course" in again.cells[1].source
 
 
 @pytest.fixture(scope="module")
@@ -125,12 +159,30 @@ def machine(tmp_path_factory):
     for name in ("pandalib", "tools"):
         shutil.copytree(ROOT / name, release / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", release)
-    who = ["-c", "user.name=test", "-c", "user.email=test@example.org", "-c", "commit.gpgsign=false"]
-    for command in (["init", "--quiet"], ["add", "."], [*who, "commit", "--quiet", "-m", "release"], ["tag", f"v{pandalib.__version__}"]):
+    who = [
+        "-c",
+        "user.name=test",
+        "-c",
+        "user.email=test@example.org",
+        "-c",
+        "commit.gpgsign=false",
+    ]
+    for command in (
+        ["init", "--quiet"],
+        ["add", "."],
+        [*who, "commit", "--quiet", "-m", "release"],
+        ["tag", f"v{pandalib.__version__}"],
+    ):
         subprocess.run(["git", *command], cwd=release, check=True)
     venv.create(base / "python", with_pip=False)
     python = base / "python" / "bin" / "python"
-    packages = Path(subprocess.run([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], capture_output=True, text=True).stdout.strip())
+    packages = Path(
+        subprocess.run(
+            [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
+            capture_output=True,
+            text=True,
+        ).stdout.strip()
+    )
     for requirement in PROJECT["dependencies"]:
         name = re.match(r"[\w.-]+", requirement)[0]
         if name not in ("faiss-cpu", "jupyterlab"):
@@ -145,8 +197,14 @@ def machine(tmp_path_factory):
 def run_cell(machine, folder, *, pretend, then="import pandalib; print(pandalib.__file__)"):
     _, python, cell = machine
     folder.mkdir(exist_ok=True)
-    start = "import sys, types; sys.modules['google.colab'] = types.ModuleType('google.colab')\n" if pretend else ""
-    return subprocess.run([python, "-c", f"{start}{cell}\n{then}"], cwd=folder, capture_output=True, text=True)
+    start = (
+        "import sys, types; sys.modules['google.colab'] = types.ModuleType('google.colab')\n"
+        if pretend
+        else ""
+    )
+    return subprocess.run(
+        [python, "-c", f"{start}{cell}\n{then}"], cwd=folder, capture_output=True, text=True
+    )
 
 
 def test_outside_of_colab_the_cell_does_nothing(machine):
@@ -154,9 +212,19 @@ def test_outside_of_colab_the_cell_does_nothing(machine):
     result = run_cell(machine, folder, pretend=False, then="print('goes on')")
     assert (result.stdout, result.stderr, list(folder.iterdir())) == ("goes on\n", "", [])
     # Where pandalib is found, as here, not in Colab either.
-    code = "import sys, types; sys.modules['google.colab'] = types.ModuleType('google.colab')\n" + machine[2]
-    result = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
-    assert (result.returncode, result.stdout, result.stderr, list(folder.iterdir())) == (0, "", "", [])
+    code = (
+        "import sys, types; sys.modules['google.colab'] = types.ModuleType('google.colab')\n"
+        + machine[2]
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True
+    )
+    assert (result.returncode, result.stdout, result.stderr, list(folder.iterdir())) == (
+        0,
+        "",
+        "",
+        [],
+    )
 
 
 def test_in_colab_it_fetches_the_release_and_what_is_missing(machine):
@@ -164,7 +232,9 @@ def test_in_colab_it_fetches_the_release_and_what_is_missing(machine):
     result = run_cell(machine, folder, pretend=True)
     assert result.returncode == 0, result.stderr
     asked, found = result.stdout.splitlines()
-    faiss = next(requirement for requirement in PROJECT["dependencies"] if requirement.startswith("faiss"))
+    faiss = next(
+        requirement for requirement in PROJECT["dependencies"] if requirement.startswith("faiss")
+    )
     assert asked == f"pip install --quiet {faiss}"
     assert Path(found) == folder / "course" / "pandalib" / "__init__.py"
     # A kernel that is started again finds pandalib by itself, and the cell does nothing any more.
@@ -184,8 +254,16 @@ def test_the_page_names_what_exists_and_says_what_was_not_tried():
     for name in re.findall(r"`make ([a-z]+)", PAGE):
         assert name in make_targets(), name
     for target in re.findall(r"\]\(([^)\s]+)\)", PAGE):
-        assert target.startswith(("https://", "#")) or (ROOT / "docs" / target.split("#")[0]).exists(), target
+        assert (
+            target.startswith(("https://", "#")) or (ROOT / "docs" / target.split("#")[0]).exists()
+        ), target
     assert set(re.findall(r"\bv\d+\.\d+\.\d+", PAGE)) == {f"v{pandalib.__version__}"}
     for heading in ("Binder", "container", "Colab", "JupyterHub"):
-        part = next(section for section in re.split(r"^## ", PAGE, flags=re.MULTILINE) if heading.lower() in section.split("\n")[0].lower())
-        assert re.search(r"not tried", part, re.IGNORECASE), f"{heading}: what could not be tried is marked"
+        part = next(
+            section
+            for section in re.split(r"^## ", PAGE, flags=re.MULTILINE)
+            if heading.lower() in section.split("\n")[0].lower()
+        )
+        assert re.search(r"not tried", part, re.IGNORECASE), (
+            f"{heading}: what could not be tried is marked"
+        )

@@ -34,21 +34,30 @@ ENTRIES = installer.read_lock(LOCK)
 
 def pyproject(*extras):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    return [Requirement(line) for extra in extras for line in project["optional-dependencies"][extra]] + [*map(Requirement, project["dependencies"])]
+    return [
+        Requirement(line) for extra in extras for line in project["optional-dependencies"][extra]
+    ] + [*map(Requirement, project["dependencies"])]
 
 
 def environment():
     found = re.findall(
-        r"^  - ([a-z][a-z0-9-]*)([^\s#]*)\s*$", (ROOT / "environment.yml").read_text().split("dependencies:")[1], re.MULTILINE
+        r"^  - ([a-z][a-z0-9-]*)([^\s#]*)\s*$",
+        (ROOT / "environment.yml").read_text().split("dependencies:")[1],
+        re.MULTILINE,
     )
     return dict(found)
 
 
 def test_lock_holds_what_pyproject_asks_for():
-    asked = {installer.normal(requirement.name): requirement for requirement in pyproject("test", "cluster", "book")}
+    asked = {
+        installer.normal(requirement.name): requirement
+        for requirement in pyproject("test", "cluster", "book")
+    }
     assert asked.keys() == {name for name, (_, _, parents) in ENTRIES.items() if "" in parents}
     for name, requirement in asked.items():
-        assert requirement.specifier.contains(ENTRIES[name][0]), f"make lock: {requirement} is asked for, {ENTRIES[name][0]} is locked"
+        assert requirement.specifier.contains(ENTRIES[name][0]), (
+            f"make lock: {requirement} is asked for, {ENTRIES[name][0]} is locked"
+        )
 
 
 def test_environment_names_the_packages_of_pyproject():
@@ -57,7 +66,9 @@ def test_environment_names_the_packages_of_pyproject():
     # conda-forge has its own name for the CPU build, and its own pace; torchvision there follows torch.
     assert conda.pop("pytorch-cpu").startswith(">=") and conda.pop("torchvision").startswith(">=")
     asked = {
-        requirement.name: str(requirement.specifier) for requirement in pyproject("test") if requirement.name not in ("torch", "torchvision")
+        requirement.name: str(requirement.specifier)
+        for requirement in pyproject("test")
+        if requirement.name not in ("torch", "torchvision")
     }
     assert conda == asked
 
@@ -65,30 +76,52 @@ def test_environment_names_the_packages_of_pyproject():
 def test_doctor_checks_the_packages_of_pyproject():
     from pandalib import doctor
 
-    assert {*doctor.DIRECT, *doctor.FOR_TESTS} == {requirement.name for requirement in pyproject("test")}
+    assert {*doctor.DIRECT, *doctor.FOR_TESTS} == {
+        requirement.name for requirement in pyproject("test")
+    }
 
 
 def test_lock_is_pinned_hashed_and_of_no_machine():
     assert len(ENTRIES) > 50
     for name, (version, lines, _) in ENTRIES.items():
-        assert re.fullmatch(r"[0-9][0-9a-z.]*", version), f"{name}: {version} is no version of a public index"
-        assert any(re.search(r"--hash=sha256:[0-9a-f]{64}", line) for line in lines), f"{name} has no hash"
+        assert re.fullmatch(r"[0-9][0-9a-z.]*", version), (
+            f"{name}: {version} is no version of a public index"
+        )
+        assert any(re.search(r"--hash=sha256:[0-9a-f]{64}", line) for line in lines), (
+            f"{name} has no hash"
+        )
     for line in LOCK.splitlines():
-        assert not re.search(r"://|--index|--extra-index|--find-links|--trusted|file:|(^|[\s=])/", line), line
+        assert not re.search(
+            r"://|--index|--extra-index|--find-links|--trusted|file:|(^|[\s=])/", line
+        ), line
         assert re.match(r"#|[a-z0-9-]+==| +--hash=| +# ", line), f"not part of a lock: {line!r}"
 
 
 def test_ci_runs_the_test_command_of_the_readme():
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
-    command = [line for line in (ROOT / ".ci" / "run").read_text().splitlines() if line and not line.startswith("#")][-1]
-    blocks = re.findall(r"^```[^\n]*\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    command = [
+        line
+        for line in (ROOT / ".ci" / "run").read_text().splitlines()
+        if line and not line.startswith("#")
+    ][-1]
+    blocks = re.findall(
+        r"^```[^\n]*\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL
+    )
     shown = {line.split("#")[0].strip() for block in blocks for line in block.splitlines()}
-    assert command in shown, f".ci/run ends with {command!r}; no code block of README.md shows that line"
+    assert command in shown, (
+        f".ci/run ends with {command!r}; no code block of README.md shows that line"
+    )
 
 
 def test_make_help_lists_every_target():
-    helped = subprocess.run(["make", "-s", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    targets = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE).group(1).split()
+    helped = subprocess.run(
+        ["make", "-s", "help"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    targets = (
+        re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        .group(1)
+        .split()
+    )
     assert targets == re.findall(r"^  make ([\w-]+) ", helped, re.MULTILINE)
     assert all(variable + "=" in helped for variable in ("VENV", "PYTHON", "TORCH_INDEX", "ARGS"))
 
@@ -99,7 +132,9 @@ def test_make_help_lists_every_target():
 def make_wheel(folder, name, version, requires=(), code=""):
     """A wheel with one module in it; returns its SHA-256."""
     module, info = name.replace("-", "_"), f"{name.replace('-', '_')}-{version}.dist-info"
-    metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n" + "".join(f"Requires-Dist: {line}\n" for line in requires)
+    metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n" + "".join(
+        f"Requires-Dist: {line}\n" for line in requires
+    )
     contents = {
         f"{module}/__init__.py": code + f"\n__version__ = {version!r}\n",
         f"{info}/METADATA": metadata,
@@ -111,7 +146,10 @@ def make_wheel(folder, name, version, requires=(), code=""):
     )
     path = folder / f"{module}-{version}-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as wheel:
-        for name_in_wheel, text in {**contents, f"{info}/RECORD": record + f"{info}/RECORD,,\n"}.items():
+        for name_in_wheel, text in {
+            **contents,
+            f"{info}/RECORD": record + f"{info}/RECORD,,\n",
+        }.items():
             wheel.writestr(name_in_wheel, text)
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
@@ -123,7 +161,11 @@ PACKAGES = {  # name: (version, what it requires, what the lock says it is there
     "filelock": ("4.2", (), ("torch",)),
     "mathlike": ("1.0", (), ("pandalib (pyproject.toml)", "torchvision")),
     "nvidia-blas": ("13.4", (), ("cuda-tools", "torch")),
-    "torch": ("2.15.0", ("filelock", "cuda-tools==13.2", "nvidia-blas", "tritonlike"), ("pandalib (pyproject.toml)", "torchvision")),
+    "torch": (
+        "2.15.0",
+        ("filelock", "cuda-tools==13.2", "nvidia-blas", "tritonlike"),
+        ("pandalib (pyproject.toml)", "torchvision"),
+    ),
     "torchvision": ("0.29.2", ("mathlike", "torch>=2.14"), ("pandalib (pyproject.toml)",)),
     "tritonlike": ("3.9", (), ("torch",)),
 }
@@ -138,7 +180,11 @@ def world(tmp_path_factory):
     lock = "# header\n"
     for name, (version, requires, via) in PACKAGES.items():
         digest = make_wheel(base / "index", name, version, requires)
-        vias = f"    # via {via[0]}\n" if len(via) == 1 else "    # via\n" + "".join(f"    #   {parent}\n" for parent in via)
+        vias = (
+            f"    # via {via[0]}\n"
+            if len(via) == 1
+            else "    # via\n" + "".join(f"    #   {parent}\n" for parent in via)
+        )
         lock += f"{name}=={version} \\\n    --hash=sha256:{digest}\n{vias}"
     make_wheel(base / "cpu", "torch", "2.15.0+cpu", CPU_REQUIRES)
     make_wheel(base / "cpu", "torchvision", "0.29.2+cpu", ("mathlike", "torch"))
@@ -175,7 +221,14 @@ def done(world, tmp_path_factory):
     venv = tmp_path_factory.mktemp("made") / "en v"
     environment = {**os.environ, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": (world / "index").as_uri()}
     result = subprocess.run(
-        [sys.executable, str(ROOT / "tools" / "install.py"), "--venv", str(venv), "--lock", str(world / "lock")],
+        [
+            sys.executable,
+            str(ROOT / "tools" / "install.py"),
+            "--venv",
+            str(venv),
+            "--lock",
+            str(world / "lock"),
+        ],
         env=environment,
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -188,9 +241,12 @@ def done(world, tmp_path_factory):
 def test_everything_of_the_lock_is_installed_and_pandalib_is_found(done):
     venv, _ = done
     have = versions(venv)
-    assert {name: have.get(name) for name in PACKAGES} == {name: version for name, (version, _, _) in PACKAGES.items()}
+    assert {name: have.get(name) for name in PACKAGES} == {
+        name: version for name, (version, _, _) in PACKAGES.items()
+    }
     spec = installer.ask(
-        installer.python_of(venv), "import importlib.util, json; print(json.dumps(importlib.util.find_spec('pandalib').origin))"
+        installer.python_of(venv),
+        "import importlib.util, json; print(json.dumps(importlib.util.find_spec('pandalib').origin))",
     )
     assert Path(spec) == ROOT / "pandalib" / "__init__.py"
 
@@ -207,14 +263,26 @@ def test_a_changed_lock_is_installed(done, quick, world, tmp_path):
     venv, _ = done
     digest = make_wheel(world / "index", "mathlike", "1.1")
     changed = tmp_path / "lock"
-    changed.write_text(re.sub(r"mathlike==1\.0 \\\n.*", f"mathlike==1.1 \\\\\n    --hash=sha256:{digest}", (world / "lock").read_text()))
+    changed.write_text(
+        re.sub(
+            r"mathlike==1\.0 \\\n.*",
+            f"mathlike==1.1 \\\\\n    --hash=sha256:{digest}",
+            (world / "lock").read_text(),
+        )
+    )
     assert quick(venv, lock=changed) and versions(venv)["mathlike"] == "1.1"
     assert quick(venv, lock=changed) is None
 
 
 def test_a_wrong_hash_is_refused_and_the_next_run_repeats(quick, world, tmp_path):
     venv, bad = tmp_path / "venv", tmp_path / "lock"
-    bad.write_text(re.sub(r"(tritonlike==3\.9 \\\n    --hash=sha256:)\w{8}", r"\g<1>00000000", (world / "lock").read_text()))
+    bad.write_text(
+        re.sub(
+            r"(tritonlike==3\.9 \\\n    --hash=sha256:)\w{8}",
+            r"\g<1>00000000",
+            (world / "lock").read_text(),
+        )
+    )
     with pytest.raises(installer.Trouble, match="pip could not install"):
         quick(venv, lock=bad)
     assert installer.read_state(venv)["complete"] is False
@@ -259,7 +327,9 @@ def test_torch_index_leaves_out_all_of_cuda_and_is_remembered(quick, world, tmp_
 
 
 def test_torch_index_without_the_pinned_versions(quick, world, tmp_path):
-    with pytest.raises(installer.Trouble, match=r"did not give torch==2\.15\.0 and torchvision==0\.29\.2") as trouble:
+    with pytest.raises(
+        installer.Trouble, match=r"did not give torch==2\.15\.0 and torchvision==0\.29\.2"
+    ) as trouble:
         quick(tmp_path / "venv", index=world / "empty")
     assert "leave TORCH_INDEX out" in str(trouble.value)
 
@@ -293,10 +363,14 @@ def test_only_cuda_falls_out_of_the_real_lock():
                 'pyyaml; extra == "pyyaml"',
             ]
         },
-        "torchvision": {"requires": ["numpy", "torch", "pillow !=8.3.*,>=5.3.0", 'scipy; extra == "scipy"']},
+        "torchvision": {
+            "requires": ["numpy", "torch", "pillow !=8.3.*,>=5.3.0", 'scipy; extra == "scipy"']
+        },
     }
     dropped = set(ENTRIES) - installer.needed_with(ENTRIES, metadata)
-    assert dropped and all(re.match(r"nvidia-|cuda-|triton$", name) for name in dropped), sorted(dropped)
+    assert dropped and all(re.match(r"nvidia-|cuda-|triton$", name) for name in dropped), sorted(
+        dropped
+    )
     assert not [name for name in set(ENTRIES) - dropped if re.match(r"nvidia-|cuda-|triton$", name)]
 
 

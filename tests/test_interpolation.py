@@ -15,9 +15,19 @@ SIZES = [(1, 5), (2, 9), (7, 7), (14, 224), (28, 224), (56, 224), (4, 30), (9, 4
 @pytest.mark.parametrize("sigma", [0.0, 0.5, 4.0, 30.0])
 def test_a_blurred_enlargement_is_one_after_the_other(small, large, sigma):
     image = np.random.default_rng(0).normal(size=(small, small + 1))
-    expected = F.interpolate(torch.from_numpy(image)[None, None], size=(large, 2 * large), mode="bilinear", align_corners=False)[0, 0].numpy()
-    down, across = blurred_enlargement(small, large, sigma), blurred_enlargement(small + 1, 2 * large, sigma)
-    np.testing.assert_allclose(down @ image.astype(np.float32) @ across.T, gaussian_filter(expected, sigma), atol=1e-5)
+    expected = F.interpolate(
+        torch.from_numpy(image)[None, None],
+        size=(large, 2 * large),
+        mode="bilinear",
+        align_corners=False,
+    )[0, 0].numpy()
+    down, across = (
+        blurred_enlargement(small, large, sigma),
+        blurred_enlargement(small + 1, 2 * large, sigma),
+    )
+    np.testing.assert_allclose(
+        down @ image.astype(np.float32) @ across.T, gaussian_filter(expected, sigma), atol=1e-5
+    )
     if sigma == 0:
         assert down is enlargement(small, large)
 

@@ -4,9 +4,15 @@ import pytest
 import torch
 from sklearn.exceptions import NotFittedError
 
-from pandalib.features import kmeans_gallery
-from pandalib.knn import KNN, knn_scores, leave_one_out_scores, nearest_others, squared_distances
-from pandalib.whitening import whitened_leave_one_out_scores
+from pandalib.validation import kmeans_gallery
+from pandalib.methods.knn import (
+    KNN,
+    knn_scores,
+    leave_one_out_scores,
+    nearest_others,
+    squared_distances,
+)
+from pandalib.methods.whitening import whitened_leave_one_out_scores
 
 
 def brute_force(gallery, queries, k, leave_out=False):
@@ -36,7 +42,10 @@ def test_equals_brute_force(trial):
     rng = np.random.default_rng(trial)
     n, m, d = rng.integers(2, 300), rng.integers(1, 60), rng.integers(1, 70)
     k = rng.integers(1, min(n, 20) + 1)
-    gallery, queries = rng.standard_normal((n, d)).astype(np.float32), rng.standard_normal((m, d)).astype(np.float32)
+    gallery, queries = (
+        rng.standard_normal((n, d)).astype(np.float32),
+        rng.standard_normal((m, d)).astype(np.float32),
+    )
     distances, indices = squared_distances(gallery, queries, k)
     expected, expected_indices = brute_force(gallery, queries, k)
     assert distances.dtype == np.float32 and indices.dtype == np.int64
@@ -56,14 +65,23 @@ def test_a_common_offset_costs_no_accuracy(offset):
 
 def test_an_offset_of_its_own_in_every_dimension_costs_no_accuracy():
     rng, offsets = np.random.default_rng(0), np.linspace(-1e4, 1e4, 512)  # their mean is nothing
-    gallery, queries = ((rng.standard_normal((n, 512)) + offsets).astype(np.float32) for n in (1000, 300))
-    np.testing.assert_allclose(squared_distances(gallery, queries, 2)[0], brute_force(gallery, queries, 2)[0], rtol=1e-7)
+    gallery, queries = (
+        (rng.standard_normal((n, 512)) + offsets).astype(np.float32) for n in (1000, 300)
+    )
+    np.testing.assert_allclose(
+        squared_distances(gallery, queries, 2)[0], brute_force(gallery, queries, 2)[0], rtol=1e-7
+    )
 
 
 def test_scores_are_summed_in_float64():
     # Neighbours at squared distances 1 and 2^24; in float32 their sum is 2^24.
     far = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 4096.0], [1.0, 4096.0]])
-    for scores in (knn_scores(far, far, 3), leave_one_out_scores(far, 2), KNN(3).fit(far).score(far), KNN(2).fit(far).leave_one_out()):
+    for scores in (
+        knn_scores(far, far, 3),
+        leave_one_out_scores(far, 2),
+        KNN(3).fit(far).score(far),
+        KNN(2).fit(far).leave_one_out(),
+    ):
         assert scores.dtype == np.float64
         np.testing.assert_array_equal(scores, 2.0**24 + 1)
 
@@ -81,7 +99,10 @@ def test_distances_near_100_that_differ_by_a_thousandth():
 def test_collapsed_features_are_still_ranked():
     # Features that have shrunk to one point in a million: faiss alone sees nothing but rounding.
     rng = np.random.default_rng(0)
-    gallery, queries = 5 + 1e-6 * rng.standard_normal((300, 64)), 5 + 1e-6 * rng.standard_normal((50, 64))
+    gallery, queries = (
+        5 + 1e-6 * rng.standard_normal((300, 64)),
+        5 + 1e-6 * rng.standard_normal((50, 64)),
+    )
     expected, _ = brute_force(gallery, queries, 3)
     np.testing.assert_allclose(squared_distances(gallery, queries, 3)[0], expected, rtol=1e-7)
 
@@ -93,7 +114,9 @@ def test_near_twins_are_told_apart():
     gallery = 100 * rng.standard_normal((600, 128))
     gallery = np.concatenate([gallery, gallery + 1e-3 * rng.standard_normal((600, 128))])
     queries = gallery + 1e-4 * rng.standard_normal((1200, 128))
-    for ours, expected in zip(squared_distances(gallery, queries, 1), brute_force(gallery, queries, 1)):
+    for ours, expected in zip(
+        squared_distances(gallery, queries, 1), brute_force(gallery, queries, 1)
+    ):
         np.testing.assert_allclose(ours, expected, rtol=1e-7)
     expected = brute_force(gallery, gallery, 1, leave_out=True)[0].sum(axis=1)
     np.testing.assert_allclose(leave_one_out_scores(gallery, 1), expected, rtol=1e-7)
@@ -115,7 +138,10 @@ def test_same_bits_for_any_batch_any_threads_and_again(options):
     scores = KNN(**options).fit(gallery).score(queries)
     model = KNN(**options).fit(gallery)
     for size in (1, 7, 64, 600):
-        parts = [model.score(queries[start : start + size]) for start in range(0, min(600, 30 * size), size)]
+        parts = [
+            model.score(queries[start : start + size])
+            for start in range(0, min(600, 30 * size), size)
+        ]
         parts = np.concatenate(parts)
         np.testing.assert_array_equal(parts, scores[: len(parts)])
     threads = faiss.omp_get_max_threads()
@@ -134,7 +160,9 @@ def test_leave_one_out_with_exact_duplicates(k, copies):
     gallery[rng.choice(60, copies, replace=False)] = gallery[0]
     gallery[-2:] = gallery[-1]
     scores = leave_one_out_scores(gallery, k)
-    np.testing.assert_allclose(scores, brute_force(gallery, gallery, k, leave_out=True)[0].sum(axis=1), rtol=1e-6)
+    np.testing.assert_allclose(
+        scores, brute_force(gallery, gallery, k, leave_out=True)[0].sum(axis=1), rtol=1e-6
+    )
     same_as_first = np.count_nonzero((gallery == gallery[0]).all(axis=1))
     assert (scores[0] == 0) == (same_as_first > k)
 
@@ -154,9 +182,16 @@ def test_equal_images_are_at_zero_and_in_order_of_the_gallery():
 @pytest.mark.parametrize("dtype", [np.float16, np.float64, np.uint8, torch.float32, torch.bfloat16])
 def test_any_real_type_gives_the_same(dtype):
     rng = np.random.default_rng(0)
-    gallery, queries = rng.integers(0, 9, (40, 6)), rng.integers(0, 9, (10, 6))  # whole numbers fit every type
+    gallery, queries = (
+        rng.integers(0, 9, (40, 6)),
+        rng.integers(0, 9, (10, 6)),
+    )  # whole numbers fit every type
     expected = knn_scores(gallery, queries)
-    as_type = (lambda a: torch.tensor(a).to(dtype)) if isinstance(dtype, torch.dtype) else (lambda a: a.astype(dtype))
+    as_type = (
+        (lambda a: torch.tensor(a).to(dtype))
+        if isinstance(dtype, torch.dtype)
+        else (lambda a: a.astype(dtype))
+    )
     np.testing.assert_array_equal(knn_scores(as_type(gallery), as_type(queries)), expected)
     np.testing.assert_array_equal(KNN().fit(as_type(gallery)).score(as_type(queries)), expected)
 
@@ -174,7 +209,12 @@ BROKEN = np.where(np.arange(15).reshape(5, 3) == 4, np.nan, GOOD)
         (GOOD, GOOD, 6, "k = 6 neighbours were asked for, but the gallery holds 5 images"),
         (GOOD[:1], GOOD, 2, "holds 1 image;"),
         (GOOD, np.ones((2, 4)), 1, "same dimension; got 3 and 4"),
-        (BROKEN, GOOD, 1, "gallery holds 1 NaN or infinite values in 1 of 5 rows, the first in row 1"),
+        (
+            BROKEN,
+            GOOD,
+            1,
+            "gallery holds 1 NaN or infinite values in 1 of 5 rows, the first in row 1",
+        ),
         (GOOD, BROKEN, 1, "queries holds 1 NaN"),
         (GOOD[:0], GOOD, 1, r"gallery is empty, shape \(0, 3\)"),
         (GOOD, GOOD[:0], 1, r"queries is empty, shape \(0, 3\)"),
@@ -229,19 +269,29 @@ def test_each_step_of_the_estimator_does_what_it_says():
 
     model = KNN(normalise=True, whiten=True, k=3).fit(gallery)
     whitened = [model.whitening_.transform(x) for x in directions]
-    np.testing.assert_allclose(model.score(queries), brute_force(*whitened, 3)[0].sum(axis=1), rtol=1e-5)
-    assert not np.allclose(model.whitening_.mean_, gallery.mean(axis=0))  # normalised first, whitened second
+    np.testing.assert_allclose(
+        model.score(queries), brute_force(*whitened, 3)[0].sum(axis=1), rtol=1e-5
+    )
+    assert not np.allclose(
+        model.whitening_.mean_, gallery.mean(axis=0)
+    )  # normalised first, whitened second
     expected = whitened_leave_one_out_scores(model.gallery_, model.whitening_, 3)
     np.testing.assert_array_equal(model.leave_one_out(), expected)
 
     model = KNN(n_centres=7, seed=5).fit(gallery)
     np.testing.assert_array_equal(model.gallery_, kmeans_gallery(gallery, 7, seed=5))
-    np.testing.assert_allclose(model.score(queries), brute_force(model.gallery_, queries, 2)[0].sum(axis=1), rtol=1e-6)
+    np.testing.assert_allclose(
+        model.score(queries), brute_force(model.gallery_, queries, 2)[0].sum(axis=1), rtol=1e-6
+    )
 
 
 def test_whitening_makes_the_score_independent_of_units():
     rng = np.random.default_rng(0)
-    gallery, queries, mix = rng.standard_normal((300, 4)), rng.standard_normal((50, 4)), rng.standard_normal((4, 4))
+    gallery, queries, mix = (
+        rng.standard_normal((300, 4)),
+        rng.standard_normal((50, 4)),
+        rng.standard_normal((4, 4)),
+    )
     plain, mixed = KNN(whiten=True).fit(gallery), KNN(whiten=True).fit(gallery @ mix)
     # Ledoit-Wolf shrinks a little, so the scores agree in order, not in every digit.
     ranks = [np.argsort(np.argsort(s)) for s in (plain.score(queries), mixed.score(queries @ mix))]
@@ -252,7 +302,9 @@ def test_estimator_habits():
     model = KNN(3, normalise=True)
     assert vars(model) == {"k": 3, "normalise": True, "whiten": False, "n_centres": None, "seed": 0}
     for call in (lambda: model.score(GOOD), model.leave_one_out):
-        with pytest.raises(NotFittedError, match="This KNN has seen no normal images yet; call fit"):
+        with pytest.raises(
+            NotFittedError, match="This KNN has seen no normal images yet; call fit"
+        ):
             call()
     assert model.fit(GOOD) is model
     with pytest.raises(ValueError, match="k = 9 neighbours"):
@@ -261,5 +313,7 @@ def test_estimator_habits():
         KNN(k=3, n_centres=2).fit(GOOD)
     with pytest.raises(ValueError, match="number of images, 5; got 6"):
         KNN(n_centres=6).fit(GOOD)
-    with pytest.raises(ValueError, match="not defined for 3 k-means centres.*n_centres=None, or hold out"):
+    with pytest.raises(
+        ValueError, match="not defined for 3 k-means centres.*n_centres=None, or hold out"
+    ):
         KNN(n_centres=3).fit(GOOD).leave_one_out()

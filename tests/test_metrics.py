@@ -20,7 +20,9 @@ def test_auc_of_a_small_example_by_hand():
     "make_scores",
     [
         lambda rng, y: rng.standard_normal(len(y)) + y,
-        lambda rng, y: (100 + 0.001 * (rng.standard_normal(len(y)) + y)).astype(np.float32),  # raw distances
+        lambda rng, y: (100 + 0.001 * (rng.standard_normal(len(y)) + y)).astype(
+            np.float32
+        ),  # raw distances
         lambda rng, y: rng.integers(0, 4, len(y)) + y,  # many ties, whole numbers
         lambda rng, y: 1e300 * (rng.standard_normal(len(y)) + y),
         lambda rng, y: 1e-300 * (rng.standard_normal(len(y)) + y),
@@ -37,7 +39,9 @@ def test_auc_equals_scikit_learn_and_pair_counting(make_scores):
             continue
         scores = make_scores(rng, labels)
         # 1e-12: rounding of the reference's float64 sum of trapezia.
-        assert roc_auc(labels, scores) == pytest.approx(sklearn.metrics.roc_auc_score(labels, scores), abs=1e-12)
+        assert roc_auc(labels, scores) == pytest.approx(
+            sklearn.metrics.roc_auc_score(labels, scores), abs=1e-12
+        )
         assert roc_auc(labels, scores) == auc_by_counting_pairs(labels, scores)
 
 
@@ -60,7 +64,13 @@ def test_auc_does_not_depend_on_order_and_turns_over_with_the_sign():
 def test_labels_may_be_bool_int_float_list_or_tensor():
     scores = [0.1, 0.4, 0.3, 0.9]
     whole = [0, 0, 1, 1]
-    for labels in (whole, np.array(whole, bool), np.array(whole, float), torch.tensor(whole), torch.tensor(whole) > 0):
+    for labels in (
+        whole,
+        np.array(whole, bool),
+        np.array(whole, float),
+        torch.tensor(whole),
+        torch.tensor(whole) > 0,
+    ):
         assert roc_auc(labels, scores) == 0.75
     assert roc_auc([0, 0, 1, 1], torch.tensor(scores, requires_grad=True)) == 0.75
     assert roc_auc([0, 0, 1, 1], torch.tensor(scores, dtype=torch.bfloat16)) == 0.75
@@ -94,7 +104,9 @@ def test_wrong_input_is_named(function, labels, scores, message):
 
 def test_curve_of_a_small_example_by_hand():
     # From the top: 3 is shared by a normal and an anomalous image (one slanted step); 2 is anomalous; 1 is normal.
-    false_positive_rate, true_positive_rate, thresholds = roc_curve([0, 0, 1, 1], [1.0, 3.0, 3.0, 2.0])
+    false_positive_rate, true_positive_rate, thresholds = roc_curve(
+        [0, 0, 1, 1], [1.0, 3.0, 3.0, 2.0]
+    )
     np.testing.assert_array_equal(false_positive_rate, [0, 0.5, 0.5, 1])
     np.testing.assert_array_equal(true_positive_rate, [0, 0.5, 1, 1])
     np.testing.assert_array_equal(thresholds, [np.inf, 3, 2, 1])
@@ -106,7 +118,9 @@ def test_curve_equals_scikit_learn_and_its_area_is_the_auc():
         labels = np.arange(60) % 3 == 0
         scores = (100 + 0.01 * rng.integers(0, 30, 60)).astype(np.float32)
         curve = roc_curve(labels, scores)
-        for ours, theirs in zip(curve, sklearn.metrics.roc_curve(labels, scores, drop_intermediate=False)):
+        for ours, theirs in zip(
+            curve, sklearn.metrics.roc_curve(labels, scores, drop_intermediate=False)
+        ):
             np.testing.assert_array_equal(ours, theirs)
         assert np.trapezoid(curve[1], curve[0]) == pytest.approx(roc_auc(labels, scores), abs=1e-12)
 
@@ -116,7 +130,14 @@ def test_bootstrap_is_stratified_and_seeded():
     seen = []
 
     def metric(labels, scores):
-        seen.append((labels.sum(), set(scores[labels]) <= {5.0, 6.0}, set(scores[~labels]) <= {1.0, 2.0, 3.0}, *scores))
+        seen.append(
+            (
+                labels.sum(),
+                set(scores[labels]) <= {5.0, 6.0},
+                set(scores[~labels]) <= {1.0, 2.0, 3.0},
+                *scores,
+            )
+        )
         return scores.mean()
 
     interval = bootstrap_interval(labels, scores, metric=metric, n_resamples=50, seed=3)
@@ -146,16 +167,24 @@ def test_bootstrap_is_the_percentiles_of_the_resampled_values():
     for level, n_resamples in ((0.5, 21), (0.9, 41)):
         seen = []
         metric = lambda labels, scores: seen.append(scores.mean()) or seen[-1]  # noqa: E731
-        low, high = bootstrap_interval(labels, scores, metric=metric, n_resamples=n_resamples, level=level)
+        low, high = bootstrap_interval(
+            labels, scores, metric=metric, n_resamples=n_resamples, level=level
+        )
         # With this many, either end falls on one of the sorted values: no interpolation.
         left_out = round((1 - level) / 2 * (n_resamples - 1))
         assert (low, high) == pytest.approx((sorted(seen)[left_out], sorted(seen)[-1 - left_out]))
     usual = bootstrap_interval(labels, scores)
-    assert usual == bootstrap_interval(labels, scores, metric=roc_auc, n_resamples=1000, level=0.95, seed=0)
+    assert usual == bootstrap_interval(
+        labels, scores, metric=roc_auc, n_resamples=1000, level=0.95, seed=0
+    )
     assert usual != bootstrap_interval(labels, scores, n_resamples=1000, level=0.8)
     rng = np.random.default_rng(0)
     many = np.arange(60) % 2, rng.standard_normal(60)
-    assert bootstrap_interval(*many) == bootstrap_interval(*many, seed=0) != bootstrap_interval(*many, seed=1)
+    assert (
+        bootstrap_interval(*many)
+        == bootstrap_interval(*many, seed=0)
+        != bootstrap_interval(*many, seed=1)
+    )
     counted = []
     bootstrap_interval(labels, scores, metric=lambda *_: counted.append(0) or 0.5)
     assert len(counted) == 1000
@@ -182,7 +211,18 @@ def test_bootstrap_options_are_checked(options, message):
 
 @pytest.mark.parametrize(
     "n, rate, rank",
-    [(19, 0.05, 19), (20, 0.05, 20), (39, 0.05, 38), (9, 0.1, 9), (9, 0.7, 3), (9, 1 - 0.9, 9), (99, 0.29, 71), (5000, 0.5, 2501), (1, 0.5, 1), (99, 0.999, 1)],
+    [
+        (19, 0.05, 19),
+        (20, 0.05, 20),
+        (39, 0.05, 38),
+        (9, 0.1, 9),
+        (9, 0.7, 3),
+        (9, 1 - 0.9, 9),
+        (99, 0.29, 71),
+        (5000, 0.5, 2501),
+        (1, 0.5, 1),
+        (99, 0.999, 1),
+    ],
 )
 def test_threshold_is_the_conformal_order_statistic(n, rate, rank):
     scores = np.random.default_rng(n).permutation(np.arange(1.0, n + 1))  # the r-th smallest is r
@@ -196,7 +236,9 @@ def test_threshold_of_many_scores_in_any_order():
         assert threshold_at(np.random.default_rng(seed).permutation(np.arange(2001)), 0.5) == 1000
 
 
-@pytest.mark.parametrize("n, rate, needed", [(18, 0.05, 19), (8, 0.1, 9), (98, 0.01, 99), (1, 0.3, 3)])
+@pytest.mark.parametrize(
+    "n, rate, needed", [(18, 0.05, 19), (8, 0.1, 9), (98, 0.01, 99), (1, 0.3, 3)]
+)
 def test_too_few_normal_images_for_a_rate(n, rate, needed):
     with pytest.raises(ValueError, match=f"needs at least {needed} normal images; got {n}"):
         threshold_at(np.arange(n), rate)

@@ -11,23 +11,31 @@ import nbformat
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-spec = importlib.util.spec_from_file_location("tools_nbgrader_check", ROOT / "tools" / "nbgrader_check.py")
+spec = importlib.util.spec_from_file_location(
+    "tools_nbgrader_check", ROOT / "tools" / "nbgrader_check.py"
+)
 nbgrader_check = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(nbgrader_check)
 
-with_nbgrader = pytest.mark.skipif(nbgrader_check.why_not() is not None, reason=str(nbgrader_check.why_not()))
+with_nbgrader = pytest.mark.skipif(
+    nbgrader_check.why_not() is not None, reason=str(nbgrader_check.why_not())
+)
 
 
 @with_nbgrader
 def test_metadata_is_valid_to_nbgrader(tmp_path):
-    paths = sorted((ROOT / "notebooks").glob("*.ipynb")) + sorted((ROOT / "notebooks" / "student").glob("*.ipynb"))
+    paths = sorted((ROOT / "notebooks").glob("*.ipynb")) + sorted(
+        (ROOT / "notebooks" / "student").glob("*.ipynb")
+    )
     twice = nbformat.read(paths[0], as_version=4)
     for cell in twice.cells:
         if "nbgrader" in cell.metadata:
             cell.metadata.nbgrader.grade_id = "the-same"
     nbformat.write(twice, tmp_path / "twice.ipynb")
     problems = nbgrader_check.validate([*paths, tmp_path / "twice.ipynb"])
-    assert list(problems) == [str(tmp_path / "twice.ipynb")], problems  # all of ours are valid, and the validator does see what is not
+    assert list(problems) == [str(tmp_path / "twice.ipynb")], (
+        problems
+    )  # all of ours are valid, and the validator does see what is not
 
 
 @with_nbgrader
@@ -35,12 +43,18 @@ def test_nbgrader_assigns_and_grades_a_lesson():
     result = nbgrader_check.run()
     lesson = f"{nbgrader_check.LESSON}.ipynb"
     teacher = nbformat.read(ROOT / "notebooks" / lesson, as_version=4)
-    points = {cell.metadata.nbgrader.grade_id: cell.metadata.nbgrader.points for cell in teacher.cells if cell.metadata.get("nbgrader", {}).get("grade")}
+    points = {
+        cell.metadata.nbgrader.grade_id: cell.metadata.nbgrader.points
+        for cell in teacher.cells
+        if cell.metadata.get("nbgrader", {}).get("grade")
+    }
     assert result["points"] == points and len(points) >= 2
     copy = nbformat.read(ROOT / "notebooks" / "student" / lesson, as_version=4)
     handed_out = {cell["id"]: "".join(cell["source"]) for cell in result["released"]["cells"]}
     stubs = [cell for cell in copy.cells if "NotImplementedError" in cell.source]
-    assert len(stubs) == len(points) and all(handed_out[cell.id] == cell.source for cell in stubs)  # as `make student` cuts them
+    assert len(stubs) == len(points) and all(
+        handed_out[cell.id] == cell.source for cell in stubs
+    )  # as `make student` cuts them
     grades = result["grades"]
     assert grades["solution"] == points
     assert set(grades["stub"].values()) == {0.0}
@@ -50,9 +64,18 @@ def test_nbgrader_assigns_and_grades_a_lesson():
 
 def test_a_submission_differs_from_the_solution_in_one_piece_only():
     teacher = json.loads((ROOT / "notebooks" / f"{nbgrader_check.LESSON}.ipynb").read_text())
-    copy = json.loads((ROOT / "notebooks" / "student" / f"{nbgrader_check.LESSON}.ipynb").read_text())
-    made = {name: ["".join(cell["source"]) for cell in notebook["cells"]] for name, notebook in nbgrader_check.submissions(copy, teacher).items()}
-    assert not any("SOLUTION" in source or "NotImplementedError" in source for name in ("solution", "wrong") for source in made[name])
+    copy = json.loads(
+        (ROOT / "notebooks" / "student" / f"{nbgrader_check.LESSON}.ipynb").read_text()
+    )
+    made = {
+        name: ["".join(cell["source"]) for cell in notebook["cells"]]
+        for name, notebook in nbgrader_check.submissions(copy, teacher).items()
+    }
+    assert not any(
+        "SOLUTION" in source or "NotImplementedError" in source
+        for name in ("solution", "wrong")
+        for source in made[name]
+    )
     assert sum("NotImplementedError" in source for source in made["stub"]) == 2
     ((right, wrong),) = [(a, b) for a, b in zip(made["solution"], made["wrong"]) if a != b]
     space = {"np": __import__("numpy")}
@@ -65,7 +88,9 @@ def test_a_submission_differs_from_the_solution_in_one_piece_only():
 
 def test_without_the_environment_it_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setattr(nbgrader_check, "VENV", tmp_path / ".venv-nbgrader")
-    assert nbgrader_check.why_not().endswith("is not installed in .venv-nbgrader: run `make nbgrader` first")
+    assert nbgrader_check.why_not().endswith(
+        "is not installed in .venv-nbgrader: run `make nbgrader` first"
+    )
     with pytest.raises(nbgrader_check.Trouble, match="run `make nbgrader` first"):
         nbgrader_check.run()
 
@@ -87,5 +112,10 @@ def test_a_failed_installation_leaves_nothing_behind(tmp_path, monkeypatch, caps
 
 
 def test_its_help_has_no_inner_options():
-    shown = subprocess.run([sys.executable, ROOT / "tools" / "nbgrader_check.py", "--help"], capture_output=True, text=True, check=True).stdout
+    shown = subprocess.run(
+        [sys.executable, ROOT / "tools" / "nbgrader_check.py", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
     assert "--install" in shown and "--grades" not in shown

@@ -13,11 +13,19 @@ spec = importlib.util.spec_from_file_location("tools_offline", OFFLINE)
 offline = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(offline)
 
-cut_possible = pytest.mark.skipif(offline.why_not() is not None, reason=f"the network cannot be cut here: {offline.why_not()}")
+cut_possible = pytest.mark.skipif(
+    offline.why_not() is not None, reason=f"the network cannot be cut here: {offline.why_not()}"
+)
 
 
 def run(*command):
-    return subprocess.run([sys.executable, str(OFFLINE), *command], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
+    return subprocess.run(
+        [sys.executable, str(OFFLINE), *command],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
 
 
 @cut_possible
@@ -32,7 +40,9 @@ def test_the_network_is_cut_at_once():
 
 @cut_possible
 def test_only_loopback_is_left():
-    result = run(sys.executable, "-c", "import socket; print([name for _, name in socket.if_nameindex()])")
+    result = run(
+        sys.executable, "-c", "import socket; print([name for _, name in socket.if_nameindex()])"
+    )
     assert result.stdout.strip() == "['lo']"
 
 

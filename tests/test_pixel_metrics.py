@@ -27,11 +27,19 @@ def regions_by_flood_fill(masks):
 
 def corners_by_definition(masks, maps):
     """(fpr, overlap, threshold) at every distinct score, region by region, in fractions: no rounding at all."""
-    masks, found, rows = np.asarray(masks) == 1, regions_by_flood_fill(masks), [(Fraction(0), Fraction(0), np.inf)]
+    masks, found, rows = (
+        np.asarray(masks) == 1,
+        regions_by_flood_fill(masks),
+        [(Fraction(0), Fraction(0), np.inf)],
+    )
     for threshold in sorted(set(maps.ravel().tolist()), reverse=True):
         alarm = maps >= threshold
-        overlap = sum(Fraction(sum(bool(alarm[pixel]) for pixel in region), len(region)) for region in found) / len(found)
-        rows.append((Fraction(int((alarm & ~masks).sum()), int((~masks).sum())), overlap, threshold))
+        overlap = sum(
+            Fraction(sum(bool(alarm[pixel]) for pixel in region), len(region)) for region in found
+        ) / len(found)
+        rows.append(
+            (Fraction(int((alarm & ~masks).sum()), int((~masks).sum())), overlap, threshold)
+        )
     return rows
 
 
@@ -91,7 +99,9 @@ def test_pro_equals_the_definition(seed):
     for ours, theirs in zip(pro_curve(masks, maps), zip(*expected)):
         np.testing.assert_allclose(ours, [float(value) for value in theirs], rtol=0, atol=1e-12)
     for limit in (0.3, 1, 0.05, 1e-6, np.random.default_rng(seed).random()):
-        assert pro(masks, maps, limit=limit) == pytest.approx(pro_by_definition(masks, maps, limit), abs=1e-12)
+        assert pro(masks, maps, limit=limit) == pytest.approx(
+            pro_by_definition(masks, maps, limit), abs=1e-12
+        )
 
 
 def test_pro_of_more_scores_equals_the_definition():
@@ -103,7 +113,9 @@ def test_pro_of_more_scores_equals_the_definition():
     "make_maps",
     [
         lambda rng, masks: rng.standard_normal(masks.shape) + masks,
-        lambda rng, masks: (100 + 0.001 * (rng.standard_normal(masks.shape) + masks)).astype(np.float32),  # raw distances
+        lambda rng, masks: (100 + 0.001 * (rng.standard_normal(masks.shape) + masks)).astype(
+            np.float32
+        ),  # raw distances
         lambda rng, masks: rng.integers(0, 4, masks.shape) + masks,  # many ties, whole numbers
         lambda rng, masks: (rng.standard_normal(masks.shape) + masks).astype(np.float16),
         lambda rng, masks: rng.random(masks.shape) < 0.5,
@@ -146,7 +158,10 @@ def test_regions_that_touch_at_a_corner_are_one_and_end_with_their_image():
 @pytest.mark.parametrize("together", [True, False])
 def test_a_region_weighs_the_same_whatever_its_size_and_image(together):
     masks = np.zeros((2, 30, 30), bool)
-    large, small = (0, slice(2, 22), slice(2, 22)), (0 if together else 1, slice(25, 26), slice(25, 26))
+    large, small = (
+        (0, slice(2, 22), slice(2, 22)),
+        (0 if together else 1, slice(25, 26), slice(25, 26)),
+    )
     masks[large] = masks[small] = True
     for found in (large, small):
         maps = np.random.default_rng(0).random(masks.shape)
@@ -172,7 +187,9 @@ def test_figures_depend_on_the_order_of_scores_only():
     maps = maps.astype(np.float64)  # float32 would merge neighbouring scores
     ranks = np.unique(maps, return_inverse=True)[1].reshape(maps.shape)
     for changed in (7 * maps - 100, np.exp(maps), maps**3, ranks):
-        np.testing.assert_array_equal(np.unique(changed, return_inverse=True)[1].reshape(maps.shape), ranks)
+        np.testing.assert_array_equal(
+            np.unique(changed, return_inverse=True)[1].reshape(maps.shape), ranks
+        )
         assert pro(masks, changed) == pro(masks, maps)
         assert pixel_roc_auc(masks, changed) == pixel_roc_auc(masks, maps)
 
@@ -181,8 +198,14 @@ def test_the_order_of_images_and_the_orientation_change_no_bit():
     masks, maps = discs()
     maps = np.round(maps, 1)  # ties, within a region and across regions
     order = np.random.default_rng(0).permutation(len(masks))
-    for other in ((masks[order], maps[order]), (masks[:, ::-1, ::-1], maps[:, ::-1, ::-1]), (masks.transpose(0, 2, 1), maps.transpose(0, 2, 1))):
-        assert pro(*other) == pro(masks, maps) and pixel_roc_auc(*other) == pixel_roc_auc(masks, maps)
+    for other in (
+        (masks[order], maps[order]),
+        (masks[:, ::-1, ::-1], maps[:, ::-1, ::-1]),
+        (masks.transpose(0, 2, 1), maps.transpose(0, 2, 1)),
+    ):
+        assert pro(*other) == pro(masks, maps) and pixel_roc_auc(*other) == pixel_roc_auc(
+            masks, maps
+        )
         for one, two in zip(pro_curve(*other), pro_curve(masks, maps)):
             np.testing.assert_array_equal(one, two)
 
@@ -200,23 +223,39 @@ def test_perfect_inverted_and_constant_maps(limit):
         constant = np.full(masks.shape, value)
         assert pixel_roc_auc(masks, constant) == 0.5
         assert pro(masks, constant, limit=limit) == pytest.approx(limit / 2, rel=1e-12)
-        assert [list(line) for line in pro_curve(masks, constant)] == [[0, 1], [0, 1], [np.inf, value]]
+        assert [list(line) for line in pro_curve(masks, constant)] == [
+            [0, 1],
+            [0, 1],
+            [np.inf, value],
+        ]
 
 
 def test_curve_rises_from_0_to_exactly_1_and_its_area_is_pro():
     rng = np.random.default_rng(0)
-    masks = rng.random((3, 300, 300)) < 0.05  # thousands of regions whose shares are no round numbers
+    masks = (
+        rng.random((3, 300, 300)) < 0.05
+    )  # thousands of regions whose shares are no round numbers
     maps = rng.random(masks.shape, dtype=np.float32)
     false_positive_rate, overlap, thresholds = pro_curve(masks, maps)
-    assert false_positive_rate[0] == overlap[0] == 0 and false_positive_rate[-1] == overlap[-1] == 1.0
-    assert (np.diff(false_positive_rate) >= 0).all() and (np.diff(overlap) >= 0).all() and (np.diff(thresholds) < 0).all()
+    assert (
+        false_positive_rate[0] == overlap[0] == 0 and false_positive_rate[-1] == overlap[-1] == 1.0
+    )
+    assert (
+        (np.diff(false_positive_rate) >= 0).all()
+        and (np.diff(overlap) >= 0).all()
+        and (np.diff(thresholds) < 0).all()
+    )
     assert len(thresholds) == len(np.unique(maps)) + 1
-    assert pro(masks, maps, limit=1) == pytest.approx(np.trapezoid(overlap, false_positive_rate), abs=1e-12)
+    assert pro(masks, maps, limit=1) == pytest.approx(
+        np.trapezoid(overlap, false_positive_rate), abs=1e-12
+    )
     # The last pixel's share is not lost among a quarter of a million additions.
     lowest = np.unravel_index(np.argmin(np.where(masks, maps, 2)), masks.shape)
     labels = regions(masks)
     share = 1 / np.count_nonzero(labels == labels[lowest]) / labels.max()
-    assert 1 - overlap[thresholds == thresholds[thresholds > maps[lowest]][-1]][0] == pytest.approx(share, abs=1e-12)
+    assert 1 - overlap[thresholds == thresholds[thresholds > maps[lowest]][-1]][0] == pytest.approx(
+        share, abs=1e-12
+    )
 
 
 def test_a_full_mask_adds_a_region_and_a_good_image_adds_normal_pixels():
@@ -226,7 +265,10 @@ def test_a_full_mask_adds_a_region_and_a_good_image_adds_normal_pixels():
     assert pixel_roc_auc(masks, maps) == 0.5
     assert pro(masks, maps) == pytest.approx(pro_by_definition(masks, maps), abs=1e-12)
     # Four times the normal pixels, none of them above the defects: the alarms of the first ones are spread thinner.
-    more_masks, more_maps = np.concatenate([masks, np.zeros((3, 4, 4))]), np.concatenate([maps, np.full((3, 4, 4), -1.0)])
+    more_masks, more_maps = (
+        np.concatenate([masks, np.zeros((3, 4, 4))]),
+        np.concatenate([maps, np.full((3, 4, 4), -1.0)]),
+    )
     assert pro_curve(more_masks, more_maps)[0][16] == 0.25
     assert pro(more_masks, more_maps) > pro(masks, maps)
 
@@ -240,7 +282,9 @@ def test_small_limits_see_the_first_false_alarms_only():
     assert pro(masks, maps, limit=1) == 0.5
 
 
-@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int64, np.float16, np.float32, np.float64, ">f4"])
+@pytest.mark.parametrize(
+    "dtype", [np.int8, np.uint8, np.int64, np.float16, np.float32, np.float64, ">f4"]
+)
 def test_types_of_maps_and_masks(dtype):
     masks, maps = discs()
     maps = np.clip(np.round(10 * maps) + 50, 0, 100)
@@ -248,7 +292,10 @@ def test_types_of_maps_and_masks(dtype):
     given = maps.astype(dtype)
     before = given.copy()
     for mask_dtype in (bool, np.uint8, np.int64, np.float32):
-        assert (pro(masks.astype(mask_dtype), given), pixel_roc_auc(masks.astype(mask_dtype), given)) == expected
+        assert (
+            pro(masks.astype(mask_dtype), given),
+            pixel_roc_auc(masks.astype(mask_dtype), given),
+        ) == expected
     np.testing.assert_array_equal(given, before)  # nothing is written into the caller's array
     assert given.dtype == before.dtype
 
@@ -279,17 +326,41 @@ MAPS = np.arange(12.0).reshape(2, 2, 3)
 @pytest.mark.parametrize(
     "masks, maps, message",
     [
-        (MASKS, with_value(MAPS, np.nan), "maps hold 1 NaN values among 12, the first at image 1, row 0, column 2"),
-        (MASKS, with_value(MAPS, np.inf), "maps hold 1 infinite values .* image 1, row 0, column 2"),
+        (
+            MASKS,
+            with_value(MAPS, np.nan),
+            "maps hold 1 NaN values among 12, the first at image 1, row 0, column 2",
+        ),
+        (
+            MASKS,
+            with_value(MAPS, np.inf),
+            "maps hold 1 infinite values .* image 1, row 0, column 2",
+        ),
         (MASKS, with_value(MAPS, -np.inf).astype(np.float16), "maps hold 1 infinite values"),
-        (MASKS[0], MAPS[0], r"masks must be three-dimensional.* got shape \(2, 3\); for one image pass masks\[None\]"),
-        (MASKS, MAPS[0], r"maps must be three-dimensional.* got shape \(2, 3\); for one image pass maps\[None\]"),
+        (
+            MASKS[0],
+            MAPS[0],
+            r"masks must be three-dimensional.* got shape \(2, 3\); for one image pass masks\[None\]",
+        ),
+        (
+            MASKS,
+            MAPS[0],
+            r"maps must be three-dimensional.* got shape \(2, 3\); for one image pass maps\[None\]",
+        ),
         (MASKS, MAPS[:, None], r"got shape \(2, 1, 2, 3\); for one channel pass maps\[:, 0\]"),
-        (MASKS, MAPS.ravel(), r"maps must be three-dimensional, \(images, height, width\); got shape \(12,\)\.$"),
+        (
+            MASKS,
+            MAPS.ravel(),
+            r"maps must be three-dimensional, \(images, height, width\); got shape \(12,\)\.$",
+        ),
         (MASKS, MAPS[:, :1], r"shapes \(2, 2, 3\) and \(2, 1, 3\).*nearest neighbours only"),
         (MASKS, MAPS[:1], r"shapes \(2, 2, 3\) and \(1, 2, 3\)"),
         (MASKS[:0], MAPS[:0], "masks is empty"),
-        (MASKS * 255, MAPS, r"got 255 at image 0, row 0, column 0.*`masks > 0`.*nearest neighbours only"),
+        (
+            MASKS * 255,
+            MAPS,
+            r"got 255 at image 0, row 0, column 0.*`masks > 0`.*nearest neighbours only",
+        ),
         (with_value(MASKS, 0.5), MAPS, "got 0.5 at image 1, row 0, column 2"),
         (with_value(MASKS, np.nan), MAPS, "got nan at image 1"),
         (MASKS.astype(str), MAPS, "got '1' at image 0"),
@@ -306,11 +377,16 @@ def test_wrong_input_is_named(function, masks, maps, message):
 
 @pytest.mark.parametrize("limit", [0, -0.1, 1.0001, 30, np.nan])
 def test_a_limit_is_a_share(limit):
-    with pytest.raises(ValueError, match=f"limit must be a share above 0 and at most 1.*got {limit}"):
+    with pytest.raises(
+        ValueError, match=f"limit must be a share above 0 and at most 1.*got {limit}"
+    ):
         pro(MASKS, MAPS, limit=limit)
 
 
-@pytest.mark.parametrize("masks, message", [(MASKS[0], r"masks\[None\]"), (MASKS * 2, "got 2 at image 0"), (MASKS[:0], "empty")])
+@pytest.mark.parametrize(
+    "masks, message",
+    [(MASKS[0], r"masks\[None\]"), (MASKS * 2, "got 2 at image 0"), (MASKS[:0], "empty")],
+)
 def test_regions_check_their_masks(masks, message):
     with pytest.raises(ValueError, match=message):
         regions(masks)

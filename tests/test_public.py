@@ -19,12 +19,12 @@ import pytest
 from PIL import Image
 
 from pandalib.__main__ import main
-from pandalib.archives import unpack
-from pandalib.download import DownloadError
-from pandalib.sources import layouts, public, registry
-from pandalib.sources.images import ImageError, read_image
-from pandalib.sources.lazy import ImageArray, ImageCrops, SqueezedImages
-from pandalib.tasks import load_task, sibling_tasks
+from pandalib.datasets.archives import unpack
+from pandalib.datasets.download import DownloadError
+from pandalib.datasets import layouts, public, registry
+from pandalib.datasets.images import ImageError, read_image
+from pandalib.datasets.lazy import ImageArray, ImageCrops, SqueezedImages
+from pandalib.datasets.load import load_task, sibling_tasks
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "real"
 # Fine label -> coarse label as the files of CIFAR-100 have it.
@@ -36,7 +36,9 @@ COARSE = (
 
 def real(name):
     if not (REAL / name).is_dir():
-        pytest.skip(f"the real images are not here: no folder ../shared/real/{name} beside the checkout")
+        pytest.skip(
+            f"the real images are not here: no folder ../shared/real/{name} beside the checkout"
+        )
     return REAL / name
 
 
@@ -75,7 +77,9 @@ def zipped(members):
 
 def rows_of(n_classes, per_class, test):
     labels = np.tile(np.arange(n_classes), per_class)
-    pixels = np.array([colour(label, number // n_classes, test) for number, label in enumerate(labels)], np.uint8)
+    pixels = np.array(
+        [colour(label, number // n_classes, test) for number, label in enumerate(labels)], np.uint8
+    )
     return labels.tolist(), np.repeat(pixels[:, :, None], 1024, axis=2).reshape(len(labels), 3072)
 
 
@@ -88,19 +92,42 @@ def cifar10(per_class=5):
     labels, data = rows_of(10, 2, True)
     files["test_batch"] = pickle.dumps(dict(data=data, labels=labels))
     files["batches.meta"] = pickle.dumps(dict(label_names=list(layouts.CIFAR10)))
-    return {"cifar-10-python.tar.gz": tar({f"cifar-10-batches-py/{name}": content for name, content in files.items()})}
+    return {
+        "cifar-10-python.tar.gz": tar(
+            {f"cifar-10-batches-py/{name}": content for name, content in files.items()}
+        )
+    }
 
 
 def cifar100():
-    files = {"meta": pickle.dumps(dict(fine_label_names=list(layouts.CIFAR100_FINE), coarse_label_names=list(layouts.CIFAR100)))}
+    files = {
+        "meta": pickle.dumps(
+            dict(
+                fine_label_names=list(layouts.CIFAR100_FINE),
+                coarse_label_names=list(layouts.CIFAR100),
+            )
+        )
+    }
     for name, per_class in (("train", 2), ("test", 1)):
         labels, data = rows_of(100, per_class, name == "test")
-        files[name] = pickle.dumps(dict(data=data, fine_labels=labels, coarse_labels=[int(COARSE.split()[label]) for label in labels]))
-    return {"cifar-100-python.tar.gz": tar({f"cifar-100-python/{name}": content for name, content in files.items()})}
+        files[name] = pickle.dumps(
+            dict(
+                data=data,
+                fine_labels=labels,
+                coarse_labels=[int(COARSE.split()[label]) for label in labels],
+            )
+        )
+    return {
+        "cifar-100-python.tar.gz": tar(
+            {f"cifar-100-python/{name}": content for name, content in files.items()}
+        )
+    }
 
 
 def idx(array):
-    head = bytes([0, 0, 8, array.ndim]) + b"".join(length.to_bytes(4, "big") for length in array.shape)
+    head = bytes([0, 0, 8, array.ndim]) + b"".join(
+        length.to_bytes(4, "big") for length in array.shape
+    )
     return gzip.compress(head + array.astype(np.uint8).tobytes())
 
 
@@ -109,7 +136,9 @@ def fashion_mnist():
     for name, per_class in (("train", 3), ("t10k", 2)):
         labels = np.tile(np.arange(10), per_class)
         files[f"{name}-labels-idx1-ubyte.gz"] = idx(labels)
-        files[f"{name}-images-idx3-ubyte.gz"] = idx(np.broadcast_to((20 * labels + (name == "t10k"))[:, None, None], (len(labels), 28, 28)))
+        files[f"{name}-images-idx3-ubyte.gz"] = idx(
+            np.broadcast_to((20 * labels + (name == "t10k"))[:, None, None], (len(labels), 28, 28))
+        )
     return files
 
 
@@ -122,12 +151,29 @@ def pets():
                 images[f"images/{name}.jpg"] = picture(colour(label, number, split == "test"))
                 lists[split].append(f"{name} {label + 1} {label + 1} 1\n")
     notes = {f"annotations/{split}.txt": "".join(lines).encode() for split, lines in lists.items()}
-    return {"images.tar.gz": tar(images), "annotations.tar.gz": tar(notes | {"annotations/README": b"by hand"})}
+    return {
+        "images.tar.gz": tar(images),
+        "annotations.tar.gz": tar(notes | {"annotations/README": b"by hand"}),
+    }
 
 
 def catsdogs():
-    files = {f"PetImages/{name}/{number}.jpg": picture(colour(label, number)) for label, name in enumerate(("Cat", "Dog")) for number in range(11)}
-    return {"kagglecatsanddogs_5340.zip": zipped(files | {"PetImages/Cat/3.jpg": b"", "PetImages/Dog/10.jpg": b"no image", "PetImages/Cat/Thumbs.db": b"x", "readme[1].txt": b"."})}
+    files = {
+        f"PetImages/{name}/{number}.jpg": picture(colour(label, number))
+        for label, name in enumerate(("Cat", "Dog"))
+        for number in range(11)
+    }
+    return {
+        "kagglecatsanddogs_5340.zip": zipped(
+            files
+            | {
+                "PetImages/Cat/3.jpg": b"",
+                "PetImages/Dog/10.jpg": b"no image",
+                "PetImages/Cat/Thumbs.db": b"x",
+                "readme[1].txt": b".",
+            }
+        )
+    }
 
 
 def flowers102():
@@ -141,28 +187,57 @@ def flowers102():
         buffer = io.BytesIO()
         savemat(buffer, content)
         files[name] = buffer.getvalue()
-    pictures = {f"jpg/image_{number:05}.jpg": picture(colour(label - 1, (number - 1) // 102, number > 306), (16, 16)) for number, label in zip(ids, labels, strict=True)}
+    pictures = {
+        f"jpg/image_{number:05}.jpg": picture(
+            colour(label - 1, (number - 1) // 102, number > 306), (16, 16)
+        )
+        for number, label in zip(ids, labels, strict=True)
+    }
     return files | {"102flowers.tgz": tar(pictures)}
 
 
 def cub200():
     names = ["001.Black_footed_Albatross", "002.Laysan_Albatross", "003.Rhinoceros_Auklet"]
-    images = [(f"{name}/{name[4:]}_{number}.jpg", label, number) for label, name in enumerate(names) for number in range(5)]
-    files = {f"images/{path}": picture(colour(label, number, number > 2)) for path, label, number in images}
+    images = [
+        (f"{name}/{name[4:]}_{number}.jpg", label, number)
+        for label, name in enumerate(names)
+        for number in range(5)
+    ]
+    files = {
+        f"images/{path}": picture(colour(label, number, number > 2))
+        for path, label, number in images
+    }
     lines = {
         "classes": [f"{label + 1} {name}" for label, name in enumerate(names)],
         "images": [f"{row + 1} {path}" for row, (path, _, _) in enumerate(images)],
-        "image_class_labels": [f"{row + 1} {label + 1}" for row, (_, label, _) in enumerate(images)],
-        "train_test_split": [f"{row + 1} {int(number <= 2)}" for row, (_, _, number) in enumerate(images)],
+        "image_class_labels": [
+            f"{row + 1} {label + 1}" for row, (_, label, _) in enumerate(images)
+        ],
+        "train_test_split": [
+            f"{row + 1} {int(number <= 2)}" for row, (_, _, number) in enumerate(images)
+        ],
     }
     files |= {f"{name}.txt": "\n".join(text).encode() for name, text in lines.items()}
-    return {"CUB_200_2011.tgz": tar({f"CUB_200_2011/{name}": content for name, content in files.items()} | {"attributes.txt": b"x"})}
+    return {
+        "CUB_200_2011.tgz": tar(
+            {f"CUB_200_2011/{name}": content for name, content in files.items()}
+            | {"attributes.txt": b"x"}
+        )
+    }
 
 
 DIOR_OBJECTS = {  # image -> objects: name, box
-    "00001": [("airplane", (10, 20, 131, 161)), ("airplane", (200, 0, 320, 400)), ("ship", (0, 0, 400, 400))],  # the second is 120 wide
+    "00001": [
+        ("airplane", (10, 20, 131, 161)),
+        ("airplane", (200, 0, 320, 400)),
+        ("ship", (0, 0, 400, 400)),
+    ],  # the second is 120 wide
     "00002": [("airplane", (0, 0, 200, 121)), ("Expressway-Service-area", (100, 100, 350, 350))],
-    "00003": [("airplane", (0, 0, 300, 300)), ("ship", (50, 60, 250, 260)), ("vehicle", (5, 5, 30, 30))],
+    "00003": [
+        ("airplane", (0, 0, 300, 300)),
+        ("ship", (50, 60, 250, 260)),
+        ("vehicle", (5, 5, 30, 30)),
+    ],
 }
 
 
@@ -172,39 +247,73 @@ def dior_pixels(name):
 
 def dior(nested=True):
     def note(objects):
-        things = "".join(f"<object><name>{name}</name><bndbox><xmin>{a}</xmin><ymin>{b}</ymin><xmax>{c}</xmax><ymax>{d}</ymax></bndbox></object>" for name, (a, b, c, d) in objects)
+        things = "".join(
+            f"<object><name>{name}</name><bndbox><xmin>{a}</xmin><ymin>{b}</ymin><xmax>{c}</xmax><ymax>{d}</ymax></bndbox></object>"
+            for name, (a, b, c, d) in objects
+        )
         return f"<annotation><filename>x.jpg</filename>{things}</annotation>".encode()
 
     place = "Annotations/Horizontal Bounding Boxes" if nested else "Annotations"
     notes = {f"{place}/{name}.xml": note(objects) for name, objects in DIOR_OBJECTS.items()}
     if nested:
-        notes |= {f"Annotations/Oriented Bounding Boxes/{name}.xml": b"<other/>" for name in DIOR_OBJECTS}
+        notes |= {
+            f"Annotations/Oriented Bounding Boxes/{name}.xml": b"<other/>" for name in DIOR_OBJECTS
+        }
     pictures = {name: picture(Image.fromarray(dior_pixels(name))) for name in DIOR_OBJECTS}
     return {
         "Annotations.zip": zipped(notes),
-        "ImageSets.zip": zipped({f"{'' if nested else 'ImageSets/'}Main/{name}.txt": text for name, text in (("train", b"00001\n"), ("val", b"00002\n"), ("test", b"00003\n"))}),
-        "JPEGImages-trainval.zip": zipped({f"JPEGImages-trainval/{name}.jpg": pictures[name] for name in ("00001", "00002")}),
+        "ImageSets.zip": zipped(
+            {
+                f"{'' if nested else 'ImageSets/'}Main/{name}.txt": text
+                for name, text in (("train", b"00001\n"), ("val", b"00002\n"), ("test", b"00003\n"))
+            }
+        ),
+        "JPEGImages-trainval.zip": zipped(
+            {f"JPEGImages-trainval/{name}.jpg": pictures[name] for name in ("00001", "00002")}
+        ),
         "JPEGImages-test.zip": zipped({"JPEGImages-test/00003.jpg": pictures["00003"]}),
     }
 
 
 def wbc():
     labels = [1] * 10 + [2] * 5 + [3] * 5 + [4] * 6 + [5]
-    files = {f"Dataset 1/{row + 1:03}.bmp": picture(colour(label - 1, row % 10), (120, 120), "BMP") for row, label in enumerate(labels)}
-    files |= {f"Dataset 1/{row + 1:03}.png": picture((255, 255, 255), (120, 120), "PNG") for row in range(len(labels))}  # masks
-    text = "image ID,class label\n" + "".join(f"{row + 1},{label}\n" for row, label in enumerate(labels))
+    files = {
+        f"Dataset 1/{row + 1:03}.bmp": picture(colour(label - 1, row % 10), (120, 120), "BMP")
+        for row, label in enumerate(labels)
+    }
+    files |= {
+        f"Dataset 1/{row + 1:03}.png": picture((255, 255, 255), (120, 120), "PNG")
+        for row in range(len(labels))
+    }  # masks
+    text = "image ID,class label\n" + "".join(
+        f"{row + 1},{label}\n" for row, label in enumerate(labels)
+    )
     files |= {"Class Labels of Dataset 1.csv": text.encode(), "Dataset 2/001.bmp": b"another"}
-    return {"segmentation_WBC-master.zip": zipped({f"segmentation_WBC-master/{name}": content for name, content in files.items()})}
+    return {
+        "segmentation_WBC-master.zip": zipped(
+            {f"segmentation_WBC-master/{name}": content for name, content in files.items()}
+        )
+    }
 
 
 def mvtec():
-    files = {f"bottle/train/good/{number:03}.png": picture(colour(0, number), form="PNG") for number in range(4)}
-    files |= {f"bottle/test/good/{number:03}.png": picture(colour(0, number, True), form="PNG") for number in range(2)}
+    files = {
+        f"bottle/train/good/{number:03}.png": picture(colour(0, number), form="PNG")
+        for number in range(4)
+    }
+    files |= {
+        f"bottle/test/good/{number:03}.png": picture(colour(0, number, True), form="PNG")
+        for number in range(2)
+    }
     for number in range(3):
         mask = np.zeros((32, 32), np.uint8)
         mask[: 8 + number, :8] = 255
-        files[f"bottle/test/broken_large/{number:03}.png"] = picture(colour(5, number, True), form="PNG")
-        files[f"bottle/ground_truth/broken_large/{number:03}_mask.png"] = picture(Image.fromarray(mask), form="PNG")
+        files[f"bottle/test/broken_large/{number:03}.png"] = picture(
+            colour(5, number, True), form="PNG"
+        )
+        files[f"bottle/ground_truth/broken_large/{number:03}_mask.png"] = picture(
+            Image.fromarray(mask), form="PNG"
+        )
     return {"mvtec_anomaly_detection.tar.xz": tar(files | {"license.txt": b"x"}, "w:xz")}
 
 
@@ -223,19 +332,32 @@ def ksdd(items=9):
     files = {}
     for item in range(1, items + 1):
         for part in range(4):
-            files[f"kos{item:02}/Part{part}.jpg"] = picture(Image.fromarray(ksdd_pixels(item, part)))
-            files[f"kos{item:02}/Part{part}_label.bmp"] = picture(Image.fromarray(ksdd_mask(item, part)), form="BMP")
+            files[f"kos{item:02}/Part{part}.jpg"] = picture(
+                Image.fromarray(ksdd_pixels(item, part))
+            )
+            files[f"kos{item:02}/Part{part}_label.bmp"] = picture(
+                Image.fromarray(ksdd_mask(item, part)), form="BMP"
+            )
     return {"KolektorSDD.zip": zipped(files)}
 
 
 def chexpert():
     def table(split, rows):
         lines = ["Path,Sex,Age,Frontal/Lateral,AP/PA,No Finding,Edema"]
-        lines += [f"CheXpert-v1.0-small/{split}/patient{row:05}/study1/view1_{view.lower()}.jpg,Male,50,{view},AP,{normal},0.0" for row, (view, normal) in enumerate(rows)]
+        lines += [
+            f"CheXpert-v1.0-small/{split}/patient{row:05}/study1/view1_{view.lower()}.jpg,Male,50,{view},AP,{normal},0.0"
+            for row, (view, normal) in enumerate(rows)
+        ]
         return "\n".join(lines).encode()
 
     tables = {
-        "train": [("Frontal", "1.0"), ("Lateral", "1.0"), ("Frontal", ""), ("Frontal", "1.0"), ("Frontal", "1.0")],
+        "train": [
+            ("Frontal", "1.0"),
+            ("Lateral", "1.0"),
+            ("Frontal", ""),
+            ("Frontal", "1.0"),
+            ("Frontal", "1.0"),
+        ],
         "valid": [("Frontal", "1.0"), ("Frontal", "0.0"), ("Lateral", "1.0"), ("Frontal", "0.0")],
     }
     files = {}
@@ -243,14 +365,30 @@ def chexpert():
         files[f"{split}.csv"] = table(split, rows)
         for row, (view, normal) in enumerate(rows):
             shade = colour(int(normal != "1.0"), row, split == "valid")
-            files[f"{split}/patient{row:05}/study1/view1_{view.lower()}.jpg"] = picture(shade, (39, 32))
-    return {"CheXpert-v1.0-small.zip": zipped({f"CheXpert-v1.0-small/{name}": content for name, content in files.items()})}
+            files[f"{split}/patient{row:05}/study1/view1_{view.lower()}.jpg"] = picture(
+                shade, (39, 32)
+            )
+    return {
+        "CheXpert-v1.0-small.zip": zipped(
+            {f"CheXpert-v1.0-small/{name}": content for name, content in files.items()}
+        )
+    }
 
 
 IMITATIONS = dict(
-    cifar10=cifar10, cifar100=cifar100, fashion_mnist=fashion_mnist, pets=pets, catsdogs=catsdogs, flowers102=flowers102, cub200=cub200, dior=dior, wbc=wbc, mvtec=mvtec,
-    ksdd=ksdd, chexpert=chexpert,
-)  # fmt: skip
+    cifar10=cifar10,
+    cifar100=cifar100,
+    fashion_mnist=fashion_mnist,
+    pets=pets,
+    catsdogs=catsdogs,
+    flowers102=flowers102,
+    cub200=cub200,
+    dior=dior,
+    wbc=wbc,
+    mvtec=mvtec,
+    ksdd=ksdd,
+    chexpert=chexpert,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -273,17 +411,30 @@ def trust(monkeypatch, name, archives):
 
     for file in registry.registry()[name]["files"]:
         content = archives[file["name"]]
-        file.update(bytes=len(content), sha256=hashlib.sha256(content).hexdigest() if file["sha256"] else None, md5=md5(content) if file["md5"] else None)
+        file.update(
+            bytes=len(content),
+            sha256=hashlib.sha256(content).hexdigest() if file["sha256"] else None,
+            md5=md5(content) if file["md5"] else None,
+        )
     if name in ("cifar10", "cifar100"):
         with tarfile.open(fileobj=io.BytesIO(next(iter(archives.values())))) as archive:
-            sums = {Path(member.name).name: md5(archive.extractfile(member).read()) for member in archive}
+            sums = {
+                Path(member.name).name: md5(archive.extractfile(member).read())
+                for member in archive
+            }
         kind = datasets.CIFAR10 if name == "cifar10" else datasets.CIFAR100
         for which in ("train_list", "test_list"):
-            monkeypatch.setattr(kind, which, [[file, sums[file]] for file, _ in getattr(kind, which)])
+            monkeypatch.setattr(
+                kind, which, [[file, sums[file]] for file, _ in getattr(kind, which)]
+            )
         monkeypatch.setattr(kind, "meta", kind.meta | dict(md5=sums[kind.meta["filename"]]))
     if name == "flowers102":
         known = datasets.Flowers102._file_dict
-        monkeypatch.setattr(datasets.Flowers102, "_file_dict", {key: (file, md5(archives[file])) for key, (file, _) in known.items()})
+        monkeypatch.setattr(
+            datasets.Flowers102,
+            "_file_dict",
+            {key: (file, md5(archives[file])) for key, (file, _) in known.items()},
+        )
 
 
 @pytest.fixture
@@ -319,11 +470,30 @@ def test_rows_are_complete():
     assert set(public.SETS.values()) == set(rows) == set(IMITATIONS)
     assert set(layouts.LOADERS) == set(public.SETS) - {"mvtec"}
     for name, row in rows.items():
-        assert set(row) == {"title", "page", "licence", "tasks", "marker", "into", "files", "by_hand", "protocol", "tried"} and row["tried"] is False
+        assert (
+            set(row)
+            == {
+                "title",
+                "page",
+                "licence",
+                "tasks",
+                "marker",
+                "into",
+                "files",
+                "by_hand",
+                "protocol",
+                "tried",
+            }
+            and row["tried"] is False
+        )
         assert row["page"].startswith("https://") and row["protocol"] and row["licence"], name
         for file in row["files"]:
-            assert re.fullmatch(r"[0-9a-f]{64}", file["sha256"] or "0" * 64) and re.fullmatch(r"[0-9a-f]{32}", file["md5"] or "0" * 32)
-            assert file["source"] and all(url.startswith(("https://", "http://fashion-mnist.")) for url in file["urls"])
+            assert re.fullmatch(r"[0-9a-f]{64}", file["sha256"] or "0" * 64) and re.fullmatch(
+                r"[0-9a-f]{32}", file["md5"] or "0" * 32
+            )
+            assert file["source"] and all(
+                url.startswith(("https://", "http://fashion-mnist.")) for url in file["urls"]
+            )
             assert file["urls"] or row["by_hand"], f"{name}: nobody says how to get {file['name']}"
 
 
@@ -331,29 +501,47 @@ def test_md5_are_those_of_torchvision():
     import torchvision.datasets as datasets
 
     known = {
-        "cifar-10-python.tar.gz": datasets.CIFAR10.tgz_md5, "cifar-100-python.tar.gz": datasets.CIFAR100.tgz_md5, **dict(datasets.FashionMNIST.resources),
-        **{url.rpartition("/")[2]: value for url, value in datasets.OxfordIIITPet._RESOURCES}, **dict(datasets.Flowers102._file_dict.values()),
-    }  # fmt: skip
-    found = {file["name"]: file["md5"] for row in registry.registry().values() for file in row["files"] if file["name"] in known}
+        "cifar-10-python.tar.gz": datasets.CIFAR10.tgz_md5,
+        "cifar-100-python.tar.gz": datasets.CIFAR100.tgz_md5,
+        **dict(datasets.FashionMNIST.resources),
+        **{url.rpartition("/")[2]: value for url, value in datasets.OxfordIIITPet._RESOURCES},
+        **dict(datasets.Flowers102._file_dict.values()),
+    }
+    found = {
+        file["name"]: file["md5"]
+        for row in registry.registry().values()
+        for file in row["files"]
+        if file["name"] in known
+    }
     assert found == known and len(known) == 11
 
 
 def test_coarse_classes_of_cifar100():
     assert layouts.COARSE_OF_FINE.tolist() == [int(number) for number in COARSE.split()]
-    assert list(layouts.CIFAR100) == sorted(layouts.CIFAR100) and len(layouts.CIFAR100) == 20 and len(layouts.CIFAR100_FINE) == len(set(layouts.CIFAR100_FINE)) == 100
+    assert (
+        list(layouts.CIFAR100) == sorted(layouts.CIFAR100)
+        and len(layouts.CIFAR100) == 20
+        and len(layouts.CIFAR100_FINE) == len(set(layouts.CIFAR100_FINE)) == 100
+    )
 
 
 def test_names_of_classes_are_those_of_torchvision():
     import torchvision.datasets as datasets
 
     assert tuple(map(layouts.canonical, datasets.FashionMNIST.classes)) == layouts.FASHION
-    assert len(set(public.names_of("flowers102"))) == 102 and "colt_s_foot" in public.names_of("flowers102")
+    assert len(set(public.names_of("flowers102"))) == 102 and "colt_s_foot" in public.names_of(
+        "flowers102"
+    )
 
 
 def test_the_page_of_data_sets_says_what_the_registry_says():
     text = (registry.ROOT / "docs" / "data_sets.md").read_text(encoding="utf-8")
     for row in registry.registry().values():
-        line = next(line for line in text.splitlines() if line.startswith(f"| [{row['title']}]({row['page']})"))
+        line = next(
+            line
+            for line in text.splitlines()
+            if line.startswith(f"| [{row['title']}]({row['page']})")
+        )
         assert all(f"| {row[key]} |" in line for key in ("tasks", "licence", "protocol"))
 
 
@@ -361,15 +549,40 @@ def test_the_page_of_data_sets_says_what_the_registry_says():
 
 
 CASES = {  # task -> training images, test images: (class, number, split) of each
-    "cifar10:airplane": (expected(0, range(5)), [(label, number, True) for label in range(10) for number in range(2)]),
-    "cifar10:3": (expected(3, range(5)), [(label, number, True) for label in (3, 0, 1, 2, *range(4, 10)) for number in range(2)]),
+    "cifar10:airplane": (
+        expected(0, range(5)),
+        [(label, number, True) for label in range(10) for number in range(2)],
+    ),
+    "cifar10:3": (
+        expected(3, range(5)),
+        [(label, number, True) for label in (3, 0, 1, 2, *range(4, 10)) for number in range(2)],
+    ),
     "cifar100fine:apple": (expected(0, range(2)), [(label % 20, 0, True) for label in range(100)]),
-    "pets:dog": (expected(1, range(3)), [(label, number, True) for label in (1, 0) for number in range(2)]),
-    "catsdogs:cat": (expected(0, [0, 1, 2, 4, 5, 6, 7, 8]), [(0, 9, False), (0, 10, False), (1, 9, False)]),
-    "flowers102:sweet pea": (expected(3, [0, 1]), [(label % 20, number, True) for label in (3, 0, 1, 2, *range(4, 102)) for number in (3, 4, 5)]),
-    "cub200:Laysan_Albatross": (expected(1, range(3)), [(label, number, True) for label in (1, 0, 2) for number in (3, 4)]),
+    "pets:dog": (
+        expected(1, range(3)),
+        [(label, number, True) for label in (1, 0) for number in range(2)],
+    ),
+    "catsdogs:cat": (
+        expected(0, [0, 1, 2, 4, 5, 6, 7, 8]),
+        [(0, 9, False), (0, 10, False), (1, 9, False)],
+    ),
+    "flowers102:sweet pea": (
+        expected(3, [0, 1]),
+        [
+            (label % 20, number, True)
+            for label in (3, 0, 1, 2, *range(4, 102))
+            for number in (3, 4, 5)
+        ],
+    ),
+    "cub200:Laysan_Albatross": (
+        expected(1, range(3)),
+        [(label, number, True) for label in (1, 0, 2) for number in (3, 4)],
+    ),
     "chexpert:no_finding": (expected(0, [0, 3, 4]), [(0, 0, True), (1, 1, True), (1, 3, True)]),
-    "mvtec:bottle": (expected(0, range(4)), [(0, 0, True), (0, 1, True), (5, 0, True), (5, 1, True), (5, 2, True)]),
+    "mvtec:bottle": (
+        expected(0, range(4)),
+        [(0, 0, True), (0, 1, True), (5, 0, True), (5, 1, True), (5, 2, True)],
+    ),
 }
 
 
@@ -381,51 +594,105 @@ def test_train_on_the_normal_class_test_on_all(put, spec):
     task = load_task(spec, size=20)
     assert shades(task.train) == train and shades(task.test) == test
     normal = test[0][0]
-    if not spec.startswith("flowers102") and not spec.startswith("cifar100fine"):  # whose colours repeat
+    if not spec.startswith("flowers102") and not spec.startswith(
+        "cifar100fine"
+    ):  # whose colours repeat
         assert task.labels.tolist() == [int(label != normal) for label, _, _ in test]
     assert task.labels.dtype == np.int64 and task.labels[0] == 0 and task.labels[-1] == 1
-    assert len(task.kinds) == len(task.labels) == len(task.test) and len({kind for kind, label in zip(task.kinds, task.labels, strict=True) if not label}) == 1
+    assert (
+        len(task.kinds) == len(task.labels) == len(task.test)
+        and len({kind for kind, label in zip(task.kinds, task.labels, strict=True) if not label})
+        == 1
+    )
     assert task.train.shape == (len(train), 3, 20, 20) and task.train[0].dtype == np.uint8
     if task.files is not None:
-        assert [np.abs(read_image(file, 20).astype(int) - image).max() for file, image in zip(task.files, task.test, strict=True)] == [0] * len(test)
+        assert [
+            np.abs(read_image(file, 20).astype(int) - image).max()
+            for file, image in zip(task.files, task.test, strict=True)
+        ] == [0] * len(test)
 
 
 def test_names_and_kinds(put):
     put("cifar10")
     task = load_task("cifar10:9", size=20)
-    assert task.name == "cifar10:truck" and task.kinds[:4] == ("truck", "truck", "airplane", "airplane")
+    assert task.name == "cifar10:truck" and task.kinds[:4] == (
+        "truck",
+        "truck",
+        "airplane",
+        "airplane",
+    )
     put("chexpert")
     task = load_task("chexpert:no_finding", size=20)
     assert task.name == "chexpert:no_finding" and task.kinds == ("no_finding", "finding", "finding")
     put("cub200")
     assert load_task("cub200:2", size=20).name == "cub200:rhinoceros_auklet"
-    assert sibling_tasks("cub200:2") == ["cub200:black_footed_albatross", "cub200:laysan_albatross", "cub200:rhinoceros_auklet"]
-    for spec, n in (("cifar10:cat", 10), ("cifar100:x", 20), ("cifar100fine:x", 100), ("fashion_mnist:0", 10), ("flowers102:1", 102), ("mvtec:wood", 15), ("wbc:1", 4), ("ksdd:all", 1)):
+    assert sibling_tasks("cub200:2") == [
+        "cub200:black_footed_albatross",
+        "cub200:laysan_albatross",
+        "cub200:rhinoceros_auklet",
+    ]
+    for spec, n in (
+        ("cifar10:cat", 10),
+        ("cifar100:x", 20),
+        ("cifar100fine:x", 100),
+        ("fashion_mnist:0", 10),
+        ("flowers102:1", 102),
+        ("mvtec:wood", 15),
+        ("wbc:1", 4),
+        ("ksdd:all", 1),
+    ):
         assert len(set(sibling_tasks(spec))) == n
 
 
 def test_cifar100_coarse(put):
     put("cifar100")
     task = load_task("cifar100:aquatic mammals", size=20)
-    fine = [layouts.CIFAR100_FINE.index(name) for name in ("beaver", "dolphin", "otter", "seal", "whale")]
-    assert sorted(shades(task.train)) == sorted(shade for label in fine for shade in expected(label, range(2)))
-    assert (task.labels == 0).sum() == 5 and len(task.labels) == 100 and task.kinds[:5] == ("aquatic_mammals",) * 5
+    fine = [
+        layouts.CIFAR100_FINE.index(name)
+        for name in ("beaver", "dolphin", "otter", "seal", "whale")
+    ]
+    assert sorted(shades(task.train)) == sorted(
+        shade for label in fine for shade in expected(label, range(2))
+    )
+    assert (
+        (task.labels == 0).sum() == 5
+        and len(task.labels) == 100
+        and task.kinds[:5] == ("aquatic_mammals",) * 5
+    )
 
 
 def test_fashion_mnist(put):
     put("fashion_mnist")
     task = load_task("fashion_mnist:T-shirt/top", size=20)
-    assert task.name == "fashion_mnist:t_shirt_top" and task.train[:].std() == 0 and task.train[0].shape == (3, 20, 20)
-    assert len(task.train) == 3 and (task.test[:].mean(axis=(1, 2, 3)) == [20 * label + 1 for label in range(10) for _ in range(2)]).all()
+    assert (
+        task.name == "fashion_mnist:t_shirt_top"
+        and task.train[:].std() == 0
+        and task.train[0].shape == (3, 20, 20)
+    )
+    assert (
+        len(task.train) == 3
+        and (
+            task.test[:].mean(axis=(1, 2, 3))
+            == [20 * label + 1 for label in range(10) for _ in range(2)]
+        ).all()
+    )
 
 
 def test_wbc(put):
     put("wbc")
     task = load_task("wbc:1", size=20)
-    assert len(task.train) == 8 and task.kinds == ("neutrophil",) * 2 + ("lymphocyte", "monocyte", "eosinophil")
+    assert len(task.train) == 8 and task.kinds == ("neutrophil",) * 2 + (
+        "lymphocyte",
+        "monocyte",
+        "eosinophil",
+    )
     together = shades(task.train) + shades(task.test)[:2]
     assert sorted(together) == expected(0, range(10))  # no image on both sides, none lost
-    assert load_task("wbc:Monocyte", size=20).name == "wbc:monocyte" == load_task("wbc:3", size=20).name
+    assert (
+        load_task("wbc:Monocyte", size=20).name
+        == "wbc:monocyte"
+        == load_task("wbc:3", size=20).name
+    )
     assert shades(load_task("wbc:1", size=20, seed=1).train) != shades(task.train)
     assert shades(load_task("wbc:1", size=20).train) == shades(task.train)
 
@@ -434,14 +701,28 @@ def test_wbc(put):
 def test_dior_objects_become_images(put, nested):
     put("dior", dior(nested))
     task = load_task("dior:airplane", size=30)
-    assert task.kinds == ("airplane", "ship") and task.labels.tolist() == [0, 1]  # the vehicle is too small
-    wanted = [("00001", (10, 20, 131, 161)), ("00002", (0, 0, 200, 121))]  # not the one of exactly 120
+    assert task.kinds == ("airplane", "ship") and task.labels.tolist() == [
+        0,
+        1,
+    ]  # the vehicle is too small
+    wanted = [
+        ("00001", (10, 20, 131, 161)),
+        ("00002", (0, 0, 200, 121)),
+    ]  # not the one of exactly 120
     for got, (name, box) in zip(task.train, wanted, strict=True):
         part = Image.open(io.BytesIO(picture(Image.fromarray(dior_pixels(name))))).crop(box)
         short = min(part.size)
-        part = part.resize((int(30 * part.width / short), int(30 * part.height / short)), Image.Resampling.BILINEAR)
+        part = part.resize(
+            (int(30 * part.width / short), int(30 * part.height / short)), Image.Resampling.BILINEAR
+        )
         left, top = round((part.width - 30) / 2), round((part.height - 30) / 2)
-        assert np.abs(got.astype(int) - np.asarray(part.crop((left, top, left + 30, top + 30))).transpose(2, 0, 1)).max() <= 1
+        assert (
+            np.abs(
+                got.astype(int)
+                - np.asarray(part.crop((left, top, left + 30, top + 30))).transpose(2, 0, 1)
+            ).max()
+            <= 1
+        )
     with pytest.raises(ValueError, match=r"dior has 1 training image\(s\) of ship: at least 2"):
         load_task("dior:ship")
 
@@ -468,28 +749,63 @@ def test_ksdd_items_are_on_one_side(put):
         test = [(Path(file).parent.name, Path(file).stem) for file in task.files]
         assert not {item for item, _ in train} & {item for item, _ in test}
         assert len({item for item, _ in test}) == 3 and len(test) == 12 and len(train) == 6 * 3
-        assert all(int(part[4:]) != int(item[3:]) % 4 for item, part in train)  # no defect to learn from
-        assert [kind == "defect" for kind in task.kinds] == [int(part[4:]) == int(item[3:]) % 4 for item, part in test] == task.labels.astype(bool).tolist()
-        assert task.masks.shape == (12, 40, 40) and (task.masks.any(axis=(1, 2)) == task.labels).all()
+        assert all(
+            int(part[4:]) != int(item[3:]) % 4 for item, part in train
+        )  # no defect to learn from
+        assert (
+            [kind == "defect" for kind in task.kinds]
+            == [int(part[4:]) == int(item[3:]) % 4 for item, part in test]
+            == task.labels.astype(bool).tolist()
+        )
+        assert (
+            task.masks.shape == (12, 40, 40) and (task.masks.any(axis=(1, 2)) == task.labels).all()
+        )
         first = int(np.flatnonzero(task.labels)[0])
         item, part = int(test[first][0][3:]), int(test[first][1][4:])
-        image = Image.open(io.BytesIO(picture(Image.fromarray(ksdd_pixels(item, part))))).convert("RGB").resize((40, 40), Image.Resampling.BILINEAR)
-        assert np.abs(task.test[first].astype(int) - np.asarray(image).transpose(2, 0, 1)).max() <= 1  # all of it, squeezed
-        assert (task.masks[first] == (np.asarray(Image.fromarray(ksdd_mask(item, part)).resize((40, 40), Image.Resampling.NEAREST)) > 0)).all()
-    assert load_task("ksdd:all", size=40, seed=0).files != load_task("ksdd:all", size=40, seed=1).files
+        image = (
+            Image.open(io.BytesIO(picture(Image.fromarray(ksdd_pixels(item, part)))))
+            .convert("RGB")
+            .resize((40, 40), Image.Resampling.BILINEAR)
+        )
+        assert (
+            np.abs(task.test[first].astype(int) - np.asarray(image).transpose(2, 0, 1)).max() <= 1
+        )  # all of it, squeezed
+        assert (
+            task.masks[first]
+            == (
+                np.asarray(
+                    Image.fromarray(ksdd_mask(item, part)).resize(
+                        (40, 40), Image.Resampling.NEAREST
+                    )
+                )
+                > 0
+            )
+        ).all()
+    assert (
+        load_task("ksdd:all", size=40, seed=0).files != load_task("ksdd:all", size=40, seed=1).files
+    )
 
 
 def test_ksdd_without_a_label(put):
     place = put("ksdd")
     (place / "kos03" / "Part2_label.bmp").unlink()
-    with pytest.raises(FileNotFoundError, match="ksdd in .* is not whole: .*Part2.jpg' has no label 'Part2_label.bmp'"):
+    with pytest.raises(
+        FileNotFoundError,
+        match="ksdd in .* is not whole: .*Part2.jpg' has no label 'Part2_label.bmp'",
+    ):
         load_task("ksdd:all")
 
 
 def test_mvtec_has_masks_and_may_be_one_kind(put):
     put("mvtec")
     task = load_task("mvtec:bottle", size=32)
-    assert task.name == "mvtec:bottle" and task.masks.sum(axis=(1, 2)).tolist() == [0, 0, 64, 72, 80]
+    assert task.name == "mvtec:bottle" and task.masks.sum(axis=(1, 2)).tolist() == [
+        0,
+        0,
+        64,
+        72,
+        80,
+    ]
     with pytest.raises(FileNotFoundError, match="without wood. By hand: The page asks for a form"):
         load_task("mvtec:wood")
     (next(Path(task.files[0]).parents[2].rglob("001_mask.png"))).unlink()
@@ -500,14 +816,19 @@ def test_mvtec_has_masks_and_may_be_one_kind(put):
 
 def test_cats_and_dogs_tell_what_is_left_out(put):
     put("catsdogs")
-    with pytest.warns(UserWarning, match=r"2 files in .* are no images and are left out: 'PetImages/Cat/3.jpg', 'PetImages/Dog/10.jpg'"):
+    with pytest.warns(
+        UserWarning,
+        match=r"2 files in .* are no images and are left out: 'PetImages/Cat/3.jpg', 'PetImages/Dog/10.jpg'",
+    ):
         load_task("catsdogs:dog")
 
 
 def test_flowers_use_the_small_training_split(put):
     put("flowers102")
     task = load_task("flowers102:0", size=8)
-    assert task.name == "flowers102:pink_primrose" and [int(Path(file).stem[6:]) for file in map(str, task.train.files)] == [1, 103]
+    assert task.name == "flowers102:pink_primrose" and [
+        int(Path(file).stem[6:]) for file in map(str, task.train.files)
+    ] == [1, 103]
 
 
 # ---------------------------------------------------------------- samples, geometry, laziness
@@ -520,8 +841,15 @@ def test_samples(put):
     fewer = load_task("cifar10:cat", size=8, n_train=2, n_test=1, seed=3)
     assert len(some.train) == 4 and len(some.test) == 10 and len(set(some.kinds)) == 10
     assert set(shades(fewer.train)) < set(shades(some.train)) < set(shades(whole.train))
-    assert {tuple(shades(load_task("cifar10:cat", size=8, n_train=4, seed=seed).train)) for seed in range(6)} != {tuple(shades(some.train))}
-    for options, words in ((dict(n_train=1), "at least 2"), (dict(n_test=0), "at least 1"), (dict(size=32, resize=16), "1 <= size <= resize")):
+    assert {
+        tuple(shades(load_task("cifar10:cat", size=8, n_train=4, seed=seed).train))
+        for seed in range(6)
+    } != {tuple(shades(some.train))}
+    for options, words in (
+        (dict(n_train=1), "at least 2"),
+        (dict(n_test=0), "at least 1"),
+        (dict(size=32, resize=16), "1 <= size <= resize"),
+    ):
         with pytest.raises(ValueError, match=words):
             load_task("cifar10:cat", **options)
     with pytest.raises(ValueError, match="only pictograms and surfaces have levels"):
@@ -536,8 +864,14 @@ def test_arrays_have_the_geometry_of_files(tmp_path, size, resize):
         Image.fromarray(pixels[number]).save(tmp_path / "a.png")
         assert (images[number] == read_image(tmp_path / "a.png", size, resize)).all()
     assert images.shape == images[:].shape == (4, 3, size, size) and images[:].flags["C_CONTIGUOUS"]
-    assert (images[[2, 0]] == images[:][[2, 0]]).all() and (images[1:3] == images[:][1:3]).all() and (images[-1] == images[:][-1]).all()
-    assert (images[np.array([True, False, True, False])] == images[:][::2]).all() and images[[]].shape == (0, 3, size, size)
+    assert (
+        (images[[2, 0]] == images[:][[2, 0]]).all()
+        and (images[1:3] == images[:][1:3]).all()
+        and (images[-1] == images[:][-1]).all()
+    )
+    assert (images[np.array([True, False, True, False])] == images[:][::2]).all() and images[
+        []
+    ].shape == (0, 3, size, size)
     with pytest.raises(IndexError):
         images[4]
     grey = ImageArray(pixels[..., 0], size, resize)[0]
@@ -561,11 +895,22 @@ def test_fingerprints_tell_everything_apart(tmp_path):
         files.append(tmp_path / f"{number}.png")
     boxes = [(0, 0, 16, 16), (0, 0, 16, 32)]
     all_different = [
-        ImageArray(pixels, 16), ImageArray(pixels, 17), ImageArray(pixels, 16, 20), ImageArray(pixels[::-1], 16), ImageArray(pixels[:1], 16), ImageArray(pixels[..., 0], 16),
-        ImageCrops(files, boxes, 16), ImageCrops(files, boxes[::-1], 16), ImageCrops(files, boxes, 8), ImageCrops(files[::-1], boxes, 16), SqueezedImages(files, 16),
-    ]  # fmt: skip
+        ImageArray(pixels, 16),
+        ImageArray(pixels, 17),
+        ImageArray(pixels, 16, 20),
+        ImageArray(pixels[::-1], 16),
+        ImageArray(pixels[:1], 16),
+        ImageArray(pixels[..., 0], 16),
+        ImageCrops(files, boxes, 16),
+        ImageCrops(files, boxes[::-1], 16),
+        ImageCrops(files, boxes, 8),
+        ImageCrops(files[::-1], boxes, 16),
+        SqueezedImages(files, 16),
+    ]
     prints = [images.fingerprint() for images in all_different]
-    assert len(set(prints)) == len(prints) and prints[0] == ImageArray(pixels.copy(), 16).fingerprint()
+    assert (
+        len(set(prints)) == len(prints) and prints[0] == ImageArray(pixels.copy(), 16).fingerprint()
+    )
 
 
 def test_a_box_outside_its_image(tmp_path):
@@ -580,7 +925,11 @@ def test_squeezed_margin_is_that_of_the_centre_crop(tmp_path):
     pixels[:8] = pixels[:, :4] = 255  # as wide as the margin of 32 -> 24: an eighth on each side
     pixels[-8:] = pixels[:, -4:] = 255
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    assert SqueezedImages([tmp_path / "a.png"], 24, 32)[0][..., 1:-1, 1:-1].max() == 0 < SqueezedImages([tmp_path / "a.png"], 32)[0].max()
+    assert (
+        SqueezedImages([tmp_path / "a.png"], 24, 32)[0][..., 1:-1, 1:-1].max()
+        == 0
+        < SqueezedImages([tmp_path / "a.png"], 32)[0].max()
+    )
     Image.new("L", (32, 63)).save(tmp_path / "mask.png")
     with pytest.raises(ImageError, match="it must have 32 x 64 pixels, but it has 32 x 63"):
         SqueezedImages([tmp_path / "a.png"], 24).mask(0, tmp_path / "mask.png")
@@ -593,19 +942,30 @@ def test_squeezed_margin_is_that_of_the_centre_crop(tmp_path):
 def test_a_missing_set_says_how_to_get_it(elsewhere, source):
     name = public.SETS[source]
     with pytest.raises(FileNotFoundError) as error:
-        public.load_task(f"{source}:{'1' if name in ('wbc', 'cub200') else public.names_of(source)[0]}")
+        public.load_task(
+            f"{source}:{'1' if name in ('wbc', 'cub200') else public.names_of(source)[0]}"
+        )
     message, row = str(error.value), registry.registry()[name]
-    assert f"python -m pandalib data {name}" in message and row["page"] in message and str(elsewhere / name) in message and "\n" not in message
+    assert (
+        f"python -m pandalib data {name}" in message
+        and row["page"] in message
+        and str(elsewhere / name) in message
+        and "\n" not in message
+    )
     assert all(file["name"] in message for file in row["files"]) and not elsewhere.exists()
 
 
 @pytest.mark.parametrize(
     "spec, words",
     [
-        ("cifar10:plane", "no class 'plane'. Did you mean 'airplane'?"), ("cifar10:10", "number from 0 to 9"), ("cifar10:", "no class ''"), ("wbc:0", "number from 1 to 4"),
-        ("ksdd:kos01", "Choose one of all."), ("imagenet:cat", "SET one of cifar10, "),
+        ("cifar10:plane", "no class 'plane'. Did you mean 'airplane'?"),
+        ("cifar10:10", "number from 0 to 9"),
+        ("cifar10:", "no class ''"),
+        ("wbc:0", "number from 1 to 4"),
+        ("ksdd:kos01", "Choose one of all."),
+        ("imagenet:cat", "SET one of cifar10, "),
     ],
-)  # fmt: skip
+)
 def test_unknown_classes_and_sets(spec, words):
     with pytest.raises(ValueError, match=re.escape(words)):
         load_task(spec)
@@ -631,14 +991,22 @@ def test_a_harmful_pickle_is_never_opened(put, tmp_path, which):
 
 
 def test_a_harmful_archive_is_never_unpacked(put, tmp_path, elsewhere, monkeypatch):
-    monkeypatch.setattr("pandalib.download.PAUSE", 0)
+    monkeypatch.setattr("pandalib.datasets.download.PAUSE", 0)
     put("cifar10", fetch=False)
     archive = elsewhere / "cifar10" / "cifar-10-python.tar.gz"
     registry.registry()["cifar10"]["files"][0]["urls"] = ["http://127.0.0.1:9/none"]
-    archive.write_bytes(tar({"cifar-10-batches-py/test_batch": pickle.dumps(Harmful(tmp_path / "harm"))}))
-    with pytest.raises(DownloadError, match="the one in .* is another.*By hand: get cifar-10-python.tar.gz"):
+    archive.write_bytes(
+        tar({"cifar-10-batches-py/test_batch": pickle.dumps(Harmful(tmp_path / "harm"))})
+    )
+    with pytest.raises(
+        DownloadError, match="the one in .* is another.*By hand: get cifar-10-python.tar.gz"
+    ):
         registry.fetch("cifar10", progress=False)
-    assert not (elsewhere / "cifar10" / "unpacked").exists() and not (tmp_path / "harm").exists() and archive.exists()
+    assert (
+        not (elsewhere / "cifar10" / "unpacked").exists()
+        and not (tmp_path / "harm").exists()
+        and archive.exists()
+    )
 
 
 def test_damaged_sets_are_named(put):
@@ -675,7 +1043,10 @@ def test_sets_unpacked_by_hand(elsewhere, monkeypatch, name):
     unpack([elsewhere / "packed" / file for file in archives], elsewhere / name / into)
     assert registry.state_of(name) == "here"
     source = next(source for source, data_set in public.SETS.items() if data_set == name)
-    task = load_task(f"{source}:{'airplane' if name == 'dior' else '1' if name in ('wbc', 'cub200') else public.names_of(source)[0]}", size=8)
+    task = load_task(
+        f"{source}:{'airplane' if name == 'dior' else '1' if name in ('wbc', 'cub200') else public.names_of(source)[0]}",
+        size=8,
+    )
     assert len(task.train) >= 2 and {0, 1} == set(task.labels.tolist())
 
 
@@ -707,7 +1078,10 @@ def test_nothing_is_fetched_unless_asked_for(served, monkeypatch, elsewhere, cap
     archives = cifar10()
     trust(monkeypatch, "cifar10", archives)
     (folder / "cifar-10-python.tar.gz").write_bytes(archives["cifar-10-python.tar.gz"])
-    registry.registry()["cifar10"]["files"][0]["urls"] = [f"{address}/moved.tar.gz", f"{address}/cifar-10-python.tar.gz"]
+    registry.registry()["cifar10"]["files"][0]["urls"] = [
+        f"{address}/moved.tar.gz",
+        f"{address}/cifar-10-python.tar.gz",
+    ]
     with pytest.raises(FileNotFoundError):
         load_task("cifar10:cat")
     assert registry.state_of("cifar10") == "missing"
@@ -715,7 +1089,9 @@ def test_nothing_is_fetched_unless_asked_for(served, monkeypatch, elsewhere, cap
     with pytest.raises(FileNotFoundError):
         public.load_task("cifar10:cat", download=False)
     assert shades(load_task("cifar10:cat", size=8).train) == expected(3, range(5))
-    assert registry.state_of("cifar10") == "here" and sorted(path.name for path in (elsewhere / "cifar10").iterdir()) == ["cifar-10-python.tar.gz", "unpacked"]
+    assert registry.state_of("cifar10") == "here" and sorted(
+        path.name for path in (elsewhere / "cifar10").iterdir()
+    ) == ["cifar-10-python.tar.gz", "unpacked"]
     monkeypatch.delenv("PANDALIB_DOWNLOAD")
     (elsewhere / "cifar10" / "cifar-10-python.tar.gz").unlink()  # may be deleted now
     assert main(["data", "cifar10"]) == 0 and "  here, in '" in capsys.readouterr().out
@@ -729,13 +1105,19 @@ def test_command_checks_what_was_put_by_hand(put, capsys, elsewhere):
     archive.write_bytes(archive.read_bytes()[:-10])
     assert main(["data", "mvtec"]) == 2  # the cached file is checked as well
     error = capsys.readouterr().err
-    assert "is not the file expected" in error and "Delete it and get it again. By hand: The page asks for a form" in error
+    assert (
+        "is not the file expected" in error
+        and "Delete it and get it again. By hand: The page asks for a form" in error
+    )
 
 
 def test_where_no_hash_is_published_the_first_one_holds(put, capsys, elsewhere):
     put("chexpert", fetch=False)
     assert main(["data", "chexpert"]) == 0
-    assert "nobody publishes a hash; this one's is kept in CheXpert-v1.0-small.zip.sha256" in capsys.readouterr().out
+    assert (
+        "nobody publishes a hash; this one's is kept in CheXpert-v1.0-small.zip.sha256"
+        in capsys.readouterr().out
+    )
     assert main(["data", "chexpert"]) == 0
     assert "SHA-256 as when it came here first" in capsys.readouterr().out
     archive = elsewhere / "chexpert" / "CheXpert-v1.0-small.zip"
@@ -751,13 +1133,29 @@ def test_command_lists_and_tells(put, capsys):
     assert main(["data"]) == 0
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line}
     assert set(registry.registry()) < set(lines)
-    assert "GPL v3" in lines["wbc"] and " here " in lines["wbc"] and "here, packed" in lines["dior"] and "by hand" in lines["chexpert"]
+    assert (
+        "GPL v3" in lines["wbc"]
+        and " here " in lines["wbc"]
+        and "here, packed" in lines["dior"]
+        and "by hand" in lines["chexpert"]
+    )
     assert "170.5 MB" in lines["cifar10"] and "missing" in lines["cifar10"]
     assert main(["data", "--info", "ksdd", "mvtec"]) == 0
     told = capsys.readouterr().out
-    assert "65dc621693418585" in told and "squeezed" in told and "have not been tried" in told and "asks for a form" in told
-    assert main(["data", "cifar10", "nonsense"]) == 2 and "'nonsense' is unknown: choose one of" in capsys.readouterr().err
-    assert main(["data", "chexpert"]) == 2 and "CheXpert-v1.0-small.zip, which no program can fetch" in capsys.readouterr().err
+    assert (
+        "65dc621693418585" in told
+        and "squeezed" in told
+        and "have not been tried" in told
+        and "asks for a form" in told
+    )
+    assert (
+        main(["data", "cifar10", "nonsense"]) == 2
+        and "'nonsense' is unknown: choose one of" in capsys.readouterr().err
+    )
+    assert (
+        main(["data", "chexpert"]) == 2
+        and "CheXpert-v1.0-small.zip, which no program can fetch" in capsys.readouterr().err
+    )
 
 
 def test_an_archive_with_another_content(put, elsewhere):
@@ -771,14 +1169,26 @@ def test_an_archive_with_another_content(put, elsewhere):
 def test_real_fashion_mnist(put, monkeypatch):
     """The original test files, whose hashes the registry has, also in the place of the training files."""
     folder = real("fashion_mnist")
-    files = {name: (folder / name).read_bytes() for name in ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz")}
+    files = {
+        name: (folder / name).read_bytes()
+        for name in ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz")
+    }
     for file in registry.registry()["fashion_mnist"]["files"][2:]:
         content = files[file["name"]]
-        assert (len(content), hashlib.sha256(content).hexdigest(), md5(content)) == (file["bytes"], file["sha256"], file["md5"])
-    put("fashion_mnist", files | {name.replace("t10k", "train"): content for name, content in files.items()})
+        assert (len(content), hashlib.sha256(content).hexdigest(), md5(content)) == (
+            file["bytes"],
+            file["sha256"],
+            file["md5"],
+        )
+    put(
+        "fashion_mnist",
+        files | {name.replace("t10k", "train"): content for name, content in files.items()},
+    )
     task = load_task("fashion_mnist:ankle_boot", size=28)
     assert len(task.train) == 1000 and len(task.test) == 10_000 and (task.labels == 0).sum() == 1000
-    raw = np.frombuffer(gzip.decompress(files["t10k-images-idx3-ubyte.gz"])[16:], np.uint8).reshape(-1, 28, 28)
+    raw = np.frombuffer(gzip.decompress(files["t10k-images-idx3-ubyte.gz"])[16:], np.uint8).reshape(
+        -1, 28, 28
+    )
     labels = np.frombuffer(gzip.decompress(files["t10k-labels-idx1-ubyte.gz"])[8:], np.uint8)
     assert (task.train[:50][:, 1] == raw[labels == 9][:50]).all()
 
@@ -787,14 +1197,29 @@ def test_real_white_blood_cells(put):
     folder = real("wbc")
     with open(folder / "labels.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    files = {"Class Labels of Dataset 1.csv": ("image ID,class label\n" + "".join(f"{int(row['id'])},{row['label']}\n" for row in rows)).encode()}
+    files = {
+        "Class Labels of Dataset 1.csv": (
+            "image ID,class label\n" + "".join(f"{int(row['id'])},{row['label']}\n" for row in rows)
+        ).encode()
+    }
     for image in folder.glob("images/*/*.png"):
         files[f"Dataset 1/{image.stem}.bmp"] = picture(Image.open(image).convert("RGB"), form="BMP")
-    put("wbc", {"segmentation_WBC-master.zip": zipped({f"segmentation_WBC-master/{name}": content for name, content in files.items()})})
+    put(
+        "wbc",
+        {
+            "segmentation_WBC-master.zip": zipped(
+                {f"segmentation_WBC-master/{name}": content for name, content in files.items()}
+            )
+        },
+    )
     task = load_task("wbc:1", size=64)
-    assert len(task.train) == 141 and {kind: task.kinds.count(kind) for kind in layouts.WBC} == dict(neutrophil=35, lymphocyte=11, monocyte=10, eosinophil=4)
+    assert len(task.train) == 141 and {
+        kind: task.kinds.count(kind) for kind in layouts.WBC
+    } == dict(neutrophil=35, lymphocyte=11, monocyte=10, eosinophil=4)
     stem = task.train.files[0].stem
-    assert (task.train[0] == read_image(folder / "images" / "1_neutrophil" / f"{stem}.png", 64)).all()
+    assert (
+        task.train[0] == read_image(folder / "images" / "1_neutrophil" / f"{stem}.png", 64)
+    ).all()
 
 
 def test_real_leather(elsewhere):
@@ -802,25 +1227,43 @@ def test_real_leather(elsewhere):
     (elsewhere / "mvtec").mkdir(parents=True)
     (elsewhere / "mvtec" / "leather").symlink_to(folder)
     task = load_task("mvtec:leather", size=64, missing_masks="drop")
-    assert len(task.train) == 4 and len(task.test) == 15 and (task.masks.any(axis=(1, 2)) == task.labels).all()
+    assert (
+        len(task.train) == 4
+        and len(task.test) == 15
+        and (task.masks.any(axis=(1, 2)) == task.labels).all()
+    )
 
 
 def test_real_cifar10(put):
     folder = real("cifar10")
     archives = {}
-    for split, names in (("train", [f"data_batch_{part}" for part in range(1, 6)]), ("test", ["test_batch"])):
+    for split, names in (
+        ("train", [f"data_batch_{part}" for part in range(1, 6)]),
+        ("test", ["test_batch"]),
+    ):
         images, labels = [], []
         for label, name in enumerate(layouts.CIFAR10):
             for path in sorted((folder / split / name).iterdir())[: 5 * len(names)]:
                 images.append(np.asarray(Image.open(path)).transpose(2, 0, 1).ravel())
                 labels.append(label)
         for part, name in enumerate(names):
-            archives[f"cifar-10-batches-py/{name}"] = pickle.dumps(dict(data=np.stack(images[part :: len(names)]), labels=labels[part :: len(names)]))
-    archives["cifar-10-batches-py/batches.meta"] = pickle.dumps(dict(label_names=list(layouts.CIFAR10)))
+            archives[f"cifar-10-batches-py/{name}"] = pickle.dumps(
+                dict(data=np.stack(images[part :: len(names)]), labels=labels[part :: len(names)])
+            )
+    archives["cifar-10-batches-py/batches.meta"] = pickle.dumps(
+        dict(label_names=list(layouts.CIFAR10))
+    )
     put("cifar10", {"cifar-10-python.tar.gz": tar(archives)})
     task = load_task("cifar10:frog", size=32)
-    wanted = [np.asarray(Image.open(path)).transpose(2, 0, 1) for path in sorted((folder / "test" / "frog").iterdir())[:5]]
-    assert len(task.train) == 25 and (task.test[:5] == np.stack(wanted)).all() and task.kinds[:6] == ("frog",) * 5 + ("airplane",)
+    wanted = [
+        np.asarray(Image.open(path)).transpose(2, 0, 1)
+        for path in sorted((folder / "test" / "frog").iterdir())[:5]
+    ]
+    assert (
+        len(task.train) == 25
+        and (task.test[:5] == np.stack(wanted)).all()
+        and task.kinds[:6] == ("frog",) * 5 + ("airplane",)
+    )
 
 
 def test_no_warning_without_a_reason(put):

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pandalib.inspector import Finding, Ranking
-from pandalib.overlays import in_words, jpeg, overlay, scale_bar
-from pandalib.report import write_report
-from pandalib.report_style import STYLE
+from pandalib.inspection.inspector import Finding, Ranking
+from pandalib.inspection.overlays import in_words, jpeg, overlay, scale_bar
+from pandalib.inspection.report import write_report
+from pandalib.inspection.report_style import STYLE
 
 SIDE = 40
 EVIL = "<script>alert('x')</script>&\"onerror=\".png"
@@ -27,9 +27,17 @@ def detector(source="imagenet", n=30):
     backbone = SimpleNamespace(name="resnet18", last="layer4", source=source, weights_sha256=SHA)
     rng = np.random.default_rng(0)
     return SimpleNamespace(
-        backbone=backbone, false_alarm_rate=0.05, normal_scores_=rng.uniform(0.5, 1.5, n), features_=np.zeros((3 * n, 2)), kept_=np.arange(n), image_size_=(SIDE, SIDE),
-        layers=("layer1", "layer2"), n_images=50, sigma=4.0, threshold=lambda rate: {0.05: 1.25, 0.1: 1.0}[rate],
-    )  # fmt: skip
+        backbone=backbone,
+        false_alarm_rate=0.05,
+        normal_scores_=rng.uniform(0.5, 1.5, n),
+        features_=np.zeros((3 * n, 2)),
+        kept_=np.arange(n),
+        image_size_=(SIDE, SIDE),
+        layers=("layer1", "layer2"),
+        n_images=50,
+        sigma=4.0,
+        threshold=lambda rate: {0.05: 1.25, 0.1: 1.0}[rate],
+    )
 
 
 def ranking(n=8, top=3, names=None, unreadable=()):
@@ -43,8 +51,17 @@ def ranking(n=8, top=3, names=None, unreadable=()):
     for number in np.argsort(-scores)[:top].tolist():
         heat = np.zeros((SIDE, SIDE), np.float32)
         heat[2:10, 30:40] = parts["place"][number]
-        findings.append(Finding(number, rng.integers(0, 256, (3, SIDE, SIDE), dtype=np.uint8), heat))
-    return Ranking(names or [f"photo {i}.png" for i in range(n)], scores, parts, spots, findings, list(unreadable))
+        findings.append(
+            Finding(number, rng.integers(0, 256, (3, SIDE, SIDE), dtype=np.uint8), heat)
+        )
+    return Ranking(
+        names or [f"photo {i}.png" for i in range(n)],
+        scores,
+        parts,
+        spots,
+        findings,
+        list(unreadable),
+    )
 
 
 class Page(HTMLParser):
@@ -93,13 +110,26 @@ def text(tmp_path):
 def test_structure(text):
     page = Page(text)
     levels = [int(tag[1]) for tag, _ in page.elements if re.fullmatch("h[1-6]", tag)]
-    assert levels.count(1) == 1 and levels[0] == 1 and all(after - before <= 1 for before, after in zip(levels, levels[1:]))
-    assert page.all("html") == [{"lang": "en"}] and page.all("title") and any(meta.get("name") == "viewport" for meta in page.all("meta"))
+    assert (
+        levels.count(1) == 1
+        and levels[0] == 1
+        and all(after - before <= 1 for before, after in zip(levels, levels[1:]))
+    )
+    assert (
+        page.all("html") == [{"lang": "en"}]
+        and page.all("title")
+        and any(meta.get("name") == "viewport" for meta in page.all("meta"))
+    )
     ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
     assert len(set(ids)) == len(ids)
     for _, attributes in page.elements:
-        assert attributes.get("aria-labelledby", ids[0]) in ids and attributes.get("href", "#" + ids[0])[1:] in ids
-    assert {th["scope"] for th in page.all("th")} == {"col", "row"} and len([th for th in page.all("th") if th["scope"] == "row"]) == 8
+        assert (
+            attributes.get("aria-labelledby", ids[0]) in ids
+            and attributes.get("href", "#" + ids[0])[1:] in ids
+        )
+    assert {th["scope"] for th in page.all("th")} == {"col", "row"} and len(
+        [th for th in page.all("th") if th["scope"] == "row"]
+    ) == 8
 
 
 def test_nothing_is_fetched_and_nothing_runs(text):
@@ -108,17 +138,23 @@ def test_nothing_is_fetched_and_nothing_runs(text):
     assert not tags & {"script", "link", "iframe", "object", "embed", "base", "form"}
     for _, attributes in page.elements:
         assert not any(name.startswith("on") for name in attributes)
-        assert attributes.get("src", "data:image/").startswith("data:image/") and attributes.get("href", "#").startswith("#")
+        assert attributes.get("src", "data:image/").startswith("data:image/") and attributes.get(
+            "href", "#"
+        ).startswith("#")
     assert not re.search(r"@import|https?:|url\((?!#)", text)
 
 
 def test_names_cannot_become_markup(tmp_path):
     names = [EVIL] * 8
-    text = written(tmp_path, detector(), ranking(names=names, unreadable=[(EVIL, EVIL)]), title=EVIL)
+    text = written(
+        tmp_path, detector(), ranking(names=names, unreadable=[(EVIL, EVIL)]), title=EVIL
+    )
     page = Page(text)
     assert "script" not in {tag for tag, _ in page.elements} and "<script" not in text.lower()
     assert not any("onerror" in attributes for _, attributes in page.elements)
-    assert page.words().count(EVIL) == 3 + 8 + 2 + 2  # cards, table, list of failures, title and heading
+    assert (
+        page.words().count(EVIL) == 3 + 8 + 2 + 2
+    )  # cards, table, list of failures, title and heading
     assert sum(EVIL in image["alt"] for image in page.all("img")) == 6
 
 
@@ -126,58 +162,119 @@ def test_every_picture_has_a_sentence(text):
     images = Page(text).all("img")
     assert len(images) == 1 + 2 * 3
     for image in images:
-        assert len(image["alt"].split()) > 5 and image["alt"].endswith(".") and int(image["width"]) and int(image["height"])
+        assert (
+            len(image["alt"].split()) > 5
+            and image["alt"].endswith(".")
+            and int(image["width"])
+            and int(image["height"])
+        )
         pixels = Image.open(io.BytesIO(base64.b64decode(image["src"].split(",")[1])))
         assert pixels.format == "JPEG"
     assert images[1]["alt"] == "photo 2.png, rank 1 of 8, 4.00 times the threshold."
-    assert images[2]["alt"] == "Heat map of photo 2.png: hottest at the upper right, where it reaches 4.00 times the threshold; 5 % of the image lies above the threshold."
+    assert (
+        images[2]["alt"]
+        == "Heat map of photo 2.png: hottest at the upper right, where it reaches 4.00 times the threshold; 5 % of the image lies above the threshold."
+    )
     assert "no place lies above the threshold" in images[4]["alt"]
 
 
 def test_numbers_and_facts(text):
     words = Page(text).words()
-    assert "1 of 8 images raises an alarm." in words and "About 1 in 20 new normal images" in words and "The 3 most unusual of 8 images" in words
-    assert text.count("▲ alarm") == 2 and text.count(">no alarm<") == 2 + 7  # in the gallery and in the table
-    for fact in (SHA, "2026-03-04 05:06", "90, of which 30 serve", "5 %, about 1 in 20", "resnet18 up to layer4, weights: ImageNet", "40 × 40 pixels", "torch "):
+    assert (
+        "1 of 8 images raises an alarm." in words
+        and "About 1 in 20 new normal images" in words
+        and "The 3 most unusual of 8 images" in words
+    )
+    assert (
+        text.count("▲ alarm") == 2 and text.count(">no alarm<") == 2 + 7
+    )  # in the gallery and in the table
+    for fact in (
+        SHA,
+        "2026-03-04 05:06",
+        "90, of which 30 serve",
+        "5 %, about 1 in 20",
+        "resnet18 up to layer4, weights: ImageNet",
+        "40 × 40 pixels",
+        "torch ",
+    ):
         assert fact in words
     found = ranking()
-    rows = re.findall(r"<tr><td>(\d+)</td><th scope=\"row\"><bdi>(.*?)</bdi></th><td>(.*?)</td>.*?<td>([\d.]+)</td><td>([\d.]+)</td><td>([a-z ]+)</td></tr>", text)
+    rows = re.findall(
+        r"<tr><td>(\d+)</td><th scope=\"row\"><bdi>(.*?)</bdi></th><td>(.*?)</td>.*?<td>([\d.]+)</td><td>([\d.]+)</td><td>([a-z ]+)</td></tr>",
+        text,
+    )
     assert [row[1] for row in rows] == [found.names[number] for number in np.argsort(-found.scores)]
     assert rows[0][2:] == ("4.000", f"{found.parts['image'][2] / 1.25:.3f}", "4.000", "upper right")
 
 
 def test_another_rate_moves_the_threshold(tmp_path):
     words = Page(written(tmp_path, detector(), ranking(), rate=0.1)).words()
-    assert f"{(ranking().scores > 1).sum()} of 8 images" in words and "About 1 in 10 new normal images" in words
+    assert (
+        f"{(ranking().scores > 1).sum()} of 8 images" in words
+        and "About 1 in 10 new normal images" in words
+    )
 
 
 def test_what_a_reader_must_be_told(tmp_path, text):
-    assert "embedded network" not in Page(text).words() and "could not be read" not in Page(text).words()
-    page = Page(written(tmp_path, detector("embedded"), ranking(unreadable=[("a.png", "it is empty (0 bytes)")])))
-    assert "Made with the embedded network" in page.words() and "a.png: it is empty (0 bytes)" in page.words() and "1 file that could not be read" in page.words()
-    assert "None of 8 images raise" in Page(written(tmp_path, detector(), ranking()._replace(scores=np.full(8, 0.5)))).words()
+    assert (
+        "embedded network" not in Page(text).words()
+        and "could not be read" not in Page(text).words()
+    )
+    page = Page(
+        written(
+            tmp_path, detector("embedded"), ranking(unreadable=[("a.png", "it is empty (0 bytes)")])
+        )
+    )
+    assert (
+        "Made with the embedded network" in page.words()
+        and "a.png: it is empty (0 bytes)" in page.words()
+        and "1 file that could not be read" in page.words()
+    )
+    assert (
+        "None of 8 images raise"
+        in Page(written(tmp_path, detector(), ranking()._replace(scores=np.full(8, 0.5)))).words()
+    )
 
 
 def test_histogram_holds_the_shares(text):
     """The heights of the outline, back into shares, add up to all images of either kind."""
     svg = re.search(r"<svg class=\"histogram\".*?</svg>", text, re.DOTALL).group()
     base = float(re.search(r'class="axis" x1="46" x2="466" y1="([\d.]+)"', svg).group(1))
-    highest = max(base - float(y) for path in re.findall(r' d="(.*?)"', svg) for y in re.findall(r"V([\d.]+)H", path))
+    highest = max(
+        base - float(y)
+        for path in re.findall(r' d="(.*?)"', svg)
+        for y in re.findall(r"V([\d.]+)H", path)
+    )
     share_of_highest = int(re.findall(r">(\d+) %<", svg)[1]) / 100
     for kind in ("normal", "found"):
-        steps = [float(y) for path in re.findall(rf'class="{kind}" d="(.*?)"', svg) for y in re.findall(r"V([\d.]+)H", path)]
-        assert sum(base - y for y in steps) / highest * share_of_highest == pytest.approx(1, abs=0.05)
+        steps = [
+            float(y)
+            for path in re.findall(rf'class="{kind}" d="(.*?)"', svg)
+            for y in re.findall(r"V([\d.]+)H", path)
+        ]
+        assert sum(base - y for y in steps) / highest * share_of_highest == pytest.approx(
+            1, abs=0.05
+        )
     label = Page(svg).all("svg")[0]["aria-label"]
-    assert f"the highest at {detector().normal_scores_.max() / 1.25:.2f}" in label and "1 of 8 above the threshold" in label
-    assert "url(#hatch)" in STYLE and "stroke-dasharray" in STYLE  # the two kinds differ not by colour alone
+    assert (
+        f"the highest at {detector().normal_scores_.max() / 1.25:.2f}" in label
+        and "1 of 8 above the threshold" in label
+    )
+    assert (
+        "url(#hatch)" in STYLE and "stroke-dasharray" in STYLE
+    )  # the two kinds differ not by colour alone
 
 
-@pytest.mark.parametrize("scores", [np.zeros(5), np.full(5, 1e6), np.array([0, 1e-9, 1, 50, 4000.0])])
+@pytest.mark.parametrize(
+    "scores", [np.zeros(5), np.full(5, 1e6), np.array([0, 1e-9, 1, 50, 4000.0])]
+)
 def test_extreme_scores(tmp_path, scores):
     found = ranking(n=5)._replace(scores=scores, parts=dict(image=scores, place=scores))
     text = written(tmp_path, detector(), found)
     Page(text)
-    assert "nan" not in text.lower().split("<style>")[0] and not re.search(r"[\"> ,](nan|inf)[\"< ,]", re.sub("base64,[^\"]*", "", text))
+    assert "nan" not in text.lower().split("<style>")[0] and not re.search(
+        r"[\"> ,](nan|inf)[\"< ,]", re.sub('base64,[^"]*', "", text)
+    )
 
 
 def contrast(one, other) -> float:
@@ -185,15 +282,26 @@ def contrast(one, other) -> float:
 
     def luminance(colour):
         parts = np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
-        return np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4) @ [0.2126, 0.7152, 0.0722]
+        return np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4) @ [
+            0.2126,
+            0.7152,
+            0.0722,
+        ]
 
     low, high = sorted([luminance(one), luminance(other)])
     return (high + 0.05) / (low + 0.05)
 
 
 def test_contrast_in_light_and_dark():
-    schemes = [dict(re.findall(r"--([a-z-]+): (#[0-9a-f]{6});", block)) for block in re.findall(r":root \{(.*?)\}", STYLE, re.DOTALL)[:2]]
-    assert all(len(scheme) == 11 for scheme in schemes) and "prefers-color-scheme: dark" in STYLE and "@media print" in STYLE
+    schemes = [
+        dict(re.findall(r"--([a-z-]+): (#[0-9a-f]{6});", block))
+        for block in re.findall(r":root \{(.*?)\}", STYLE, re.DOTALL)[:2]
+    ]
+    assert (
+        all(len(scheme) == 11 for scheme in schemes)
+        and "prefers-color-scheme: dark" in STYLE
+        and "@media print" in STYLE
+    )
     for scheme in schemes:
         for ground in ("ground", "raised"):
             for ink in ("text", "quiet", "link"):
@@ -220,7 +328,9 @@ def test_twenty_thousand_rows_are_written_piece_by_piece(tmp_path):
 def test_a_failure_leaves_the_old_report(tmp_path, text):
     with pytest.raises(IndexError):
         write_report(tmp_path / "report.html", detector(), ranking()._replace(names=["only one"]))
-    assert (tmp_path / "report.html").read_text(encoding="utf-8") == text and len(list(tmp_path.iterdir())) == 1
+    assert (tmp_path / "report.html").read_text(encoding="utf-8") == text and len(
+        list(tmp_path.iterdir())
+    ) == 1
 
 
 # --- overlays ---
@@ -234,12 +344,18 @@ def test_overlay_colours_what_is_hot_and_leaves_the_rest():
     assert laid.shape == (320, 320, 3) and laid.dtype == np.uint8
     cool, hot = laid[:, :150], laid[:, 230:]
     assert np.array_equal(cool[..., 0], cool[..., 1]) and np.array_equal(cool[..., 1], cool[..., 2])
-    assert hot.mean() < cool.mean() - 30 and hot[..., 0].std() > 3  # darker, and the image still shows
+    assert (
+        hot.mean() < cool.mean() - 30 and hot[..., 0].std() > 3
+    )  # darker, and the image still shows
     column = np.flatnonzero((laid == 255).all(axis=(0, 2)))
-    assert len(column) == 2 and 180 < column[0] < 205  # a white line where the map passes the threshold, in its dark border
+    assert (
+        len(column) == 2 and 180 < column[0] < 205
+    )  # a white line where the map passes the threshold, in its dark border
     assert (laid[:, column[0] - 1] == 0).all() and (laid[:, column[-1] + 1] == 0).all()
     assert not (overlay(image, heat, 3.1) == 255).all(axis=2).any()
-    assert overlay(np.zeros((3, 500, 400), np.uint8), np.zeros((500, 400), np.float32), 1.0).shape == (500, 400, 3)
+    assert overlay(
+        np.zeros((3, 500, 400), np.uint8), np.zeros((500, 400), np.float32), 1.0
+    ).shape == (500, 400, 3)
 
 
 def test_scale_darkens_evenly():
@@ -250,6 +366,18 @@ def test_scale_darkens_evenly():
 
 
 def test_places_in_words():
-    expected = ["upper left", "top", "upper right", "left", "centre", "right", "lower left", "bottom", "lower right"]
-    assert [in_words((row, column)) for row in (0, 0.5, 1) for column in (0.1, 0.4, 0.99)] == expected
+    expected = [
+        "upper left",
+        "top",
+        "upper right",
+        "left",
+        "centre",
+        "right",
+        "lower left",
+        "bottom",
+        "lower right",
+    ]
+    assert [
+        in_words((row, column)) for row in (0, 0.5, 1) for column in (0.1, 0.4, 0.99)
+    ] == expected
     assert Image.open(io.BytesIO(jpeg(np.zeros((8, 9, 3), np.uint8)))).size == (9, 8)

@@ -9,7 +9,7 @@ from jupyter_core.utils import run_sync
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
-from pandalib.files import ROOT
+from pandalib.io import ROOT
 
 LESSON = ROOT / "notebooks" / "00_start_here.ipynb"
 # Fewer images, so that it takes seconds; the bands of `report` hold for all of them only.
@@ -24,7 +24,9 @@ class Reader:
     def __init__(self, client: NotebookClient):
         self.client = client
         self.cells = [cell for cell in client.nb.cells if cell.cell_type == "code"]
-        self.set_up = next(number for number, cell in enumerate(self.cells) if "current_tier()" in cell.source)
+        self.set_up = next(
+            number for number, cell in enumerate(self.cells) if "current_tier()" in cell.source
+        )
 
     def run(self, number: int) -> list:
         """Run a cell; its outputs without what differs each time by nature: numbers of executions and of widgets."""
@@ -41,7 +43,10 @@ class Reader:
         """Run a cell of one's own; what it printed and showed."""
         cell = nbformat.v4.new_code_cell(code)
         self.client.execute_cell(cell, 0)
-        return "".join(output.get("text", "") + str(output.get("data", {}).get("text/markdown", "")) for output in cell.outputs)
+        return "".join(
+            output.get("text", "") + str(output.get("data", {}).get("text/markdown", ""))
+            for output in cell.outputs
+        )
 
     def all(self) -> list[list]:
         return [self.run(number) for number in range(len(self.cells))]
@@ -52,10 +57,16 @@ class Reader:
         for output in outputs:
             output = dict(output)
             output.pop("execution_count", None)
-            output["data"] = {kind: value for kind, value in output.get("data", {}).items() if "widget" not in kind}
+            output["data"] = {
+                kind: value
+                for kind, value in output.get("data", {}).items()
+                if "widget" not in kind
+            }
             if "VBox" in str(output["data"].get("text/plain")):  # the text that stands for a slider
                 output["data"] = {}
-            if found and output.get("name") == found[-1].get("name") == "stdout":  # in how many pieces is chance
+            if (
+                found and output.get("name") == found[-1].get("name") == "stdout"
+            ):  # in how many pieces is chance
                 found[-1]["text"] += output["text"]
             else:
                 found.append(output)
@@ -72,7 +83,12 @@ def reader():
             cell.source = cell.source.replace(*SMALLER)
     assert changed == 2
     environment = {**os.environ, "PANDALIB_QUIET": "1", "PANDALIB_TIER": "embedded"}
-    client = NotebookClient(notebook, timeout=PATIENCE, kernel_name="python3", resources={"metadata": {"path": str(LESSON.parent)}})
+    client = NotebookClient(
+        notebook,
+        timeout=PATIENCE,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(LESSON.parent)}},
+    )
     with client.setup_kernel(env=environment):
         yield Reader(client)
 
@@ -80,7 +96,9 @@ def reader():
 @pytest.fixture(scope="module")
 def first(reader):
     """A cell before the set-up, then the lesson from top to bottom."""
-    scoring = next(number for number, cell in enumerate(reader.cells) if "def pixel_score" in cell.source)
+    scoring = next(
+        number for number, cell in enumerate(reader.cells) if "def pixel_score" in cell.source
+    )
     reader.before_set_up = reader.error(scoring)
     reader.say(WITHOUT_BANDS)
     outputs = reader.all()
@@ -110,7 +128,9 @@ def test_answers_hints_and_checks_twice(reader, first):
     reader.say('reveal("00-pixels")')
     one = reader.say('card("00")')
     for _ in range(2):
-        reader.say('reveal("00-pixels"); predict("00-pixels", "b"); check("roc_auc_by_pairs", roc_auc_by_pairs)')
+        reader.say(
+            'reveal("00-pixels"); predict("00-pixels", "b"); check("roc_auc_by_pairs", roc_auc_by_pairs)'
+        )
     assert reader.say('card("00")') == one
     hints = [reader.say('hint("threshold_from_normals")') for _ in range(8)]
     assert len(set(hints)) > 1 and hints[-1] == hints[-2] == hints[-3]
@@ -122,7 +142,9 @@ def test_a_kernel_restarted_in_the_middle(reader, first):
     reader.run(reader.set_up)
     run_sync(reader.client.km.restart_kernel)(now=True)
     run_sync(reader.client.kc.wait_for_ready)(timeout=PATIENCE)
-    alarm = next(number for number, cell in enumerate(reader.cells) if "flat = train.reshape" in cell.source)
+    alarm = next(
+        number for number, cell in enumerate(reader.cells) if "flat = train.reshape" in cell.source
+    )
     assert reader.error(alarm) == "NameError: name 'train' is not defined"
     reader.say(WITHOUT_BANDS)
     for number, (one, other) in enumerate(zip(first, reader.all(), strict=True)):

@@ -9,7 +9,17 @@ from torch import nn
 from pandalib.smallmaps import SmallMapConv2d, use_small_map_convolutions
 
 
-@pytest.mark.parametrize("kernel, stride, padding, size", [(3, 1, 1, 2), (3, 2, 1, 8), (3, 2, 1, 7), (1, 2, 0, 4), ((1, 3), (2, 1), (0, 1), 4), (3, 1, 1, 9)])
+@pytest.mark.parametrize(
+    "kernel, stride, padding, size",
+    [
+        (3, 1, 1, 2),
+        (3, 2, 1, 8),
+        (3, 2, 1, 7),
+        (1, 2, 0, 4),
+        ((1, 3), (2, 1), (0, 1), 4),
+        (3, 1, 1, 9),
+    ],
+)
 @pytest.mark.parametrize("bias", [False, True])
 def test_results_and_gradients_are_those_of_the_convolution(kernel, stride, padding, size, bias):
     torch.manual_seed(0)
@@ -25,7 +35,9 @@ def test_results_and_gradients_are_those_of_the_convolution(kernel, stride, padd
             y = conv(images)
         weights = torch.linspace(-1, 1, y.numel()).view(y.shape)
         (y.float() * weights).sum().backward()
-        results.append([y.detach().float(), images.grad, *(parameter.grad for parameter in conv.parameters())])
+        results.append(
+            [y.detach().float(), images.grad, *(parameter.grad for parameter in conv.parameters())]
+        )
     for expected, found in zip(*results, strict=True):
         assert expected.shape == found.shape
         # bfloat16 keeps 8 bits: each of the two differs from the exact result by about 2 ** -8 of its scale.
@@ -33,6 +45,14 @@ def test_results_and_gradients_are_those_of_the_convolution(kernel, stride, padd
 
 
 def test_other_convolutions_stay_as_they_are():
-    parts = nn.ModuleList([nn.Conv2d(4, 4, 3, groups=2), nn.Conv2d(4, 4, 3, dilation=2), nn.Conv2d(4, 4, 3, padding_mode="circular", padding=1), nn.Conv2d(4, 4, 3, padding="same"), nn.Linear(2, 2)])
+    parts = nn.ModuleList(
+        [
+            nn.Conv2d(4, 4, 3, groups=2),
+            nn.Conv2d(4, 4, 3, dilation=2),
+            nn.Conv2d(4, 4, 3, padding_mode="circular", padding=1),
+            nn.Conv2d(4, 4, 3, padding="same"),
+            nn.Linear(2, 2),
+        ]
+    )
     use_small_map_convolutions(parts)
     assert not any(isinstance(part, SmallMapConv2d) for part in parts)

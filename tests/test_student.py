@@ -26,10 +26,16 @@ spec = importlib.util.spec_from_file_location("tools_student", ROOT / "tools" / 
 student = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(student)
 
-LESSONS = {path.name: nbformat.read(path, as_version=4) for path in sorted((ROOT / "notebooks").glob("*.ipynb"))}
-COPIES = {path.name: nbformat.read(path, as_version=4) for path in sorted((ROOT / "notebooks" / "student").glob("*.ipynb"))}
+LESSONS = {
+    path.name: nbformat.read(path, as_version=4)
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb"))
+}
+COPIES = {
+    path.name: nbformat.read(path, as_version=4)
+    for path in sorted((ROOT / "notebooks" / "student").glob("*.ipynb"))
+}
 FULL = ("00_start_here.ipynb",)
-every = pytest.mark.parametrize("name", LESSONS)
+checkpoint_every = pytest.mark.parametrize("name", LESSONS)
 
 
 def code(notebook):
@@ -39,34 +45,52 @@ def code(notebook):
 def imports_of(notebook):
     first = next(cell for cell in code(notebook) if cell.id != "colab")
     assert first.id == "setup"
-    return "\n".join(ast.unparse(node) for node in ast.parse(first.source).body if isinstance(node, (ast.Import, ast.ImportFrom)))
+    return "\n".join(
+        ast.unparse(node)
+        for node in ast.parse(first.source).body
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+    )
 
 
 def exercises_of(name):
     """The keys of a lesson's exercises and the functions that its cells check."""
-    return re.findall(r'^check\("([^"]+)", (\w+)\)', "\n".join(cell.source for cell in code(LESSONS[name])), flags=re.M)
+    return re.findall(
+        r'^check\("([^"]+)", (\w+)\)',
+        "\n".join(cell.source for cell in code(LESSONS[name])),
+        flags=re.M,
+    )
 
 
 def test_there_is_a_copy_of_each_lesson_and_of_nothing_else():
     assert list(COPIES) == list(LESSONS)
 
 
-@every
+@checkpoint_every
 def test_a_copy_differs_in_the_solutions_only(name):
     lesson, copy = LESSONS[name], COPIES[name]
-    shown = {cell.id: cell for cell in lesson.cells if "after-solution" not in cell.metadata.get("tags", [])}
+    shown = {
+        cell.id: cell
+        for cell in lesson.cells
+        if "after-solution" not in cell.metadata.get("tags", [])
+    }
     assert [cell.id for cell in copy.cells] == list(shown)
     for cell in code(copy):
-        assert (cell.source != shown[cell.id].source) == ("### BEGIN SOLUTION" in shown[cell.id].source), cell.id
-        tags = {"tags": ["raises-exception"]} if cell.source.startswith("check(") else {}  # "Run All Cells" goes on past a stub
+        assert (cell.source != shown[cell.id].source) == (
+            "### BEGIN SOLUTION" in shown[cell.id].source
+        ), cell.id
+        tags = (
+            {"tags": ["raises-exception"]} if cell.source.startswith("check(") else {}
+        )  # "Run All Cells" goes on past a stub
         assert cell.metadata == shown[cell.id].metadata | tags
 
 
-@every
+@checkpoint_every
 def test_links_of_a_copy_lead_somewhere(name):
     text = "\n".join(cell.source for cell in COPIES[name].cells if cell.cell_type == "markdown")
     for target in re.findall(r"\]\(([^)\s#]+)[^)]*\)", text):
-        assert target.startswith("https://") or (ROOT / "notebooks" / "student" / target).exists(), target
+        assert (
+            target.startswith("https://") or (ROOT / "notebooks" / "student" / target).exists()
+        ), target
 
 
 @pytest.mark.parametrize("name", FULL)
@@ -82,8 +106,16 @@ def test_a_copy_runs_with_only_its_stubs_open(name):
 def test_the_cells_that_differ_run_with_only_the_stubs_open(name):
     notebook = nbformat.from_dict(COPIES[name])
     parts = ("predict(", "check(", "card(")
-    notebook.cells = [cell for cell in code(notebook) if cell.id == "setup" or cell.source.startswith(parts) or "NotImplementedError" in cell.source]
-    notebook.cells[0].source = imports_of(notebook)  # drawing the images takes seconds, and no question needs them
+    notebook.cells = [
+        cell
+        for cell in code(notebook)
+        if cell.id == "setup"
+        or cell.source.startswith(parts)
+        or "NotImplementedError" in cell.source
+    ]
+    notebook.cells[0].source = imports_of(
+        notebook
+    )  # drawing the images takes seconds, and no question needs them
     assert student.execute(notebook, ROOT / "notebooks" / "student") == []
     n = len(exercises_of(name))
     assert sum("NotImplementedError" in cell.source for cell in notebook.cells) == n
@@ -98,12 +130,30 @@ def card_of(notebook):
 def test_what_is_no_answer_to_a_stub_is_a_problem():
     cell = nbformat.v4.new_code_cell
     first = 'from pandalib.teach import check\ndef fair(ours, theirs):\n    raise NotImplementedError("your turn")'
-    cells = [first, 'check("fair", fair)', "fair({}, {})", "unknown", 'check("fair", lambda *rows: None)', 'check("fair", 1 / 0)']
-    notebook = nbformat.v4.new_notebook(cells=[cell(source, id=f"cell-{number}") for number, source in enumerate(cells)])
+    cells = [
+        first,
+        'check("fair", fair)',
+        "fair({}, {})",
+        "unknown",
+        'check("fair", lambda *rows: None)',
+        'check("fair", 1 / 0)',
+    ]
+    notebook = nbformat.v4.new_notebook(
+        cells=[cell(source, id=f"cell-{number}") for number, source in enumerate(cells)]
+    )
     notebook.cells[2].source = "fair.stands_in_for({}, {})"
     problems = student.execute(notebook, ROOT)
-    assert [problem.split(":")[0] for problem in problems] == ["cell-2", "cell-3", "cell-4", "cell-5"]
-    assert problems[0] == "cell-2: NotImplementedError: your turn" and "NameError" in problems[1] and "CheckFailed" in problems[2]
+    assert [problem.split(":")[0] for problem in problems] == [
+        "cell-2",
+        "cell-3",
+        "cell-4",
+        "cell-5",
+    ]
+    assert (
+        problems[0] == "cell-2: NotImplementedError: your turn"
+        and "NameError" in problems[1]
+        and "CheckFailed" in problems[2]
+    )
 
 
 # --- the stub, the solution, and what stands in ------------------------------------------------------------------
@@ -143,7 +193,9 @@ def test_what_stands_in_does_what_the_solution_does(name, key, function, capsys)
     for case in EXERCISES[key].cases():
         ours, theirs = solution(*case), space[function](*case)
         assert np.shape(ours) == np.shape(theirs) and np.allclose(ours, theirs, rtol=1e-6)
-        assert isinstance(ours, (int, np.integer)) == isinstance(theirs, (int, np.integer))  # a number of epochs is a range's end
+        assert isinstance(ours, (int, np.integer)) == isinstance(
+            theirs, (int, np.integer)
+        )  # a number of epochs is a range's end
 
 
 @pytest.mark.parametrize("function", ["compactness_loss", "clip_gradient"])
@@ -158,7 +210,9 @@ def test_lesson_02_trains_with_what_stands_in(function):
                 check(function, space[function])
         features = torch.linspace(-1, 2, 12).reshape(4, 3).requires_grad_()
         second = torch.tensor([0.5, 0.1, -0.2]) if function == "compactness_loss" else 0.3
-        value = space[function](features if function == "compactness_loss" else features.flatten(), second)
+        value = space[function](
+            features if function == "compactness_loss" else features.flatten(), second
+        )
         gradients.append(torch.autograd.grad(value.sum(), features)[0])
     assert torch.allclose(*gradients)
 
@@ -166,31 +220,41 @@ def test_lesson_02_trains_with_what_stands_in(function):
 # --- the card in the lesson --------------------------------------------------------------------------------------
 
 
-@every
+@checkpoint_every
 def test_a_lesson_ends_with_its_card(name):
     lesson = name[:2]
     last = code(LESSONS[name])[-1]
     assert last.id == "card" and last.source == f'card("{lesson}")'
     entries = table()["exercise"]
-    assert [key for key in entries if entries[key].get("lesson") == lesson] == [key for key, _ in exercises_of(name)]
+    assert [key for key in entries if entries[key].get("lesson") == lesson] == [
+        key for key, _ in exercises_of(name)
+    ]
     keys = [key for key in table()["predict"] if key.startswith(f"{lesson}-")]
     sources = "\n".join(cell.source for cell in code(LESSONS[name]))
     assert sorted(keys) == sorted(re.findall(r'^predict\("([^"]+)"\)', sources, flags=re.M))
 
 
-@every
+@checkpoint_every
 def test_the_sections_to_reread_are_there(name):
-    headings = re.findall(r"^#{2,3} (.*)$", "\n".join(cell.source for cell in LESSONS[name].cells if cell.cell_type == "markdown"), flags=re.M)
+    headings = re.findall(
+        r"^#{2,3} (.*)$",
+        "\n".join(cell.source for cell in LESSONS[name].cells if cell.cell_type == "markdown"),
+        flags=re.M,
+    )
     asked = [table()["exercise"][key] for key, _ in exercises_of(name)]
     asked += [entry for key, entry in table()["predict"].items() if key.startswith(f"{name[:2]}-")]
     assert {entry.get("section") for entry in asked} <= set(headings)
 
 
-@every
+@checkpoint_every
 def test_effort_is_declared(name):
     text = "\n".join(cell.source for cell in LESSONS[name].cells if cell.cell_type == "markdown")
-    declared = re.findall(r"^### Exercise (\d): .*\n\n\*(Easy|Medium|Hard), (\d+) minutes\.\*", text, flags=re.M)
-    assert [int(number) for number, _, _ in declared] == list(range(1, len(exercises_of(name)) + 1)) and 2 <= len(declared) <= 4
+    declared = re.findall(
+        r"^### Exercise (\d): .*\n\n\*(Easy|Medium|Hard), (\d+) minutes\.\*", text, flags=re.M
+    )
+    assert [int(number) for number, _, _ in declared] == list(
+        range(1, len(exercises_of(name)) + 1)
+    ) and 2 <= len(declared) <= 4
 
 
 # --- drift -------------------------------------------------------------------------------------------------------
@@ -222,14 +286,25 @@ def test_drift_is_found_by_content(a_course, capsys):
 
 
 def test_a_copy_of_no_lesson_is_named(a_course, capsys):
-    (a_course / "student" / "99_gone.ipynb").write_bytes((a_course / "student" / "00_start_here.ipynb").read_bytes())
+    (a_course / "student" / "99_gone.ipynb").write_bytes(
+        (a_course / "student" / "00_start_here.ipynb").read_bytes()
+    )
     assert student.main(["--check"]) == 1 and "99_gone.ipynb" in capsys.readouterr().err
-    assert student.main([]) == 0 and "is the copy of no lesson: delete it" in capsys.readouterr().err
+    assert (
+        student.main([]) == 0 and "is the copy of no lesson: delete it" in capsys.readouterr().err
+    )
 
 
 def test_marks_that_do_not_match_are_refused():
     begin, end = student.BEGIN, student.END
-    assert student.without_solution(f"def f():\n    {begin}\n    return 1\n    {end}\nx = 1") == f"def f():\n    {student.STUB}\nx = 1"
-    for source, message in ((f"{begin}\n{begin}", "twice"), (f"{end}", "without"), (f"{begin}\nx = 1", "without")):
+    assert (
+        student.without_solution(f"def f():\n    {begin}\n    return 1\n    {end}\nx = 1")
+        == f"def f():\n    {student.STUB}\nx = 1"
+    )
+    for source, message in (
+        (f"{begin}\n{begin}", "twice"),
+        (f"{end}", "without"),
+        (f"{begin}\nx = 1", "without"),
+    ):
         with pytest.raises(ValueError, match=message):
             student.without_solution(source)

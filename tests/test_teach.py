@@ -7,8 +7,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pandalib import tiers
-from pandalib.teach import CheckFailed, OutOfBand, card, check, hint, predict, report, reveal, session, strings
+from pandalib.experiments import config as tiers
+from pandalib.teach import (
+    CheckFailed,
+    OutOfBand,
+    card,
+    check,
+    hint,
+    predict,
+    report,
+    reveal,
+    session,
+    strings,
+)
 from pandalib.teach.checks import EXERCISES, NotSolved
 from pandalib.teach.strings import table, text
 
@@ -16,7 +27,11 @@ from pandalib.teach.strings import table, text
 def auc_by_ranks(labels, scores):
     from scipy.stats import mannwhitneyu
 
-    return mannwhitneyu(scores[labels == 1], scores[labels == 0]).statistic / (labels == 1).sum() / (labels == 0).sum()
+    return (
+        mannwhitneyu(scores[labels == 1], scores[labels == 0]).statistic
+        / (labels == 1).sum()
+        / (labels == 0).sum()
+    )
 
 
 def threshold_by_partition(scores, rate):
@@ -89,53 +104,75 @@ OTHER_SOLUTIONS = {
     "threshold_from_normals": threshold_by_partition,
     "squared_distances": distances_by_scipy,
     "leave_one_out": leave_one_out_by_loop,
-    "compactness_loss": lambda features, centre: np.mean([np.dot(row - centre, row - centre) / len(centre) for row in features]),
-    "clip_gradient": lambda gradient, limit: gradient / max(1.0, np.sqrt(gradient @ gradient) / limit),
+    "compactness_loss": lambda features, centre: np.mean(
+        [np.dot(row - centre, row - centre) / len(centre) for row in features]
+    ),
+    "clip_gradient": lambda gradient, limit: (
+        gradient / max(1.0, np.sqrt(gradient @ gradient) / limit)
+    ),
     "effective_rank": effective_rank_by_covariance,
-    "fisher_diagonal": lambda gradients: np.einsum("ij,ij->j", gradients, gradients) / len(gradients),
-    "penalty_gradient": lambda theta, start, fisher, strength: np.diag(strength * fisher) @ theta - strength * fisher * start,
-    "translate_strength": lambda strength, theirs, ours: strength / (ours.sum() / theirs.sum()),
-    "epochs_for_work": lambda minibatches, n, batch: max(1, int(minibatches / -(-n // batch) + 0.5)),
+    "fisher_diagonal": lambda gradients: (
+        np.einsum("ij,ij->j", gradients, gradients) / len(gradients)
+    ),
+    "penalty_gradient": lambda theta, start, fisher, ewc_lambda: (
+        np.diag(ewc_lambda * fisher) @ theta - ewc_lambda * fisher * start
+    ),
+    "translate_strength": lambda ewc_lambda, theirs, ours: ewc_lambda / (ours.sum() / theirs.sum()),
+    "epochs_for_work": lambda minibatches, n, batch: max(
+        1, int(minibatches / -(-n // batch) + 0.5)
+    ),
     "sample_wise_scores": sample_wise_by_loop,
     "pick_then_judge": pick_by_ranks,
-    "binary_cross_entropy": lambda logits, targets: np.mean([np.logaddexp(0, (1 - 2 * t) * z) for z, t in zip(logits, targets)]),
+    "binary_cross_entropy": lambda logits, targets: np.mean(
+        [np.logaddexp(0, (1 - 2 * t) * z) for z, t in zip(logits, targets)]
+    ),
     "outlier_rows": lambda start, n, count: [row % n for row in range(start, start + count)],
     "auc_on_unseen": auc_on_unseen_by_ranks,
-    "nearest_distance": lambda positions, gallery: distances_by_scipy(gallery, positions).min(axis=1),
+    "nearest_distance": lambda positions, gallery: distances_by_scipy(gallery, positions).min(
+        axis=1
+    ),
     "region_overlap": overlap_by_counting,
     "area_up_to": area_by_a_fine_grid,
     "mean_over_classes": mean_by_dictionary,
     "class_interval": interval_by_sorting,
-    "fair": lambda ours, theirs: {k: v for k, v in ours.items() if k not in ("method", "ROC-AUC")}.items() <= theirs.items(),
-    "most_anomalous": lambda scores, n: sorted(range(len(scores)), key=lambda number: scores[number], reverse=True)[:n],
-    "larger_part": lambda parts, normal: np.maximum(*(row / np.percentile(usual, 90) for row, usual in zip(parts, normal))),
+    "fair": lambda ours, theirs: (
+        {k: v for k, v in ours.items() if k not in ("method", "ROC-AUC")}.items() <= theirs.items()
+    ),
+    "most_anomalous": lambda scores, n: sorted(
+        range(len(scores)), key=lambda number: scores[number], reverse=True
+    )[:n],
+    "larger_part": lambda parts, normal: np.maximum(
+        *(row / np.percentile(usual, 90) for row, usual in zip(parts, normal))
+    ),
     "true_alarms": lambda caught, false, share: 1 / (1 + false / caught * (1 - share) / share),
 }
-every = pytest.mark.parametrize("key", EXERCISES)
+checkpoint_every = pytest.mark.parametrize("key", EXERCISES)
 
 
-@every
+@checkpoint_every
 def test_the_solution_and_another_one_pass(key, capsys):
     check(key, EXERCISES[key].solution)
     check(key, OTHER_SOLUTIONS[key])
     assert capsys.readouterr().out.count(f"Right: {text('exercise', key)['praise']}") == 2
 
 
-@pytest.mark.parametrize(("key", "name"), [(key, name) for key, exercise in EXERCISES.items() for name in exercise.wrong])
+@pytest.mark.parametrize(
+    ("key", "name"), [(key, name) for key, exercise in EXERCISES.items() for name in exercise.wrong]
+)
 def test_each_known_mistake_gets_its_message(key, name):
     with pytest.raises(CheckFailed) as failure:
         check(key, EXERCISES[key].wrong[name])
     assert str(failure.value) == f"Not yet, {key}: {text('exercise', key)['wrong'][name]}"
 
 
-@every
+@checkpoint_every
 def test_tables_and_checks_name_the_same_mistakes(key):
     entry = text("exercise", key)
     assert set(entry["wrong"]) == set(EXERCISES[key].wrong) and len(entry["wrong"]) >= 3
     assert len(entry["hints"]) == 3 and entry["praise"] and entry["otherwise"]
 
 
-@every
+@checkpoint_every
 def test_a_stub_never_passes(key):
     def stub(*arguments):
         raise NotImplementedError("your turn")
@@ -144,7 +181,7 @@ def test_a_stub_never_passes(key):
         check(key, stub)
 
 
-@every
+@checkpoint_every
 @pytest.mark.parametrize(
     ("function", "message"),
     [
@@ -155,7 +192,10 @@ def test_a_stub_never_passes(key):
         (lambda *a: 0.5 + 0.1j, "returned complex: expected numbers"),
         (lambda *a: (number for number in a), "returned generator: expected numbers"),
         (lambda *a: np.zeros((2, 3, 4, 5)), r"returned an array of shape \(2, 3, 4, 5\): expected"),
-        (lambda *a: np.full(np.shape(EXERCISES["leave_one_out"].solution) or 3, np.nan), "array of shape|NaN"),
+        (
+            lambda *a: np.full(np.shape(EXERCISES["leave_one_out"].solution) or 3, np.nan),
+            "array of shape|NaN",
+        ),
         (lambda *a: 1 / 0, "raised ZeroDivisionError: division by zero"),
         (lambda *a: int("two\nlines"), "raised ValueError: invalid literal"),
         (lambda *a: sys.exit("enough"), "raised SystemExit: enough"),
@@ -174,9 +214,14 @@ def test_anything_else_is_answered_in_one_line(key, function, message):
 
 def test_a_result_of_the_right_form_is_told_with_what_it_was_called():
     with pytest.raises(CheckFailed) as failure:
-        check("roc_auc_by_pairs", lambda labels, scores: 0.75 if len(scores) == 4 else 0.123)  # right in the first case only
+        check(
+            "roc_auc_by_pairs", lambda labels, scores: 0.75 if len(scores) == 4 else 0.123
+        )  # right in the first case only
     otherwise = text("exercise", "roc_auc_by_pairs")["otherwise"]
-    assert str(failure.value) == f"Not yet, roc_auc_by_pairs: {otherwise} (called with array (30,), array (30,))"
+    assert (
+        str(failure.value)
+        == f"Not yet, roc_auc_by_pairs: {otherwise} (called with array (30,), array (30,))"
+    )
 
 
 def test_the_readers_own_line_is_quoted():
@@ -186,7 +231,10 @@ def test_the_readers_own_line_is_quoted():
     def helper(scores):
         return scores.sum().item()
 
-    with pytest.raises(CheckFailed, match="raised ZeroDivisionError: .* in the line `return helper\\(scores\\) / 0` \\(called with"):
+    with pytest.raises(
+        CheckFailed,
+        match="raised ZeroDivisionError: .* in the line `return helper\\(scores\\) / 0` \\(called with",
+    ):
         check("roc_auc_by_pairs", divides)
 
 
@@ -197,7 +245,9 @@ def test_nan_is_named():
         check("roc_auc_by_pairs", lambda labels, scores: np.inf)
     with pytest.raises(CheckFailed, match=r"array of shape \(2,\): expected one number"):
         check("roc_auc_by_pairs", lambda labels, scores: [0.5, 0.5])
-    with pytest.raises(CheckFailed, match=r"returned one number: expected an array of shape \(3, 5\)"):
+    with pytest.raises(
+        CheckFailed, match=r"returned one number: expected an array of shape \(3, 5\)"
+    ):
         check("squared_distances", lambda gallery, queries: np.nan)
 
 
@@ -205,7 +255,10 @@ def test_nan_is_named():
 @pytest.mark.filterwarnings("error")
 def test_recognising_a_mistake_warns_of_nothing(key):
     with pytest.raises(CheckFailed):
-        check(key, lambda *arguments: np.full(np.shape(EXERCISES[key].solution(*arguments)), 0.123456789))
+        check(
+            key,
+            lambda *arguments: np.full(np.shape(EXERCISES[key].solution(*arguments)), 0.123456789),
+        )
 
 
 def sentences(entry):
@@ -218,10 +271,16 @@ def sentences(entry):
             yield value
 
 
-@pytest.mark.parametrize(("key", "name"), [(key, name) for key, exercise in EXERCISES.items() for name in exercise.wrong])
+@pytest.mark.parametrize(
+    ("key", "name"), [(key, name) for key, exercise in EXERCISES.items() for name in exercise.wrong]
+)
 def test_messages_point_and_do_not_tell(key, name):
     message = text("exercise", key)["wrong"][name]
-    assert message.endswith((".", "?")) and len(re.findall(r"[.?!:](?= |$)", message)) <= 4 and 5 <= len(message.split()) <= 45
+    assert (
+        message.endswith((".", "?"))
+        and len(re.findall(r"[.?!:](?= |$)", message)) <= 4
+        and 5 <= len(message.split()) <= 45
+    )
     assert not re.search(r"`[^`]*[(\[@=]", message), "code in a message is a piece of the solution"
     others = [other for wrong, other in text("exercise", key)["wrong"].items() if wrong != name]
     assert message not in others
@@ -242,11 +301,23 @@ def epochs_for_work(minibatches, n_images, batch_size=32):
 
 def test_the_library_stands_in_for_a_stub_until_it_is_written():
     space = notebook(STUB)
-    for _ in range(2):  # the second time the name holds the library's version: still a stub to the check
-        with pytest.raises(NotSolved, match="is still the stub.* Until then the lesson goes on with the library's version"):
+    for _ in range(
+        2
+    ):  # the second time the name holds the library's version: still a stub to the check
+        with pytest.raises(
+            NotSolved,
+            match="is still the stub.* Until then the lesson goes on with the library's version",
+        ):
             check("epochs_for_work", space["epochs_for_work"])
-        assert space["epochs_for_work"](2300, 5000) == space["epochs_for_work"](minibatches=2300, n_images=5000, batch_size=32) == 15
-    exec(STUB.replace('raise NotImplementedError("your turn")', "return minibatches / n_images"), space)
+        assert (
+            space["epochs_for_work"](2300, 5000)
+            == space["epochs_for_work"](minibatches=2300, n_images=5000, batch_size=32)
+            == 15
+        )
+    exec(
+        STUB.replace('raise NotImplementedError("your turn")', "return minibatches / n_images"),
+        space,
+    )
     with pytest.raises(CheckFailed):
         check("epochs_for_work", space["epochs_for_work"])
     assert space["epochs_for_work"](4, 2) == 2  # a wrong answer stays the reader's
@@ -264,7 +335,10 @@ def test_what_stands_in_takes_tensors_where_the_lesson_hands_them_over(key):
     import torch
 
     for case in EXERCISES[key].cases():
-        tensors = [torch.tensor(part, requires_grad=True) if isinstance(part, np.ndarray) else part for part in case]
+        tensors = [
+            torch.tensor(part, requires_grad=True) if isinstance(part, np.ndarray) else part
+            for part in case
+        ]
         found = EXERCISES[key].solution(*tensors)
         assert np.allclose(found.detach().numpy(), EXERCISES[key].solution(*case))
         found.sum().backward()
@@ -288,21 +362,43 @@ def test_a_function_that_changes_its_arguments_cannot_fool_the_check():
 def test_a_tensor_is_as_good_as_an_array():
     import torch
 
-    check("squared_distances", lambda gallery, queries: torch.cdist(torch.from_numpy(queries), torch.from_numpy(gallery)) ** 2)
+    check(
+        "squared_distances",
+        lambda gallery, queries: (
+            torch.cdist(torch.from_numpy(queries), torch.from_numpy(gallery)) ** 2
+        ),
+    )
 
 
 def test_unknown_keys_are_answered():
     for ask, message in (
-        (lambda: check("leave_two_out", len), "there is no exercise 'leave_two_out': did you mean 'leave_one_out'?"),
-        (lambda: hint("xyz"), "there is no exercise 'xyz': choose one of area_up_to, auc_on_unseen, "),
-        (lambda: predict("00-pixel", "a"), "there is no prediction '00-pixel': did you mean '00-pixels'?"),
-        (lambda: reveal("~"), "there is no prediction '~': choose one of 00-accuracy, 00-pixels, 01-features, "),
-        (lambda: predict("00-pixels", "yes"), "the answer 'yes' is none of the options: choose a, b, c."),
+        (
+            lambda: check("leave_two_out", len),
+            "there is no exercise 'leave_two_out': did you mean 'leave_one_out'?",
+        ),
+        (
+            lambda: hint("xyz"),
+            "there is no exercise 'xyz': choose one of area_up_to, auc_on_unseen, ",
+        ),
+        (
+            lambda: predict("00-pixel", "a"),
+            "there is no prediction '00-pixel': did you mean '00-pixels'?",
+        ),
+        (
+            lambda: reveal("~"),
+            "there is no prediction '~': choose one of 00-accuracy, 00-pixels, 01-features, ",
+        ),
+        (
+            lambda: predict("00-pixels", "yes"),
+            "the answer 'yes' is none of the options: choose a, b, c.",
+        ),
         (lambda: predict("00-pixels", 2), "the answer 2 is none of the options: choose a, b, c."),
     ):
         with pytest.raises(ValueError) as failure:
             ask()
-        (line,) = failure.value._render_traceback_()  # a slip of the keyboard is no reason for a page of traceback
+        (line,) = (
+            failure.value._render_traceback_()
+        )  # a slip of the keyboard is no reason for a page of traceback
         assert line.startswith(message) and "\n" not in line
 
 
@@ -340,10 +436,17 @@ def said(monkeypatch):
 @pytest.mark.parametrize("key", table()["predict"])
 def test_the_reveal_speaks_to_the_answer(key, said, capsys):
     entry = text("predict", key)
-    assert set(entry["replies"]) | {entry["right"]} == set(entry["options"]) and entry["right"] not in entry["replies"]
+    assert (
+        set(entry["replies"]) | {entry["right"]} == set(entry["options"])
+        and entry["right"] not in entry["replies"]
+    )
     predict(key)
     reveal(key)
-    assert entry["question"] in said[0] and "No prediction was made" in said[1] and entry["why"] in said[1]
+    assert (
+        entry["question"] in said[0]
+        and "No prediction was made" in said[1]
+        and entry["why"] in said[1]
+    )
     for choice in entry["options"]:
         predict(key, choice.upper())
         reveal(key)
@@ -411,9 +514,19 @@ def test_the_card_counts_what_was_predicted_solved_and_hinted(said, session_of_i
         hint("clip_gradient")
     hint("leave_one_out")  # of another lesson
     card("02")
-    assert "Predictions: 2 of 3" not in said[-1] and "Predictions: 3 of 3 made, 1 came true. The answers to 1 have not been shown yet." in said[-1]
-    assert "Exercises: 1 of 3 solved. Open: `compactness_loss`, `effective_rank`. Hints read: 3." in said[-1]
-    assert "To reread: *Another way out: a network that cannot collapse*, *Pull the normal images together*, *What collapse looks like*." in said[-1]
+    assert (
+        "Predictions: 2 of 3" not in said[-1]
+        and "Predictions: 3 of 3 made, 1 came true. The answers to 1 have not been shown yet."
+        in said[-1]
+    )
+    assert (
+        "Exercises: 1 of 3 solved. Open: `compactness_loss`, `effective_rank`. Hints read: 3."
+        in said[-1]
+    )
+    assert (
+        "To reread: *Another way out: a network that cannot collapse*, *Pull the normal images together*, *What collapse looks like*."
+        in said[-1]
+    )
 
 
 def test_the_card_holds_whatever_the_order_of_the_cells(said, session_of_its_own, capsys):
@@ -427,7 +540,10 @@ def test_the_card_holds_whatever_the_order_of_the_cells(said, session_of_its_own
     predict("02-course")  # the cell run again as it came
     for _ in range(2):
         card("02")
-        assert "Predictions: 1 of 3 made, 0 came true." in said[-1] and "have not been shown" not in said[-1]
+        assert (
+            "Predictions: 1 of 3 made, 0 came true." in said[-1]
+            and "have not been shown" not in said[-1]
+        )
 
 
 def test_an_exercise_that_fails_again_is_open_again(said, session_of_its_own, capsys):
@@ -437,12 +553,20 @@ def test_an_exercise_that_fails_again_is_open_again(said, session_of_its_own, ca
     reveal("02-course")
     card("02")
     assert "3 of 3 solved" in said[-1] and "To reread: nothing has to be." in said[-1]
-    for broken in (lambda *case: 1 / 0, 7, lambda *case: None, EXERCISES["clip_gradient"].wrong["unit"]):
+    for broken in (
+        lambda *case: 1 / 0,
+        7,
+        lambda *case: None,
+        EXERCISES["clip_gradient"].wrong["unit"],
+    ):
         solve("clip_gradient")
         with pytest.raises(CheckFailed):
             check("clip_gradient", broken)
         card("02")
-        assert "2 of 3 solved. Open: `clip_gradient`." in said[-1] and "To reread: *The training loop*." in said[-1]
+        assert (
+            "2 of 3 solved. Open: `clip_gradient`." in said[-1]
+            and "To reread: *The training loop*." in said[-1]
+        )
     solve("clip_gradient")
     card("02")
     assert "3 of 3 solved" in said[-1]
@@ -477,25 +601,41 @@ def test_a_language_with_missing_keys_falls_back(languages, monkeypatch, capsys,
     solve("leave_one_out")
     english = strings.table("en")
     assert capsys.readouterr().out == f"Richtig: {english['exercise']['leave_one_out']['praise']}\n"
-    for name, message in (("sign", "Das Vorzeichen."), ("mean", english["exercise"]["leave_one_out"]["wrong"]["mean"])):
+    for name, message in (
+        ("sign", "Das Vorzeichen."),
+        ("mean", english["exercise"]["leave_one_out"]["wrong"]["mean"]),
+    ):
         with pytest.raises(CheckFailed) as failure:
             check("leave_one_out", EXERCISES["leave_one_out"].wrong[name])
         assert str(failure.value) == f"Noch nicht, leave_one_out: {message}"
     predict("00-pixels")
-    assert english["predict"]["00-pixels"]["question"] in said[0] and "Fast wie ein Münzwurf." in said[0]
+    assert (
+        english["predict"]["00-pixels"]["question"] in said[0]
+        and "Fast wie ein Münzwurf." in said[0]
+    )
     assert english["predict"]["00-pixels"]["options"]["a"] in said[0]
-    assert text("exercise", "clip_gradient")["hints"] == english["exercise"]["clip_gradient"]["hints"]  # a string is no ladder
-    assert strings.table()["say"]["hint"] == english["say"]["hint"]  # an empty sentence says nothing
+    assert (
+        text("exercise", "clip_gradient")["hints"] == english["exercise"]["clip_gradient"]["hints"]
+    )  # a string is no ladder
+    assert (
+        strings.table()["say"]["hint"] == english["say"]["hint"]
+    )  # an empty sentence says nothing
     assert shape_of(strings.table()) == shape_of(english)
 
 
 def shape_of(entry):
-    return {key: shape_of(value) for key, value in entry.items()} if isinstance(entry, dict) else type(entry)
+    return (
+        {key: shape_of(value) for key, value in entry.items()}
+        if isinstance(entry, dict)
+        else type(entry)
+    )
 
 
 def test_an_unknown_or_broken_language_is_answered(languages, monkeypatch):
     monkeypatch.setenv("PANDALIB_LANGUAGE", "xx")
-    with pytest.raises(ValueError, match="no sentences in the language 'xx': set PANDALIB_LANGUAGE to one of en"):
+    with pytest.raises(
+        ValueError, match="no sentences in the language 'xx': set PANDALIB_LANGUAGE to one of en"
+    ):
         hint("leave_one_out")
     (languages / "xx.toml").write_text("right = ", encoding="utf-8")
     with pytest.raises(ValueError, match="xx.toml is no TOML file in UTF-8"):
@@ -503,6 +643,11 @@ def test_an_unknown_or_broken_language_is_answered(languages, monkeypatch):
 
 
 def test_every_sentence_stands_in_the_table():
-    sources = [path.read_text(encoding="utf-8") for path in Path(strings.__file__).parent.parent.glob("*.py")]
-    assert {name for source in sources for name in re.findall(r'say\("(\w+)"', source)} == set(table()["say"])  # none missing, none left over
+    sources = [
+        path.read_text(encoding="utf-8")
+        for path in Path(strings.__file__).parent.parent.glob("*.py")
+    ]
+    assert {name for source in sources for name in re.findall(r'say\("(\w+)"', source)} == set(
+        table()["say"]
+    )  # none missing, none left over
     assert all(sentence.strip() for sentence in sentences(table()))

@@ -26,7 +26,11 @@ def test_every_lesson_has_its_part(path):
 def test_wrong_answers_and_exercises_in_it_exist():
     exercises = table()["exercise"]
     known = set(exercises) | {name for entry in exercises.values() for name in entry["wrong"]}
-    named = [name for line in re.findall(r"^\*What goes wrong\.\*.*(?:\n.+)*", GUIDE, flags=re.M) for name in re.findall(r"`([a-z_]+)`", line)]
+    named = [
+        name
+        for line in re.findall(r"^\*What goes wrong\.\*.*(?:\n.+)*", GUIDE, flags=re.M)
+        for name in re.findall(r"`([a-z_]+)`", line)
+    ]
     assert len(named) >= 20 and set(named) <= known, set(named) - known
 
 

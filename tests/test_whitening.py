@@ -4,7 +4,7 @@ from sklearn.covariance import ledoit_wolf
 from sklearn.exceptions import NotFittedError
 
 from pandalib.metrics import threshold_at
-from pandalib.whitening import Whitening, whitened_leave_one_out_scores
+from pandalib.methods.whitening import Whitening, whitened_leave_one_out_scores
 
 
 def correlated(n, d, seed=0, offset=0.0):
@@ -19,7 +19,9 @@ def leave_one_out_by_fitting_again(features, shrinkage, k):
     scores = []
     for i in range(n):
         others = np.delete(features, i, axis=0)
-        covariance = (1 - shrinkage) * np.cov(others.T, bias=True) + shrinkage * mean_eigenvalue * np.eye(d)
+        covariance = (1 - shrinkage) * np.cov(
+            others.T, bias=True
+        ) + shrinkage * mean_eigenvalue * np.eye(d)
         differences = others - features[i]
         distances = np.einsum("id,de,ie->i", differences, np.linalg.inv(covariance), differences)
         scores.append(np.sort(distances)[:k].sum())
@@ -48,21 +50,27 @@ def test_shrunk_whitening_is_the_inverse_of_the_shrunk_covariance(n):
     whitening = Whitening(shrinkage=0.3).fit(features)
     covariance = np.cov(features.T, bias=True)
     shrunk = 0.7 * covariance + 0.3 * np.trace(covariance) / 20 * np.eye(20)
-    np.testing.assert_allclose(whitening.components_ @ whitening.components_.T @ shrunk, np.eye(20), atol=1e-10)
+    np.testing.assert_allclose(
+        whitening.components_ @ whitening.components_.T @ shrunk, np.eye(20), atol=1e-10
+    )
 
 
 @pytest.mark.parametrize("n, d", [(6, 20), (100, 20), (5000, 3), (4, 1)])
 def test_default_shrinkage_is_that_of_ledoit_and_wolf(n, d):
     features = correlated(n, d, offset=5.0)
     if d > 1:  # in one dimension there is nothing to shrink towards, and any share gives the same
-        assert Whitening().fit(features).shrinkage_ == pytest.approx(ledoit_wolf(features)[1], rel=1e-9)
+        assert Whitening().fit(features).shrinkage_ == pytest.approx(
+            ledoit_wolf(features)[1], rel=1e-9
+        )
     assert np.isfinite(Whitening().fit(features).transform(features)).all()
 
 
 def test_same_bits_for_any_batch():
     # One direction is ten million times as wide as the rest, so large terms cancel and rounding shows even in float32.
     rng = np.random.default_rng(0)
-    features = rng.standard_normal((200, 33)) + 1e7 * rng.standard_normal((200, 1)) * rng.standard_normal(33)
+    features = rng.standard_normal((200, 33)) + 1e7 * rng.standard_normal(
+        (200, 1)
+    ) * rng.standard_normal(33)
     whitening = Whitening(shrinkage=1e-15).fit(features)
     one_by_one = np.concatenate([whitening.transform(row[None]) for row in features])
     np.testing.assert_array_equal(whitening.transform(features), one_by_one)
@@ -89,13 +97,19 @@ def test_transform_names_what_is_wrong():
         Whitening().fit(np.eye(3)).transform(np.eye(4))
 
 
-@pytest.mark.parametrize("n, d, shrinkage", [(40, 8, 0), (40, 8, 0.1), (30, 50, 0.2), (300, 5, 0.5), (30, 50, 1)])
+@pytest.mark.parametrize(
+    "n, d, shrinkage", [(40, 8, 0), (40, 8, 0.1), (30, 50, 0.2), (300, 5, 0.5), (30, 50, 1)]
+)
 @pytest.mark.parametrize("k", [1, 3])
 def test_leave_one_out_equals_fitting_again(n, d, shrinkage, k):
     features = correlated(n, d)
     whitening = Whitening(shrinkage).fit(features)
-    scores = whitened_leave_one_out_scores(whitening.transform(features), whitening, k)  # through float32
-    np.testing.assert_allclose(scores, leave_one_out_by_fitting_again(features, shrinkage, k), rtol=1e-5)
+    scores = whitened_leave_one_out_scores(
+        whitening.transform(features), whitening, k
+    )  # through float32
+    np.testing.assert_allclose(
+        scores, leave_one_out_by_fitting_again(features, shrinkage, k), rtol=1e-5
+    )
 
 
 def test_leave_one_out_counts_duplicates_at_zero():

@@ -135,7 +135,11 @@ def _unshared() -> str | None:
             uid, gid = os.getuid(), os.getgid()
             if libc.unshare(CLONE_NEWUSER | CLONE_NEWNS):
                 return os.strerror(ctypes.get_errno())
-            for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
+            for name, text in (
+                ("setgroups", "deny"),
+                ("uid_map", f"{uid} {uid} 1"),
+                ("gid_map", f"{gid} {gid} 1"),
+            ):
                 Path(f"/proc/self/{name}").write_text(text)
         _mount(None, "/", None, MS_REC | MS_PRIVATE)
     except OSError as error:

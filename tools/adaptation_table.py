@@ -19,43 +19,114 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from pandalib import DN2, EWC, DeepSVDD, SampleWise, diagnose, load_backbone, roc_auc, sample_wise, upstream_fisher  # noqa: E402
-from pandalib.adapt import adapt, epochs_for  # noqa: E402
-from pandalib.files import cache_folder, write_atomically  # noqa: E402
-from pandalib.knn import KNN  # noqa: E402
-from pandalib.sources.pictograms import DEFAULT_LEVEL, SYMBOLS, Pictograms  # noqa: E402
-from pandalib.tiers import EMBEDDED  # noqa: E402
+from pandalib import (
+    DN2,
+    EWC,
+    DeepSVDD,
+    PANDASES,
+    diagnose,
+    load_backbone,
+    roc_auc,
+    sample_wise_scores,
+    upstream_fisher,
+)  # noqa: E402
+from pandalib.methods.panda import fit_compactness, epochs_for  # noqa: E402
+from pandalib.io import cache_folder, write_atomically  # noqa: E402
+from pandalib.methods.knn import KNN  # noqa: E402
+from pandalib.datasets.synthetic.pictograms import DEFAULT_LEVEL, SYMBOLS, Pictograms  # noqa: E402
+from pandalib.experiments.config import EMBEDDED  # noqa: E402
 
 SEEDS = (0, 1, 2)
 TUNING = dict.fromkeys("☘☠☢☮♔♠⚙⚡✿❀")  # none of the ten
 N_TRAIN, N_TEST = 400, 60
-LONG, EARLY, SAMPLE_WISE = (epochs_for(work, N_TRAIN) for work in (EMBEDDED.long, EMBEDDED.early, EMBEDDED.sample_wise))
+LONG, EARLY, SAMPLE_WISE = (
+    epochs_for(work, N_TRAIN)
+    for work in (EMBEDDED.long, EMBEDDED.early, EMBEDDED.sample_wise_scores)
+)
 
 
-def measure(backbone, bare, train, test, labels, *, fisher, strength: float, seed: int, long: int = LONG) -> dict:
+def measure(
+    backbone, bare, train, test, labels, *, fisher, ewc_lambda: float, seed: int, long: int = LONG
+) -> dict:
     """All methods on one task; ROC-AUC by name, curves as lists over epochs. `bare` is the network without biases."""
-    stem, stem_test = backbone.stem_features(train), backbone.stem_features(test)
+    stem, stem_test = backbone.frozen_features(train), backbone.frozen_features(test)
     found: dict = {}
 
-    def course(epochs, every=1, lr=EMBEDDED.lr, network=backbone, stems=(stem, stem_test), **options):
+    def course(
+        epochs,
+        checkpoint_every=1,
+        lr=EMBEDDED.lr,
+        network=backbone,
+        stems=(stem, stem_test),
+        **options,
+    ):
         records = []
 
         def record(checkpoint):
-            gallery, features = (checkpoint.backbone.head_features(part, bf16=True) for part in stems)
+            gallery, features = (
+                checkpoint.backbone.features_from(part, bf16=True) for part in stems
+            )
             records.append(diagnose(gallery, features, labels) | dict(epoch=checkpoint.epoch))
 
-        adapt(network, stems[0], epochs=epochs, lr=lr, clip=EMBEDDED.clip, every=every, bf16=True, seed=seed, on_checkpoint=record, progress=False, **options)
-        return {key: [record[key] for record in records] for key in ("epoch", "roc_auc", "feature_variance")}
+        fit_compactness(
+            network,
+            stems[0],
+            epochs=epochs,
+            lr=lr,
+            max_grad_norm=EMBEDDED.max_grad_norm,
+            checkpoint_every=checkpoint_every,
+            bf16=True,
+            seed=seed,
+            on_checkpoint=record,
+            progress=False,
+            **options,
+        )
+        return {
+            key: [record[key] for record in records]
+            for key in ("epoch", "roc_auc", "feature_variance")
+        }
 
     found["compactness"] = course(long)
     found["whitened"] = float(roc_auc(labels, DN2(backbone, whiten=True).fit(train).score(test)))
-    sampled = SampleWise(backbone, epochs=4 * SAMPLE_WISE, lr=EMBEDDED.lr, clip=EMBEDDED.clip, seed=seed, bf16=True, progress=False).fit(train)
+    sampled = PANDASES(
+        backbone,
+        epochs=4 * SAMPLE_WISE,
+        lr=EMBEDDED.lr,
+        max_grad_norm=EMBEDDED.max_grad_norm,
+        seed=seed,
+        bf16=True,
+        progress=False,
+    ).fit(train)
     curves = sampled.curves(test)
-    found["ses"] = [float(roc_auc(labels, sample_wise(curves[: t + 1], sampled.held_out_scores_[: t + 1])[0])) for t in range(len(curves))]
-    found["ewc"] = course(2 * long, every=long // 2, lr=EMBEDDED.ewc_lr, penalty=EWC(backbone, strength, fisher))
-    found["l2"] = course(2 * long, every=long, lr=EMBEDDED.ewc_lr, penalty=EWC(backbone, strength * fisher.mean(), None))
-    found["svdd"] = float(roc_auc(labels, DeepSVDD(seed=seed, progress=False).fit(train).score(test)))
-    found["bias_free"] = course(long, every=long // 2, network=bare, stems=(bare.stem_features(train), bare.stem_features(test)))
+    found["ses"] = [
+        float(
+            roc_auc(
+                labels, sample_wise_scores(curves[: t + 1], sampled.held_out_scores_[: t + 1])[0]
+            )
+        )
+        for t in range(len(curves))
+    ]
+    found["ewc"] = course(
+        2 * long,
+        checkpoint_every=long // 2,
+        lr=EMBEDDED.ewc_lr,
+        penalty=EWC(backbone, ewc_lambda, fisher),
+    )
+    found["l2"] = course(
+        2 * long,
+        checkpoint_every=long,
+        lr=EMBEDDED.ewc_lr,
+        penalty=EWC(backbone, ewc_lambda * fisher.mean(), None),
+    )
+    found["svdd"] = float(
+        roc_auc(labels, DeepSVDD(seed=seed, progress=False).fit(train).score(test))
+    )
+    found["bias_free"] = course(
+        long,
+        checkpoint_every=long // 2,
+        network=bare,
+        stems=(bare.frozen_features(train), bare.frozen_features(test)),
+    )
     return found
 
 
@@ -66,10 +137,21 @@ def measure_symbol(symbol: str, seed: int, symbols: list[str]) -> dict:
     torch.set_num_threads(1)  # two processes of one thread do more than one of two
     backbone = load_backbone()
     train = Pictograms(symbol, N_TRAIN, split="train", seed=seed)[:]
-    test = np.concatenate([Pictograms(other, N_TEST, split="test", seed=seed)[:] for other in symbols])
+    test = np.concatenate(
+        [Pictograms(other, N_TEST, split="test", seed=seed)[:] for other in symbols]
+    )
     labels = np.repeat([int(other != symbol) for other in symbols], N_TEST)
     fisher = upstream_fisher(backbone, progress=False)
-    return measure(backbone, load_backbone(bias_free=True), train, test, labels, fisher=fisher, strength=EMBEDDED.strength, seed=seed)
+    return measure(
+        backbone,
+        load_backbone(bias_free=True),
+        train,
+        test,
+        labels,
+        fisher=fisher,
+        ewc_lambda=EMBEDDED.ewc_lambda,
+        seed=seed,
+    )
 
 
 def measured(symbol: str, seed: int, symbols: list[str]) -> dict:
@@ -80,7 +162,11 @@ def measured(symbol: str, seed: int, symbols: list[str]) -> dict:
 
 def remembered(what: str, facts: list, work) -> dict:
     """What `work()` gives, kept in the cache folder under everything that it depends on."""
-    path = cache_folder() / what / f"{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]}.json"
+    path = (
+        cache_folder()
+        / what
+        / f"{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]}.json"
+    )
     if not path.is_file():
         write_atomically(path, json.dumps(work()).encode())
     return json.loads(path.read_text())
@@ -90,9 +176,19 @@ def collect(symbols: list[str], seeds) -> list[list[dict]]:
     """Per symbol, per seed; two processes."""
     from joblib import Parallel, delayed
 
-    load_backbone(), upstream_fisher(load_backbone(), progress=False)  # so that the processes find it
+    (
+        load_backbone(),
+        upstream_fisher(load_backbone(), progress=False),
+    )  # so that the processes find it
     jobs = [(symbol, seed) for seed in seeds for symbol in symbols]
-    results = dict(zip(jobs, Parallel(n_jobs=2, verbose=5)(delayed(measured)(symbol, seed, symbols) for symbol, seed in jobs)))
+    results = dict(
+        zip(
+            jobs,
+            Parallel(n_jobs=2, verbose=5)(
+                delayed(measured)(symbol, seed, symbols) for symbol, seed in jobs
+            ),
+        )
+    )
     return [[results[symbol, seed] for seed in seeds] for symbol in symbols]
 
 
@@ -104,7 +200,11 @@ def columns(results: list[list[dict]]) -> dict[str, np.ndarray]:
         "whitened": pick(lambda r: r["whitened"]),
         "oracle": pick(lambda r: max(r["compactness"]["roc_auc"])),
         "collapsed end": pick(lambda r: r["compactness"]["roc_auc"][-1]),
-        "variance": pick(lambda r: r["compactness"]["feature_variance"][-1] / r["compactness"]["feature_variance"][0]),
+        "variance": pick(
+            lambda r: (
+                r["compactness"]["feature_variance"][-1] / r["compactness"]["feature_variance"][0]
+            )
+        ),
         "early": pick(lambda r: r["compactness"]["roc_auc"][EARLY]),
         "SES": pick(lambda r: r["ses"][SAMPLE_WISE]),
         "EWC": pick(lambda r: r["ewc"]["roc_auc"][2]),
@@ -114,7 +214,9 @@ def columns(results: list[list[dict]]) -> dict[str, np.ndarray]:
         "DeepSVDD": pick(lambda r: r["svdd"]),
         "no biases, DN2": pick(lambda r: r["bias_free"]["roc_auc"][0]),
         "no biases, end": pick(lambda r: r["bias_free"]["roc_auc"][-1]),
-        "no biases, variance": pick(lambda r: r["bias_free"]["feature_variance"][-1] / r["bias_free"]["feature_variance"][0]),
+        "no biases, variance": pick(
+            lambda r: r["bias_free"]["feature_variance"][-1] / r["bias_free"]["feature_variance"][0]
+        ),
     }
 
 
@@ -122,36 +224,98 @@ def page(symbols: list[str], results: list[list[dict]], heading: str, note: str)
     table = columns(results)
     mean = {name: values.mean() for name, values in table.items()}
     targets = [
-        ("oracle at least DN2 + 0.04", mean["oracle"] - mean["DN2"] - 0.04, f"+{mean['oracle'] - mean['DN2']:.3f}"),
-        ("collapsed end at least 0.05 below the oracle", mean["oracle"] - mean["collapsed end"] - 0.05, f"{mean['oracle'] - mean['collapsed end']:.3f} below"),
-        ("feature variance at the end below a tenth of the start", 0.1 - mean["variance"], f"{mean['variance']:.3f} of it"),
-        ("SES within 0.02 of the oracle", mean["SES"] - mean["oracle"] + 0.02, f"{mean['oracle'] - mean['SES']:.3f} below"),
-        ("SES not more than 0.005 below fixed stopping", mean["SES"] - mean["early"] + 0.005, f"{mean['SES'] - mean['early']:+.3f}"),
-        ("EWC's end within 0.015 of the oracle", mean["EWC"] - mean["oracle"] + 0.015, f"{mean['oracle'] - mean['EWC']:.3f} below"),
-        ("EWC after twice the epochs within 0.015 of the oracle", mean["EWC, twice"] - mean["oracle"] + 0.015, f"{mean['oracle'] - mean['EWC, twice']:.3f} below"),
+        (
+            "oracle at least DN2 + 0.04",
+            mean["oracle"] - mean["DN2"] - 0.04,
+            f"+{mean['oracle'] - mean['DN2']:.3f}",
+        ),
+        (
+            "collapsed end at least 0.05 below the oracle",
+            mean["oracle"] - mean["collapsed end"] - 0.05,
+            f"{mean['oracle'] - mean['collapsed end']:.3f} below",
+        ),
+        (
+            "feature variance at the end below a tenth of the start",
+            0.1 - mean["variance"],
+            f"{mean['variance']:.3f} of it",
+        ),
+        (
+            "SES within 0.02 of the oracle",
+            mean["SES"] - mean["oracle"] + 0.02,
+            f"{mean['oracle'] - mean['SES']:.3f} below",
+        ),
+        (
+            "SES not more than 0.005 below fixed stopping",
+            mean["SES"] - mean["early"] + 0.005,
+            f"{mean['SES'] - mean['early']:+.3f}",
+        ),
+        (
+            "EWC's end within 0.015 of the oracle",
+            mean["EWC"] - mean["oracle"] + 0.015,
+            f"{mean['oracle'] - mean['EWC']:.3f} below",
+        ),
+        (
+            "EWC after twice the epochs within 0.015 of the oracle",
+            mean["EWC, twice"] - mean["oracle"] + 0.015,
+            f"{mean['oracle'] - mean['EWC, twice']:.3f} below",
+        ),
     ]
     runs = [run for row in results for run in row]
     budgets = [t for t in (1, 2, 3, 4, 5, 6, 8, 12, 16) if t < len(runs[0]["ses"]) and t <= LONG]
     lines = [
-        f"# {heading}", "",
+        f"# {heading}",
+        "",
         f"Made by `python tools/adaptation_table.py{'' if symbols[0] in SYMBOLS else ' --tune'}` with the weights `{load_backbone().weights_sha256[:12]}...`.",
-        "Embedded tier: these are this project's own images, not the paper's, and none of these figures may stand beside published ones.", "",
-        f"ROC-AUC at the level \"{DEFAULT_LEVEL}\", {N_TRAIN} normal training images, {N_TEST} test images of each of the ten symbols, mean over {len(results[0])} seed(s), bfloat16.",
+        "Embedded tier: these are this project's own images, not the paper's, and none of these figures may stand beside published ones.",
+        "",
+        f'ROC-AUC at the level "{DEFAULT_LEVEL}", {N_TRAIN} normal training images, {N_TEST} test images of each of the ten symbols, mean over {len(results[0])} seed(s), bfloat16.',
         f"SGD, momentum 0.9, batch 32, learning rate {EMBEDDED.lr:g} (EWC and L2 {EMBEDDED.ewc_lr:g}), gradient norm cut to {EMBEDDED.clip:g}, no weight decay.",
         f"Compactness {LONG} epochs; early: epoch {EARLY}; SES: checkpoints 0 to {SAMPLE_WISE}, a tenth of the images held out; EWC: {LONG} and {2 * LONG} epochs, "
-        f"lambda {EMBEDDED.strength:g}; L2: the same lambda times the mean of F. \"Oracle\" is the best epoch by the test labels: a ruler, not a method.", "",
-        note, "",
-        "| normal symbol | " + " | ".join(table) + " |", "|---|" + "---|" * len(table),
-        *(f"| {symbol} | " + " | ".join(f"{value:.3f}" for value in (values[row].mean() for values in table.values())) + " |" for row, symbol in enumerate(symbols)),
+        f'lambda {EMBEDDED.strength:g}; L2: the same lambda times the mean of F. "Oracle" is the best epoch by the test labels: a ruler, not a method.',
+        "",
+        note,
+        "",
+        "| normal symbol | " + " | ".join(table) + " |",
+        "|---|" + "---|" * len(table),
+        *(
+            f"| {symbol} | "
+            + " | ".join(
+                f"{value:.3f}" for value in (values[row].mean() for values in table.values())
+            )
+            + " |"
+            for row, symbol in enumerate(symbols)
+        ),
         "| **mean** | " + " | ".join(f"**{value:.3f}**" for value in mean.values()) + " |",
-        "| lowest and highest seed | " + " | ".join(f"{values.mean(axis=0).min():.3f} to {values.mean(axis=0).max():.3f}" for values in table.values()) + " |", "",
-        "| wanted | is | |", "|---|---|---|",
-        *(f"| {text} | {value} | {'met' if margin >= 0 else f'**not met**, by {-margin:.3f}'} |" for text, margin, value in targets), "",
-        "## How much the budget matters", "", "Stopping after so many epochs, and sample-wise stopping with checkpoints up to there.", "",
-        "| epochs | " + " | ".join(map(str, budgets)) + " |", "|---|" + "---|" * len(budgets),
-        "| fixed | " + " | ".join(f"{np.mean([run['compactness']['roc_auc'][t] for run in runs]):.3f}" for t in budgets) + " |",
-        "| sample-wise | " + " | ".join(f"{np.mean([run['ses'][t] for run in runs]):.3f}" for t in budgets) + " |", "",
-    ]  # fmt: skip
+        "| lowest and highest seed | "
+        + " | ".join(
+            f"{values.mean(axis=0).min():.3f} to {values.mean(axis=0).max():.3f}"
+            for values in table.values()
+        )
+        + " |",
+        "",
+        "| wanted | is | |",
+        "|---|---|---|",
+        *(
+            f"| {text} | {value} | {'met' if margin >= 0 else f'**not met**, by {-margin:.3f}'} |"
+            for text, margin, value in targets
+        ),
+        "",
+        "## How much the budget matters",
+        "",
+        "Stopping after so many epochs, and sample-wise stopping with checkpoints up to there.",
+        "",
+        "| epochs | " + " | ".join(map(str, budgets)) + " |",
+        "|---|" + "---|" * len(budgets),
+        "| fixed | "
+        + " | ".join(
+            f"{np.mean([run['compactness']['roc_auc'][t] for run in runs]):.3f}" for t in budgets
+        )
+        + " |",
+        "| sample-wise | "
+        + " | ".join(f"{np.mean([run['ses'][t] for run in runs]):.3f}" for t in budgets)
+        + " |",
+        "",
+    ]
     return "\n".join(lines)
 
 
@@ -166,12 +330,23 @@ The image level was set earlier, while adaptation on some of these ten symbols w
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tune", action="store_true", help="the other symbols, one seed: prints, writes nothing")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--tune", action="store_true", help="the other symbols, one seed: prints, writes nothing"
+    )
     options = parser.parse_args()
     symbols = list(TUNING if options.tune else SYMBOLS)
     if options.tune:
-        print(page(symbols, collect(symbols, (0,)), "Adaptation on other symbols than the ten", "For choosing settings."))
+        print(
+            page(
+                symbols,
+                collect(symbols, (0,)),
+                "Adaptation on other symbols than the ten",
+                "For choosing settings.",
+            )
+        )
         return
     text = page(symbols, collect(symbols, SEEDS), "Adaptation on the ten pictograms", NOTE)
     write_atomically(ROOT / "docs" / "results" / "adaptation.md", text.encode())

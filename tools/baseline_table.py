@@ -15,10 +15,10 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from pandalib.backbones import embedded_facts  # noqa: E402
-from pandalib.files import write_atomically  # noqa: E402
-from pandalib.runs import run  # noqa: E402
-from pandalib.sources import glyphs  # noqa: E402
-from pandalib.sources.pictograms import DEFAULT_LEVEL, LEVELS, SYMBOLS, Pictograms  # noqa: E402
+from pandalib.io import write_atomically  # noqa: E402
+from pandalib.experiments.run import run  # noqa: E402
+from pandalib.datasets.synthetic import glyphs  # noqa: E402
+from pandalib.datasets.synthetic.pictograms import DEFAULT_LEVEL, LEVELS, SYMBOLS, Pictograms  # noqa: E402
 
 SEEDS = (0, 1, 2)
 COLUMNS = {
@@ -75,22 +75,45 @@ def main() -> None:
     for column, options in enumerate(COLUMNS.values()):
         for row, symbol in enumerate(SYMBOLS):
             for number, seed in enumerate(SEEDS):
-                auc[column, row, number] = run(f"pictograms:{symbol}", seed=seed, **options)["roc_auc"]
+                auc[column, row, number] = run(f"pictograms:{symbol}", seed=seed, **options)[
+                    "roc_auc"
+                ]
         print(list(COLUMNS)[column], auc[column].mean().round(4), flush=True)
-    by_level = {level: np.mean([run(f"pictograms:{symbol}", "dn2", level=level)["roc_auc"] for symbol in SYMBOLS]) for level in LEVELS}
+    by_level = {
+        level: np.mean(
+            [run(f"pictograms:{symbol}", "dn2", level=level)["roc_auc"] for symbol in SYMBOLS]
+        )
+        for level in LEVELS
+    }
     facts, means = embedded_facts(), auc.mean(axis=(1, 2))
     spread = auc.mean(axis=1)  # (columns, seeds)
     page = PAGE.format(
-        weights=f"`{facts['file']}` (SHA-256 `{facts['sha256'][:12]}...`)", accuracy=facts["glyph_accuracy"], classes=facts["n_glyphs"],
-        level=DEFAULT_LEVEL, seeds=", ".join(map(str, SEEDS)), columns=" | ".join(COLUMNS), rule="|".join(["---"] * len(COLUMNS)),
-        rows="\n".join(f"| {symbol} | " + " | ".join(f"{v:.3f}" for v in auc[:, row].mean(axis=1)) + " |" for row, symbol in enumerate(SYMBOLS)),
-        means=" | ".join(f"**{mean:.3f}** ({low:.3f} to {high:.3f})" for mean, low, high in zip(means, spread.min(axis=1), spread.max(axis=1))),
-        verdicts=" | ".join(
-            f"{mean:.3f}, {'met' if low <= mean <= high else 'NOT met'}" for mean, (low, high) in zip(means, ((0, 0.6), (0, 0.62), (0.8, 0.92)))
+        weights=f"`{facts['file']}` (SHA-256 `{facts['sha256'][:12]}...`)",
+        accuracy=facts["glyph_accuracy"],
+        classes=facts["n_glyphs"],
+        level=DEFAULT_LEVEL,
+        seeds=", ".join(map(str, SEEDS)),
+        columns=" | ".join(COLUMNS),
+        rule="|".join(["---"] * len(COLUMNS)),
+        rows="\n".join(
+            f"| {symbol} | " + " | ".join(f"{v:.3f}" for v in auc[:, row].mean(axis=1)) + " |"
+            for row, symbol in enumerate(SYMBOLS)
         ),
-        levels="\n".join(f"| {level}{' (default)' if level == DEFAULT_LEVEL else ''} | {ADDS[level]} | {value:.3f} |" for level, value in by_level.items()),
-        pictograms=rate(lambda n: Pictograms("star", n)[:]), glyphs=rate(lambda n: glyphs.draw_batch(range(n))),
-    )  # fmt: skip
+        means=" | ".join(
+            f"**{mean:.3f}** ({low:.3f} to {high:.3f})"
+            for mean, low, high in zip(means, spread.min(axis=1), spread.max(axis=1))
+        ),
+        verdicts=" | ".join(
+            f"{mean:.3f}, {'met' if low <= mean <= high else 'NOT met'}"
+            for mean, (low, high) in zip(means, ((0, 0.6), (0, 0.62), (0.8, 0.92)))
+        ),
+        levels="\n".join(
+            f"| {level}{' (default)' if level == DEFAULT_LEVEL else ''} | {ADDS[level]} | {value:.3f} |"
+            for level, value in by_level.items()
+        ),
+        pictograms=rate(lambda n: Pictograms("star", n)[:]),
+        glyphs=rate(lambda n: glyphs.draw_batch(range(n))),
+    )
     write_atomically(ROOT / "docs" / "results" / "pictograms.md", page.encode())
     print(page)
 

@@ -42,15 +42,23 @@ def lesson(path: Path):
         if cell.id == ONLY_TO_RUN:
             continue
         if cell.cell_type == "code" and BEGIN in cell.source:
-            cells.append(nbformat.v4.new_markdown_cell(f"```python\n{without_solution(cell.source)}\n```", id=f"{cell.id}-stub"))
-            cell.source = "\n".join(line for line in cell.source.splitlines() if line.strip() not in (BEGIN, END))
+            cells.append(
+                nbformat.v4.new_markdown_cell(
+                    f"```python\n{without_solution(cell.source)}\n```", id=f"{cell.id}-stub"
+                )
+            )
+            cell.source = "\n".join(
+                line for line in cell.source.splitlines() if line.strip() not in (BEGIN, END)
+            )
             cell.metadata["tags"] = [*cell.metadata.get("tags", []), "hide-input"]
         cells.append(cell)
     notebook.cells = cells
     name = path.name
     files = f"[this notebook with its solutions](path:../downloads/{name})"
     if (path.parent / "student" / name).is_file():
-        files = f"[the student's copy](path:../downloads/student/{name}), without solutions, or {files}"
+        files = (
+            f"[the student's copy](path:../downloads/student/{name}), without solutions, or {files}"
+        )
     cells[0].source += f"\n\nTake along: {files}."
     return notebook
 
@@ -61,19 +69,42 @@ def about_lesson(path: Path) -> dict[str, str]:
 
     notebook = nbformat.read(path, as_version=4)
     head = notebook.cells[0].source
-    title, question = re.search(r"^# (.+)$", head, re.MULTILINE), re.search(r"^\*\*(.+)\*\*$", head, re.MULTILINE)
+    title, question = (
+        re.search(r"^# (.+)$", head, re.MULTILINE),
+        re.search(r"^\*\*(.+)\*\*$", head, re.MULTILINE),
+    )
     reading = re.search(r"about (\d+ minutes)", head)
     if not (title and question and reading):
-        raise ValueError(f"{path}: its first cell needs a title `# ...`, a question `**...**` and a time `about N minutes`.")
-    figures = [output for cell in notebook.cells for output in cell.get("outputs", []) if "image/png" in output.get("data", {})]
-    about = {"number": path.name[:2], "title": title[1], "question": question[1], "time": reading[1], "page": f"notebooks/{path.stem}"}
+        raise ValueError(
+            f"{path}: its first cell needs a title `# ...`, a question `**...**` and a time `about N minutes`."
+        )
+    figures = [
+        output
+        for cell in notebook.cells
+        for output in cell.get("outputs", [])
+        if "image/png" in output.get("data", {})
+    ]
+    about = {
+        "number": path.name[:2],
+        "title": title[1],
+        "question": question[1],
+        "time": reading[1],
+        "page": f"notebooks/{path.stem}",
+    }
     if figures:
-        about |= {"alt": figures[0].metadata["image/png"]["alt"], "png": figures[0].data["image/png"]}
+        about |= {
+            "alt": figures[0].metadata["image/png"]["alt"],
+            "png": figures[0].data["image/png"],
+        }
     return about
 
 
 def card(about: dict[str, str]) -> str:
-    picture = f'<img src="_static/lesson_{about["number"]}.png" alt="{escape(about["alt"])}">' if "png" in about else ""
+    picture = (
+        f'<img src="_static/lesson_{about["number"]}.png" alt="{escape(about["alt"])}">'
+        if "png" in about
+        else ""
+    )
     return (
         f'<a class="lesson" href="{about["page"]}.html"><span class="picture">{picture}</span>'
         f'<span class="words"><strong><small>{about["number"]}</small> {escape(about["title"])}</strong>'
@@ -92,9 +123,18 @@ def plain(markdown: str) -> str:
 def modules() -> list[str]:
     """The library's modules, without the commands, which have a page of their own."""
     package = ROOT / "pandalib"
-    names = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in sorted(package.rglob("*.py"))]
+    names = [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for path in sorted(package.rglob("*.py"))
+    ]
     names = [name.removesuffix(".__init__") for name in names if not name.endswith("__main__")]
-    return [name for name in names if name != "pandalib" and not name.startswith("pandalib.commands") and getdoc(import_module(name))]
+    return [
+        name
+        for name in names
+        if name != "pandalib"
+        and not name.startswith("pandalib.commands")
+        and getdoc(import_module(name))
+    ]
 
 
 def first_line(thing: object) -> str:
@@ -113,15 +153,40 @@ def api_pages() -> dict[str, str]:
     names = modules()
     pages = {}
     for name in names:
-        pages[f"api/{name}.rst"] = "\n".join([*rst_title(name), f".. automodule:: {name}", "   :members:", "   :ignore-module-all:", ""])
-    index = [*rst_title("The library"), "Names that ``import pandalib`` brings:", "", ".. list-table::", "   :class: names", ""]
+        pages[f"api/{name}.rst"] = "\n".join(
+            [
+                *rst_title(name),
+                f".. automodule:: {name}",
+                "   :members:",
+                "   :ignore-module-all:",
+                "",
+            ]
+        )
+    index = [
+        *rst_title("The library"),
+        "Names that ``import pandalib`` brings:",
+        "",
+        ".. list-table::",
+        "   :class: names",
+        "",
+    ]
     for public in pandalib.__all__:
         thing = getattr(pandalib, public)
-        index += [f"   * - :py:obj:`{public} <pandalib.{pandalib._HOME[public]}.{public}>`", f"     - {first_line(thing)}"]
+        index += [
+            f"   * - :py:obj:`{public} <pandalib.{pandalib._HOME[public]}.{public}>`",
+            f"     - {first_line(thing)}",
+        ]
     index += ["", *rst_title("Modules", "-"), ".. list-table::", "   :class: names", ""]
     for name in names:
         index += [f"   * - :doc:`{name} <{name}>`", f"     - {first_line(import_module(name))}"]
-    index += ["", ".. toctree::", "   :hidden:", "", *[f"   {name.removeprefix('pandalib.')} <{name}>" for name in names], ""]
+    index += [
+        "",
+        ".. toctree::",
+        "   :hidden:",
+        "",
+        *[f"   {name.removeprefix('pandalib.')} <{name}>" for name in names],
+        "",
+    ]
     pages["api/index.rst"] = "\n".join(index)
     pages["api/command_line.rst"] = "\n".join(command_line())
     return pages
@@ -135,9 +200,17 @@ def command_line() -> list[str]:
     page = [*rst_title("The command line"), "The same code without a browser.", ""]
     for name in COMMANDS:
         command = import_module(f"pandalib.commands.{name}")
-        parser = argparse.ArgumentParser(prog=f"python -m pandalib {name}", description=command.__doc__)
+        parser = argparse.ArgumentParser(
+            prog=f"python -m pandalib {name}", description=command.__doc__
+        )
         command.add_arguments(parser)
-        page += [*rst_title(name, "-"), ".. code-block:: text", "", *[f"   {line}" for line in parser.format_help().splitlines()], ""]
+        page += [
+            *rst_title(name, "-"),
+            ".. code-block:: text",
+            "",
+            *[f"   {line}" for line in parser.format_help().splitlines()],
+            "",
+        ]
     return page
 
 
@@ -146,8 +219,12 @@ def command_line() -> list[str]:
 
 def readme() -> tuple[str, str]:
     """README.md as two texts: what stands before its first section, and all sections but the list of lessons."""
-    opening, *sections = re.split(r"^(?=## )", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
-    return opening.strip(), "\n".join(section for section in sections if not section.startswith("## Lessons"))
+    opening, *sections = re.split(
+        r"^(?=## )", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.MULTILINE
+    )
+    return opening.strip(), "\n".join(
+        section for section in sections if not section.startswith("## Lessons")
+    )
 
 
 def with_use_for_readme(text: str) -> str:
@@ -162,10 +239,17 @@ def linked_files(pages: dict[str, str | bytes]) -> dict[str, bytes]:
     for name, content in pages.items():
         if not name.endswith((".md", ".ipynb")) or name.startswith("downloads/"):
             continue
-        for target in re.findall(r"\]\(([^)#\s:]+)", content if isinstance(content, str) else content.decode()):
+        for target in re.findall(
+            r"\]\(([^)#\s:]+)", content if isinstance(content, str) else content.decode()
+        ):
             path = Path(os.path.normpath(ROOT / Path(name).parent / target))
             inside = path.is_relative_to(ROOT) and path.relative_to(ROOT).as_posix()
-            if inside and inside not in pages and path.is_file() and path.suffix not in (".md", ".ipynb"):
+            if (
+                inside
+                and inside not in pages
+                and path.is_file()
+                and path.suffix not in (".md", ".ipynb")
+            ):
                 found[inside] = path.read_bytes()
     return found
 
@@ -177,7 +261,10 @@ def toctree(caption: str, entries: list[str]) -> str:
 def reading_order(path: Path) -> tuple[int, str]:
     """For teachers first, decisions last, what is not named between them in the order of the alphabet."""
     first, last = ("teaching", "hub"), ("decisions",)
-    return (first.index(path.stem) - len(first) if path.stem in first else int(path.stem in last), path.name)
+    return (
+        first.index(path.stem) - len(first) if path.stem in first else int(path.stem in last),
+        path.name,
+    )
 
 
 def documents() -> list[Path]:
@@ -192,7 +279,9 @@ def pages() -> dict[str, str | bytes]:
 
     lessons = [path for path in sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))]
     if not lessons:
-        raise FileNotFoundError(f"{ROOT / 'notebooks'} holds no lesson: expected files such as 00_start_here.ipynb.")
+        raise FileNotFoundError(
+            f"{ROOT / 'notebooks'} holds no lesson: expected files such as 00_start_here.ipynb."
+        )
     abouts = [about_lesson(path) for path in lessons]
     texts = sorted(documents(), key=reading_order)
     result: dict[str, str | bytes] = dict(api_pages())
@@ -200,9 +289,13 @@ def pages() -> dict[str, str | bytes]:
         result[f"notebooks/{path.name}"] = with_use_for_readme(nbformat.writes(lesson(path)))
         for original in (path, path.parent / "student" / path.name):
             if original.is_file():
-                result[f"downloads/{original.relative_to(ROOT / 'notebooks')}"] = original.read_bytes()
+                result[f"downloads/{original.relative_to(ROOT / 'notebooks')}"] = (
+                    original.read_bytes()
+                )
     for path in texts:
-        result[path.relative_to(ROOT).as_posix()] = with_use_for_readme(path.read_text(encoding="utf-8"))
+        result[path.relative_to(ROOT).as_posix()] = with_use_for_readme(
+            path.read_text(encoding="utf-8")
+        )
     for path in (ROOT / "docs").rglob("*.png"):
         result[path.relative_to(ROOT).as_posix()] = path.read_bytes()
     for path in (ROOT / "docs/book").glob("*"):
@@ -216,12 +309,35 @@ def pages() -> dict[str, str | bytes]:
     opening, use = readme()
     result["use.md"] = f"# Set-up and use\n\n{use}"
     trees = [
-        toctree("Lessons", [f"{about['number']} {about['title']} <{about['page']}>" for about in abouts]),
-        toctree("The course", ["use", *[path.relative_to(ROOT).with_suffix("").as_posix() for path in texts if path.parent == ROOT / "docs"]]),
+        toctree(
+            "Lessons", [f"{about['number']} {about['title']} <{about['page']}>" for about in abouts]
+        ),
+        toctree(
+            "The course",
+            [
+                "use",
+                *[
+                    path.relative_to(ROOT).with_suffix("").as_posix()
+                    for path in texts
+                    if path.parent == ROOT / "docs"
+                ],
+            ],
+        ),
         toctree("Reference", ["api/index", "api/command_line"]),
-        toctree("Results", [path.relative_to(ROOT).with_suffix("").as_posix() for path in texts if path.parent != ROOT / "docs"]),
+        toctree(
+            "Results",
+            [
+                path.relative_to(ROOT).with_suffix("").as_posix()
+                for path in texts
+                if path.parent != ROOT / "docs"
+            ],
+        ),
     ]
-    cards = '```{raw} html\n<nav class="lessons" aria-label="Lessons">' + "\n".join(card(about) for about in abouts) + "</nav>\n```\n"
+    cards = (
+        '```{raw} html\n<nav class="lessons" aria-label="Lessons">'
+        + "\n".join(card(about) for about in abouts)
+        + "</nav>\n```\n"
+    )
     start = f'```{{raw}} html\n<a class="start" href="{abouts[0]["page"]}.html">Begin with lesson {abouts[0]["number"]}</a>\n```\n'
     front = (ROOT / "docs/book/index.md").read_text(encoding="utf-8")
     for place, text in (("{{opening}}", opening), ("{{start}}", start), ("{{lessons}}", cards)):
@@ -233,7 +349,11 @@ def pages() -> dict[str, str | bytes]:
 def gather(folder: Path) -> None:
     """Write the pages into `folder`; leave those that have not changed, so that only changed pages are built again."""
     wanted = pages()
-    for path in [path for path in folder.rglob("*") if path.is_file() and path.relative_to(folder).as_posix() not in wanted]:
+    for path in [
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and path.relative_to(folder).as_posix() not in wanted
+    ]:
         path.unlink()
     for name, content in wanted.items():
         content = content.encode() if isinstance(content, str) else content
@@ -252,21 +372,41 @@ def build(folder: Path) -> None:
     """
     missing = [name for name in PACKAGES if find_spec(name) is None]
     if missing:
-        raise ModuleNotFoundError(f"the book needs {', '.join(missing)}: `make install` brings all packages.")
+        raise ModuleNotFoundError(
+            f"the book needs {', '.join(missing)}: `make install` brings all packages."
+        )
     from sphinx.cmd.build import build_main
 
     source, memory = folder / "source", folder / "doctrees"
     source.mkdir(parents=True, exist_ok=True)
     gather(source)
-    arguments = ["-b", "html", "-W", "--keep-going", "-q", "-c", str(ROOT / "docs/book"), "-d", str(memory), str(source), str(folder / "html")]
+    arguments = [
+        "-b",
+        "html",
+        "-W",
+        "--keep-going",
+        "-q",
+        "-c",
+        str(ROOT / "docs/book"),
+        "-d",
+        str(memory),
+        str(source),
+        str(folder / "html"),
+    ]
     if build_main(arguments):
-        shutil.rmtree(memory, ignore_errors=True)  # or the next run would read only changed pages and pass over the rest
-        raise RuntimeError("the book was not built without a warning; what Sphinx says stands above.")
+        shutil.rmtree(
+            memory, ignore_errors=True
+        )  # or the next run would read only changed pages and pass over the rest
+        raise RuntimeError(
+            "the book was not built without a warning; what Sphinx says stands above."
+        )
 
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("folder", nargs="?", type=Path, default=ROOT / "build" / "book", help="default: build/book")
+    parser.add_argument(
+        "folder", nargs="?", type=Path, default=ROOT / "build" / "book", help="default: build/book"
+    )
     folder = parser.parse_args(arguments).folder.resolve()
     start = time.perf_counter()
     try:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 REPOSITORY = "https://github.com/OWNER/pandalib"  # a placeholder: the one place that says where releases are fetched from
-CELL = '''\
+CELL = """\
 # For Google Colab; elsewhere this cell does nothing.
 import importlib.util, runpy, subprocess, sys
 
@@ -27,7 +27,7 @@ if "google.colab" in sys.modules and importlib.util.find_spec("pandalib") is Non
     address, tag = "{address}", "{tag}"
     clone = f"git clone --quiet --depth=1 --branch {{tag}} {{address}} course"
     subprocess.run(clone.split(), check=True)
-    runpy.run_path("course/tools/colab.py")["prepare"]()'''
+    runpy.run_path("course/tools/colab.py")["prepare"]()"""
 
 
 def prepare() -> None:
@@ -35,12 +35,24 @@ def prepare() -> None:
     import tomllib
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    missing = [requirement for requirement in project["dependencies"] if not is_installed(re.match(r"[\w.-]+", requirement)[0])]
-    missing = [requirement for requirement in missing if not requirement.startswith("jupyterlab")]  # Colab is the front end
+    missing = [
+        requirement
+        for requirement in project["dependencies"]
+        if not is_installed(re.match(r"[\w.-]+", requirement)[0])
+    ]
+    missing = [
+        requirement for requirement in missing if not requirement.startswith("jupyterlab")
+    ]  # Colab is the front end
     if missing:
         subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *missing], check=True)
-    subprocess.run([sys.executable, str(ROOT / "tools" / "install.py"), "--link"], check=True, stdout=subprocess.DEVNULL)
-    sys.path.insert(0, str(ROOT))  # what --link has written is read when a Python starts; this one runs already
+    subprocess.run(
+        [sys.executable, str(ROOT / "tools" / "install.py"), "--link"],
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+    sys.path.insert(
+        0, str(ROOT)
+    )  # what --link has written is read when a Python starts; this one runs already
 
 
 def is_installed(name: str) -> bool:
@@ -54,7 +66,11 @@ def is_installed(name: str) -> bool:
 def version() -> str:
     """`__version__` of pandalib, without importing it."""
     tree = ast.parse((ROOT / "pandalib" / "__init__.py").read_text(encoding="utf-8"))
-    return next(node.value.value for node in tree.body if isinstance(node, ast.Assign) and node.targets[0].id == "__version__")
+    return next(
+        node.value.value
+        for node in tree.body
+        if isinstance(node, ast.Assign) and node.targets[0].id == "__version__"
+    )
 
 
 def cell_source() -> str:
@@ -67,11 +83,15 @@ def with_cell(notebook):
 
     cell = next((cell for cell in notebook.cells if cell.id == "colab"), None)
     if cell is None:
-        cell = nbformat.v4.new_code_cell(id="colab", metadata={"slideshow": {"slide_type": "skip"}}, execution_count=1)
+        cell = nbformat.v4.new_code_cell(
+            id="colab", metadata={"slideshow": {"slide_type": "skip"}}, execution_count=1
+        )
         for other in notebook.cells:
             if other.cell_type == "code" and other.execution_count:
                 other.execution_count += 1
-        first = next(number for number, other in enumerate(notebook.cells) if other.cell_type == "code")
+        first = next(
+            number for number, other in enumerate(notebook.cells) if other.cell_type == "code"
+        )
         notebook.cells.insert(first, cell)
     cell.source = cell_source()
     return notebook
@@ -81,7 +101,7 @@ def main(arguments: list[str]) -> int:
     import nbformat
 
     sys.path.insert(0, str(ROOT))
-    from pandalib.files import write_atomically
+    from pandalib.io import write_atomically
 
     only_check, stale = "--check" in arguments, []
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
@@ -93,7 +113,10 @@ def main(arguments: list[str]) -> int:
             write_atomically(path, text.encode())
             print(f"wrote {path.relative_to(ROOT)}")
     if only_check and stale:
-        print(f"out of date: {', '.join(stale)}. Run `python tools/colab.py`, then `make student`.", file=sys.stderr)
+        print(
+            f"out of date: {', '.join(stale)}. Run `python tools/colab.py`, then `make student`.",
+            file=sys.stderr,
+        )
     return int(only_check and bool(stale))
 
 

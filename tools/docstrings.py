@@ -39,7 +39,11 @@ def _until_prose(body: list[str]) -> tuple[list[str], list[str]]:
     """A section ends at a paragraph that stands after a blank line and is no item."""
     for number, line in enumerate(body):
         starts_again = number and not body[number - 1].strip() and line[:1].strip()
-        if starts_again and not ITEM.match(line) and not (number + 1 < len(body) and body[number + 1].startswith("  ")):
+        if (
+            starts_again
+            and not ITEM.match(line)
+            and not (number + 1 < len(body) and body[number + 1].startswith("  "))
+        ):
             return body[:number], body[number:]
     return body, []
 
@@ -50,7 +54,13 @@ def items(lines: list[str]) -> list[str]:
     for line in lines:
         if line.startswith(" ") and groups:
             groups[-1].append(line)
-        elif line.strip() and groups and not ITEM.match(line) and not ITEM.match(groups[-1][0]) and len(groups[-1]) == 1:
+        elif (
+            line.strip()
+            and groups
+            and not ITEM.match(line)
+            and not ITEM.match(groups[-1][0])
+            and len(groups[-1]) == 1
+        ):
             groups[-1].append("    " + line)  # a sentence that goes on
         elif line.strip():
             groups.append([line])
@@ -62,7 +72,9 @@ def items(lines: list[str]) -> list[str]:
             result += ["", *prose([first, *body]), ""]
             continue
         kind = f" : {inline(item[2])}" if item[2] else ""
-        if body and (not item[2] or len(first) + 1 + len(body[0].split()[0]) <= WIDTH):  # a type, then the description
+        if body and (
+            not item[2] or len(first) + 1 + len(body[0].split()[0]) <= WIDTH
+        ):  # a type, then the description
             result += [f"* ``{item[1]}``{kind}", "", *["  " + line for line in prose(body)], ""]
         else:  # one sentence that goes on
             result += [f"* ``{item[1]}``{kind}", *["  " + line for line in prose(body)]]
@@ -74,16 +86,23 @@ def prose(lines: list[str]) -> list[str]:
     result, position, in_list = [], 0, ""
     while position < len(lines):
         line = lines[position]
-        if line.startswith("   ") and (not result or not result[-1].strip()):  # after a blank line: as it is
+        if line.startswith("   ") and (
+            not result or not result[-1].strip()
+        ):  # after a blank line: as it is
             block = []
-            while position < len(lines) and (lines[position].startswith(" ") or not lines[position].strip()):
+            while position < len(lines) and (
+                lines[position].startswith(" ") or not lines[position].strip()
+            ):
                 block.append(lines[position])
                 position += 1
             result += ["::", "", *indented(dedented(block)), ""]
             continue
         bullet, new = re.match(r"((?:[-*]|\d+\.) )(.*)", line), not result or not result[-1].strip()
         if new and ITEM.match(line):  # a list of names without a title
-            end = next((number for number in range(position, len(lines)) if not lines[number].strip()), len(lines))
+            end = next(
+                (number for number in range(position, len(lines)) if not lines[number].strip()),
+                len(lines),
+            )
             result += items(lines[position:end])
             position = end
             continue
@@ -106,12 +125,18 @@ def inline(text: str) -> str:
         if piece.startswith("`") and len(piece) > 2:
             code = piece.strip("`")
             name = code.removesuffix("()")
-            result.append(f":py:obj:`{code} <{name}>`" if re.fullmatch(r"[A-Za-z_][\w.]*", name) else f"``{code}``")
+            result.append(
+                f":py:obj:`{code} <{name}>`"
+                if re.fullmatch(r"[A-Za-z_][\w.]*", name)
+                else f"``{code}``"
+            )
         elif re.fullmatch(r"\*[^*]+\*", piece):
             result.append(piece)
         else:
             plain = re.sub(r"([\\*|_`])", r"\\\1", piece)
-            result.append(re.sub(r"\b(?!https?:)(\w+)://", r"\1\\://", plain))  # tcp://... is no link
+            result.append(
+                re.sub(r"\b(?!https?:)(\w+)://", r"\1\\://", plain)
+            )  # tcp://... is no link
     return "".join(result)
 
 

@@ -21,8 +21,24 @@ FUNCTIONS = {"log", "exp", "sin", "cos", "ln", "det", "tr"}
 ElementTree.register_namespace("", NAMESPACE)
 
 # Enough for any formula of the course: ASCII, Greek, arrows, operators, blackboard and mathematical italic letters.
-RANGES = (0x20, 0x7F), (0x391, 0x3D7), (0x2016, 0x2017), (0x2026, 0x2027), (0x2032, 0x2033), (0x203E, 0x203F), (0x2190, 0x2195)
-RANGES += (0x2102, 0x2125), (0x2200, 0x2272), (0x2308, 0x230C), (0x27E8, 0x27EA), (0x1D434, 0x1D468), (0x1D538, 0x1D56C), (0x1D6FC, 0x1D71C)
+RANGES = (
+    (0x20, 0x7F),
+    (0x391, 0x3D7),
+    (0x2016, 0x2017),
+    (0x2026, 0x2027),
+    (0x2032, 0x2033),
+    (0x203E, 0x203F),
+    (0x2190, 0x2195),
+)
+RANGES += (
+    (0x2102, 0x2125),
+    (0x2200, 0x2272),
+    (0x2308, 0x230C),
+    (0x27E8, 0x27EA),
+    (0x1D434, 0x1D468),
+    (0x1D538, 0x1D56C),
+    (0x1D6FC, 0x1D71C),
+)
 CHARACTERS = "".join(chr(code) for first, end in RANGES for code in range(first, end))
 
 
@@ -36,16 +52,26 @@ def mathml(tex: str, display: bool = False) -> str:
     from latex2mathml.converter import convert
 
     try:
-        root = ElementTree.fromstring(convert(tex.strip(), display="block" if display else "inline"))
+        root = ElementTree.fromstring(
+            convert(tex.strip(), display="block" if display else "inline")
+        )
     except Exception as error:  # latex2mathml has a class for each of a dozen mistakes
-        raise ValueError(f"the formula {tex.strip()!r} cannot be set: {type(error).__name__} {error}. Correct it where it stands.") from error
+        raise ValueError(
+            f"the formula {tex.strip()!r} cannot be set: {type(error).__name__} {error}. Correct it where it stands."
+        ) from error
     for element in root.iter():
         name, text = element.tag.split("}")[1], element.text or ""
         if text.startswith("\\"):  # an unknown command comes through as a letter
-            raise ValueError(f"the formula {tex.strip()!r} has {text}, which is not known here. Write it with commands that are.")
+            raise ValueError(
+                f"the formula {tex.strip()!r} has {text}, which is not known here. Write it with commands that are."
+            )
         if len(element) != PARTS.get(name, len(element)):  # a brace that is never closed
-            raise ValueError(f"a part is missing in the formula {tex.strip()!r}, perhaps a brace. Correct it where it stands.")
-        if text == "‖":  # the norm's bars: single ones, which must not grow to the height of the whole row
+            raise ValueError(
+                f"a part is missing in the formula {tex.strip()!r}, perhaps a brace. Correct it where it stands."
+            )
+        if (
+            text == "‖"
+        ):  # the norm's bars: single ones, which must not grow to the height of the whole row
             element.set("stretchy", "false")
         if display and name in ("msub", "msubsup") and (element[0].text or "").strip() in LIMITS:
             element.tag = f"{{{NAMESPACE}}}" + {"msub": "munder", "msubsup": "munderover"}[name]
@@ -78,10 +104,16 @@ def font(characters: str = CHARACTERS) -> bytes:
 
     package = find_spec("ziamath")
     if package is None:
-        raise FileNotFoundError("the font of the formulas lies in the package ziamath, which is not installed: `make install`.")
+        raise FileNotFoundError(
+            "the font of the formulas lies in the package ziamath, which is not installed: `make install`."
+        )
     logging.getLogger("fontTools").setLevel(logging.WARNING)  # or it tells every glyph
-    options = subset.Options(flavor="woff", layout_features=["*"], hinting=False, name_IDs=[0, 1, 2, 4, 5, 6, 13, 14])
-    whole = subset.load_font(str(Path(package.origin).parent / "fonts" / "STIXTwoMath-Regular.ttf"), options)
+    options = subset.Options(
+        flavor="woff", layout_features=["*"], hinting=False, name_IDs=[0, 1, 2, 4, 5, 6, 13, 14]
+    )
+    whole = subset.load_font(
+        str(Path(package.origin).parent / "fonts" / "STIXTwoMath-Regular.ttf"), options
+    )
     part = subset.Subsetter(options)
     part.populate(text=characters)
     part.subset(whole)
@@ -94,5 +126,9 @@ def font(characters: str = CHARACTERS) -> bytes:
 
 def font_face(source: bytes | str) -> str:
     """The CSS of the font: `source` is its address, or its bytes, which then stand in the CSS itself."""
-    address = source if isinstance(source, str) else "data:font/woff;base64," + base64.b64encode(source).decode()
+    address = (
+        source
+        if isinstance(source, str)
+        else "data:font/woff;base64," + base64.b64encode(source).decode()
+    )
     return f'@font-face {{ font-family: "STIX Two Math"; src: url({address}) format("woff"); }}\nmath {{ font-family: "STIX Two Math", math; }}\n'

@@ -64,9 +64,14 @@ def needed_with(entries, metadata):
             asked.setdefault(parent, set()).add(name)
     for parent in PAIR:
         asked[parent] = {
-            normal(re.match(r"[A-Za-z0-9._-]+", line).group(0)) for line in metadata[parent]["requires"] if "extra ==" not in line
+            normal(re.match(r"[A-Za-z0-9._-]+", line).group(0))
+            for line in metadata[parent]["requires"]
+            if "extra ==" not in line
         }
-    needed, todo = set(), [name for name, (_, _, parents) in entries.items() if "" in parents or not parents]
+    needed, todo = (
+        set(),
+        [name for name, (_, _, parents) in entries.items() if "" in parents or not parents],
+    )
     while todo:
         name = todo.pop()
         if name in entries and name not in needed:
@@ -100,7 +105,12 @@ def ask(python, code):
     """What `code` prints in that Python, parsed as JSON; None if it does not run."""
     # -I: neither the current folder nor PYTHONPATH may stand in for what is installed.
     try:
-        done = subprocess.run([str(python), "-I", "-c", code], stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        done = subprocess.run(
+            [str(python), "-I", "-c", code],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+        )
         return json.loads(done.stdout)
     except (OSError, ValueError):
         return None
@@ -115,7 +125,10 @@ def pip_command(venv, own_pip):
 def system_can(code):
     return (
         subprocess.run(
-            [sys.executable, "-c", code], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            [sys.executable, "-c", code],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         ).returncode
         == 0
     )
@@ -126,25 +139,35 @@ def make_venv(venv):
     version = "%d.%d" % sys.version_info[:2]
     if system_can("import venv, ensurepip"):
         arguments = []
-    elif system_can("import venv, pip; assert tuple(map(int, pip.__version__.split('.')[:2])) >= (22, 3)"):
+    elif system_can(
+        "import venv, pip; assert tuple(map(int, pip.__version__.split('.')[:2])) >= (22, 3)"
+    ):
         arguments = ["--without-pip"]
     else:
         raise Trouble(
             "Python %s (%s) cannot make a virtual environment: its module ensurepip is missing, and there is no pip to use instead.\n"
             "On Debian and Ubuntu: sudo apt install python3-venv\n"
-            "Or name another Python: make install PYTHON=/path/to/python3" % (version, sys.executable)
+            "Or name another Python: make install PYTHON=/path/to/python3"
+            % (version, sys.executable)
         )
-    if subprocess.run([sys.executable, "-m", "venv", *arguments, str(venv)], stdin=subprocess.DEVNULL).returncode:
+    if subprocess.run(
+        [sys.executable, "-m", "venv", *arguments, str(venv)], stdin=subprocess.DEVNULL
+    ).returncode:
         raise Trouble("`%s -m venv %s` failed; its message stands above." % (sys.executable, venv))
 
 
 def own_venv(venv, state, wanted, log):
     """Bring `venv` to the point where packages can go in: keep it, remake it, or refuse to touch what is not ours."""
     python = (
-        ask(python_of(venv), "import json, sys; print(json.dumps('%d.%d' % sys.version_info[:2]))") if python_of(venv).exists() else None
+        ask(python_of(venv), "import json, sys; print(json.dumps('%d.%d' % sys.version_info[:2]))")
+        if python_of(venv).exists()
+        else None
     )
     if state is None and venv.exists() and not venv.is_dir():
-        raise Trouble("VENV=%s is a file; a folder was expected. Choose another name: make install VENV=.venv" % venv)
+        raise Trouble(
+            "VENV=%s is a file; a folder was expected. Choose another name: make install VENV=.venv"
+            % venv
+        )
     if state is None and venv.is_dir() and any(venv.iterdir()):
         if not (venv / "pyvenv.cfg").exists():
             raise Trouble(
@@ -154,7 +177,12 @@ def own_venv(venv, state, wanted, log):
         if python != wanted["python"]:
             raise Trouble(
                 "VENV=%s is a virtual environment of %s that was not made here; Python %s was expected. Remove it, or choose another name: "
-                "make install VENV=.venv" % (venv, "Python " + python if python else "a Python that no longer runs", wanted["python"])
+                "make install VENV=.venv"
+                % (
+                    venv,
+                    "Python " + python if python else "a Python that no longer runs",
+                    wanted["python"],
+                )
             )
     elif state is not None:
         reason = None
@@ -191,19 +219,33 @@ print(json.dumps({d.metadata["Name"]: {"version": d.version, "requires": d.requi
 def installed(venv):
     found = ask(python_of(venv), DESCRIBE)
     if found is None:
-        raise Trouble("The Python in %s does not run. Remove it and repeat: make clean install" % venv)
+        raise Trouble(
+            "The Python in %s does not run. Remove it and repeat: make clean install" % venv
+        )
     return {normal(name): value for name, value in found.items()}
 
 
 def pip_install(pip, arguments, environment=None):
-    command = pip + ["install", "--disable-pip-version-check", "--no-input", "--no-deps", "--only-binary=:all:"] + arguments
+    command = (
+        pip
+        + [
+            "install",
+            "--disable-pip-version-check",
+            "--no-input",
+            "--no-deps",
+            "--only-binary=:all:",
+        ]
+        + arguments
+    )
     return subprocess.run(command, stdin=subprocess.DEVNULL, env=environment).returncode == 0
 
 
 def install_torch(venv, pip, entries, index):
     """torch and torchvision at the lock's versions from `index`; returns the names of the lock that are then needed."""
     pins = ["%s==%s" % (name, entries[name][0]) for name in PAIR]
-    where = ["--no-index", "--find-links", index] if os.path.isdir(index) else ["--index-url", index]
+    where = (
+        ["--no-index", "--find-links", index] if os.path.isdir(index) else ["--index-url", index]
+    )
     # Other indexes in the environment could offer the CUDA build of the same version.
     environment = {
         key: value
@@ -215,14 +257,16 @@ def install_torch(venv, pip, entries, index):
             "TORCH_INDEX=%s did not give %s for Python %d.%d on this machine; pip's message stands above.\n"
             "Expected: the address of a package index, or a folder, that holds wheels of exactly these two versions "
             "(a suffix such as +cpu is fine).\nName another one, or leave TORCH_INDEX out for the usual torch "
-            "(on Linux with CUDA, about 6 GB)." % ((index, " and ".join(pins)) + sys.version_info[:2])
+            "(on Linux with CUDA, about 6 GB)."
+            % ((index, " and ".join(pins)) + sys.version_info[:2])
         )
     have = installed(venv)
     cuda = sorted(line for line in have["torch"]["requires"] if re.match(r"(nvidia|cuda)-", line))
     if cuda and sys.platform.startswith("linux"):
         raise Trouble(
             "TORCH_INDEX=%s gave torch %s, a CUDA build (it asks for %s and more); a CPU-only build was expected.\n"
-            "Name an index of CPU-only wheels, or leave TORCH_INDEX out." % (index, have["torch"]["version"], cuda[0])
+            "Name an index of CPU-only wheels, or leave TORCH_INDEX out."
+            % (index, have["torch"]["version"], cuda[0])
         )
     return needed_with(entries, have)
 
@@ -231,12 +275,22 @@ def install_packages(venv, pip, lock, index, log):
     entries = read_lock(lock)
     missing = [name for name in PAIR if name not in entries]
     if missing:
-        raise Trouble("requirements.lock does not name %s. It is damaged: git checkout requirements.lock" % " and ".join(missing))
+        raise Trouble(
+            "requirements.lock does not name %s. It is damaged: git checkout requirements.lock"
+            % " and ".join(missing)
+        )
     needed = set(entries)
     if index:
         log("Installing torch and torchvision from %s" % index)
         needed = install_torch(venv, pip, entries, index)
-        lock = "\n".join("\n".join(lines) for name, (_, lines, _) in entries.items() if name in needed and name not in PAIR) + "\n"
+        lock = (
+            "\n".join(
+                "\n".join(lines)
+                for name, (_, lines, _) in entries.items()
+                if name in needed and name not in PAIR
+            )
+            + "\n"
+        )
     log("Installing the packages of requirements.lock" + (" that a CPU needs" if index else ""))
     with tempfile.TemporaryDirectory() as folder:
         chosen = Path(folder, "requirements.txt")
@@ -265,7 +319,10 @@ def verify(venv, pip, entries, needed):
             % (", ".join(surplus[:3]), venv)
         )
     done = subprocess.run(
-        [str(python_of(venv)), "-c", "import torch, torchvision"], stdin=subprocess.DEVNULL, capture_output=True, text=True
+        [str(python_of(venv)), "-c", "import torch, torchvision"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
     )
     if done.returncode:
         last_line = (done.stderr.strip().splitlines() or ["no message"])[-1]
@@ -280,7 +337,9 @@ def verify(venv, pip, entries, needed):
 
 def link(python, log=None):
     """Let that Python find pandalib in this checkout: one line in a .pth file, no build and no network."""
-    folder = ask(python, "import json, sysconfig; print(json.dumps(sysconfig.get_paths()['purelib']))")
+    folder = ask(
+        python, "import json, sysconfig; print(json.dumps(sysconfig.get_paths()['purelib']))"
+    )
     if folder is None:
         raise Trouble("%s does not run, so pandalib cannot be linked into it." % python)
     Path(folder, "pandalib.pth").write_text(str(ROOT) + "\n", encoding="utf-8")
@@ -311,14 +370,22 @@ def install(venv, index, this_python, lock_path, log=print):
     if wanted["python"] != "%d.%d" % sys.version_info[:2]:
         # The environment's own Python does the work, so that "this Python" means the same everywhere.
         base = python_of(venv).resolve()
-        command = [str(base), __file__, "--venv", str(venv), "--lock", str(lock_path), "--python-given"] + (
-            ["--torch-index", index] if index else []
-        )
+        command = [
+            str(base),
+            __file__,
+            "--venv",
+            str(venv),
+            "--lock",
+            str(lock_path),
+            "--python-given",
+        ] + (["--torch-index", index] if index else [])
         if subprocess.run(command).returncode:
             raise Trouble("The installation with %s failed." % base)
         return True
     own_venv(venv, state, wanted, log)
-    own_pip = ask(python_of(venv), "import json, pip; print(json.dumps(pip.__version__))") is not None
+    own_pip = (
+        ask(python_of(venv), "import json, pip; print(json.dumps(pip.__version__))") is not None
+    )
     install_packages(venv, pip_command(venv, own_pip), lock, wanted["torch_index"], log)
     link(python_of(venv))
     write_state(venv, dict(wanted, complete=True))
@@ -331,7 +398,10 @@ def remove(venv, log=print):
     if not venv.exists():
         return
     if read_state(venv) is None:
-        raise Trouble("VENV=%s was not made by `make install`, so it is not deleted. Delete it yourself if you do not need it." % venv)
+        raise Trouble(
+            "VENV=%s was not made by `make install`, so it is not deleted. Delete it yourself if you do not need it."
+            % venv
+        )
     log("Deleting %s" % venv)
     shutil.rmtree(str(venv))
 
@@ -344,22 +414,38 @@ def main(arguments=None):
             file=sys.stderr,
         )
         return 1
-    parser = argparse.ArgumentParser(description="Build the virtual environment from requirements.lock; quick when there is nothing to do.")
+    parser = argparse.ArgumentParser(
+        description="Build the virtual environment from requirements.lock; quick when there is nothing to do."
+    )
     parser.add_argument("--venv", default=".venv", help="where it lies (default: .venv)")
-    parser.add_argument("--torch-index", default="", help="address of an index of CPU-only torch wheels, or a folder of wheels")
     parser.add_argument(
-        "--python-given", action="store_true", help="this Python was asked for by name: remake an environment of another version"
+        "--torch-index",
+        default="",
+        help="address of an index of CPU-only torch wheels, or a folder of wheels",
+    )
+    parser.add_argument(
+        "--python-given",
+        action="store_true",
+        help="this Python was asked for by name: remake an environment of another version",
     )
     parser.add_argument("--lock", default=str(ROOT / "requirements.lock"), help=argparse.SUPPRESS)
     parser.add_argument("--remove", action="store_true", help="delete the environment instead")
-    parser.add_argument("--link", action="store_true", help="only let the Python that runs this find pandalib (for conda and Binder)")
+    parser.add_argument(
+        "--link",
+        action="store_true",
+        help="only let the Python that runs this find pandalib (for conda and Binder)",
+    )
     options = parser.parse_args(arguments)
     venv = Path(os.path.expanduser(options.venv)).absolute()
     # A folder is remembered by its full path: `.` means another place tomorrow.
     index = os.path.expanduser(options.torch_index)
     index = os.path.abspath(index) if os.path.isdir(index) else index
     if index and "://" not in index and not os.path.isdir(index):
-        print("error: TORCH_INDEX=%s is neither an address nor a folder that exists." % options.torch_index, file=sys.stderr)
+        print(
+            "error: TORCH_INDEX=%s is neither an address nor a folder that exists."
+            % options.torch_index,
+            file=sys.stderr,
+        )
         return 1
     try:
         if options.link:

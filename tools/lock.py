@@ -24,7 +24,18 @@ def main(arguments):
         uv = os.environ.get("UV")
         if not uv:
             subprocess.run([sys.executable, "-m", "venv", f"{folder}/uv"], check=True)
-            subprocess.run([f"{folder}/uv/bin/python", "-m", "pip", "install", "-q", "--disable-pip-version-check", "uv"], check=True)
+            subprocess.run(
+                [
+                    f"{folder}/uv/bin/python",
+                    "-m",
+                    "pip",
+                    "install",
+                    "-q",
+                    "--disable-pip-version-check",
+                    "uv",
+                ],
+                check=True,
+            )
             uv = f"{folder}/uv/bin/uv"
         output = Path(folder, "requirements.lock")
         lock = ROOT / "requirements.lock"
@@ -70,4 +81,6 @@ if __name__ == "__main__":
     try:
         main(sys.argv[1:])
     except subprocess.CalledProcessError as error:
-        sys.exit(f"error: `{error.cmd[0]}` failed; its message stands above. requirements.lock is unchanged.")
+        sys.exit(
+            f"error: `{error.cmd[0]}` failed; its message stands above. requirements.lock is unchanged."
+        )

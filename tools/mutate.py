@@ -29,7 +29,10 @@ VERSION = "3.8.1"
 MODULES = ("metrics", "knn", "adapt", "ewc")
 TESTS = [f"tests/test_{name}.py" for name in (*MODULES, "properties")]
 COPIED = ("pandalib", "tests", "data/weights")
-KILLED, SURVIVED = {1, 3}, {0, 5, 33}  # what pytest exits with; 5 and 33: no test calls the function
+KILLED, SURVIVED = (
+    {1, 3},
+    {0, 5, 33},
+)  # what pytest exits with; 5 and 33: no test calls the function
 # The limits of time are a multiple of what the tests of a function take on the unchanged code.
 SETTINGS = f"""\
 [tool.mutmut]
@@ -56,10 +59,15 @@ def install() -> None:
     if marker.is_file() and marker.read_text() == VERSION:
         return
     shutil.rmtree(VENV, ignore_errors=True)
-    for command in ([sys.executable, "-m", "venv", str(VENV)], [PYTHON, "-m", "pip", "install", "-q", "--disable-pip-version-check", f"mutmut=={VERSION}"]):
+    for command in (
+        [sys.executable, "-m", "venv", str(VENV)],
+        [PYTHON, "-m", "pip", "install", "-q", "--disable-pip-version-check", f"mutmut=={VERSION}"],
+    ):
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
-            raise Trouble(f"mutmut could not be installed ({(done.stderr.strip().splitlines() or ['no message'])[-1]}). It needs a package index.")
+            raise Trouble(
+                f"mutmut could not be installed ({(done.stderr.strip().splitlines() or ['no message'])[-1]}). It needs a package index."
+            )
     (own,) = VENV.glob("lib/python*/site-packages")
     (own / "course.pth").write_text("\n".join(site.getsitepackages()) + "\n")
     marker.write_text(VERSION)
@@ -68,7 +76,12 @@ def install() -> None:
 def copy() -> None:
     """Bring the copy up to date; what mutmut found out before, in its folder `mutants`, stays."""
     for name in COPIED:
-        shutil.copytree(ROOT / name, WORK / name, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            ROOT / name,
+            WORK / name,
+            dirs_exist_ok=True,
+            ignore=shutil.ignore_patterns("__pycache__"),
+        )
     (WORK / "pyproject.toml").write_text(SETTINGS)
 
 
@@ -76,11 +89,20 @@ def mutmut(*arguments: str) -> None:
     """Run mutmut in the copy, on one core, with what it says in build/mutate/log.txt."""
     # One thread each: a mutant is a fork of one process, and a pool of threads does not live through a fork.
     own = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    own |= {"OMP_NUM_THREADS": "1", "PANDALIB_CACHE": str(BUILD / "cache"), "PANDALIB_QUIET": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    own |= {
+        "OMP_NUM_THREADS": "1",
+        "PANDALIB_CACHE": str(BUILD / "cache"),
+        "PANDALIB_QUIET": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
     with open(BUILD / "log.txt", "a") as log:
-        done = subprocess.run([PYTHON, *arguments], cwd=WORK, env=own, stdout=log, stderr=subprocess.STDOUT)
+        done = subprocess.run(
+            [PYTHON, *arguments], cwd=WORK, env=own, stdout=log, stderr=subprocess.STDOUT
+        )
     if done.returncode:
-        raise Trouble(f"mutmut stopped with exit status {done.returncode}: see {BUILD / 'log.txt'}.")
+        raise Trouble(
+            f"mutmut stopped with exit status {done.returncode}: see {BUILD / 'log.txt'}."
+        )
 
 
 def results(module: str) -> dict[str, int | None]:
@@ -91,27 +113,42 @@ def results(module: str) -> dict[str, int | None]:
 
 def table(modules) -> str:
     """The results as a table in Markdown."""
-    lines = ["| module | mutants | killed | timed out | survived | killed or timed out |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| module | mutants | killed | timed out | survived | killed or timed out |",
+        "|---|---|---|---|---|---|",
+    ]
     counts = []
     for module in modules:
         codes = list(results(module).values())
         killed, survived = (sum(code in kind for code in codes) for kind in (KILLED, SURVIVED))
-        counts.append((len(codes), killed, len(codes) - killed - survived - codes.count(None), survived))
+        counts.append(
+            (len(codes), killed, len(codes) - killed - survived - codes.count(None), survived)
+        )
         if None in codes:
-            raise Trouble(f"{codes.count(None)} of {len(codes)} mutants of {module} were not tried: run it again.")
-    for name, (total, killed, late, survived) in zip((*modules, "**all**"), (*counts, tuple(map(sum, zip(*counts))))):
-        lines.append(f"| {name} | {total} | {killed} | {late} | {survived} | {(killed + late) / total:.1%} |")
+            raise Trouble(
+                f"{codes.count(None)} of {len(codes)} mutants of {module} were not tried: run it again."
+            )
+    for name, (total, killed, late, survived) in zip(
+        (*modules, "**all**"), (*counts, tuple(map(sum, zip(*counts))))
+    ):
+        lines.append(
+            f"| {name} | {total} | {killed} | {late} | {survived} | {(killed + late) / total:.1%} |"
+        )
     return "\n".join(lines)
 
 
 def write_survivors(modules) -> None:
     """The differences that no test noticed, in build/mutate/survivors.txt."""
-    names = [name for module in modules for name, code in results(module).items() if code in SURVIVED]
+    names = [
+        name for module in modules for name, code in results(module).items() if code in SURVIVED
+    ]
     code = (
         "import sys; from mutmut.mutation.diff_apply import find_mutant, get_diff_for_mutant\n"
         "for name in sys.stdin.read().split(): print(name, get_diff_for_mutant(name, path=find_mutant(name).path), sep='\\n')"
     )
-    done = subprocess.run([PYTHON, "-c", code], cwd=WORK, input="\n".join(names), capture_output=True, text=True)
+    done = subprocess.run(
+        [PYTHON, "-c", code], cwd=WORK, input="\n".join(names), capture_output=True, text=True
+    )
     if done.returncode:
         raise Trouble(f"mutmut could not show its mutants: {done.stderr}")
     # Of each difference the changed lines: the function's name says where they are.
@@ -123,17 +160,26 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("modules", nargs="*", help=f"of {', '.join(MODULES)}; default: all")
     parser.add_argument("--again", action="store_true", help="only what was not killed last time")
-    parser.add_argument("--report", action="store_true", help="run nothing, print the table of last time")
+    parser.add_argument(
+        "--report", action="store_true", help="run nothing, print the table of last time"
+    )
     options = parser.parse_args(arguments)
     modules = options.modules or list(MODULES)
     try:
         unknown = sorted(set(modules) - set(MODULES))
         if unknown:
-            raise Trouble(f"{unknown[0]!r} is no module that is mutated: expected {', '.join(MODULES)}.")
+            raise Trouble(
+                f"{unknown[0]!r} is no module that is mutated: expected {', '.join(MODULES)}."
+            )
         if not options.report:
             names = [f"pandalib.{module}.*" for module in modules]
             if options.again:
-                names = [name for module in modules for name, code in results(module).items() if code not in KILLED]
+                names = [
+                    name
+                    for module in modules
+                    for name, code in results(module).items()
+                    if code not in KILLED
+                ]
             else:
                 shutil.rmtree(WORK, ignore_errors=True)
             BUILD.mkdir(parents=True, exist_ok=True)

@@ -49,22 +49,37 @@ def install() -> None:
         print(f"nbgrader {VERSION} is installed in {VENV.name}")
         return
     shutil.rmtree(VENV, ignore_errors=True)
-    for command in (["-m", "venv", str(VENV)], ["-m", "pip", "install", "-q", "--disable-pip-version-check", f"nbgrader=={VERSION}"]):
-        done = subprocess.run([sys.executable if "venv" in command else PYTHON, *command], capture_output=True, text=True)
+    for command in (
+        ["-m", "venv", str(VENV)],
+        ["-m", "pip", "install", "-q", "--disable-pip-version-check", f"nbgrader=={VERSION}"],
+    ):
+        done = subprocess.run(
+            [sys.executable if "venv" in command else PYTHON, *command],
+            capture_output=True,
+            text=True,
+        )
         if done.returncode:
             shutil.rmtree(VENV, ignore_errors=True)
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            raise Trouble(f"nbgrader could not be installed ({last}). It needs a package index; its test is left out until then.")
+            raise Trouble(
+                f"nbgrader could not be installed ({last}). It needs a package index; its test is left out until then."
+            )
     (VENV / "complete").write_text(VERSION + "\n")
     print(f"installed nbgrader {VERSION} in {VENV.name}")
 
 
 def submissions(released: dict, original: dict) -> dict[str, dict]:
     """Three filled-in copies of the notebook that nbgrader hands out."""
-    solved = {cell["id"]: re.sub(MARKS, "", _source(cell), flags=re.M) for cell in original["cells"] if "### BEGIN SOLUTION" in _source(cell)}
+    solved = {
+        cell["id"]: re.sub(MARKS, "", _source(cell), flags=re.M)
+        for cell in original["cells"]
+        if "### BEGIN SOLUTION" in _source(cell)
+    }
     cell, _, piece, instead = WRONG
     if piece not in solved[cell]:
-        raise Trouble(f"the solution in cell {cell!r} has no {piece!r} any more: name another wrong answer in tools/nbgrader_check.py.")
+        raise Trouble(
+            f"the solution in cell {cell!r} has no {piece!r} any more: name another wrong answer in tools/nbgrader_check.py."
+        )
     return {
         "solution": _filled(released, solved),
         "stub": released,
@@ -77,12 +92,20 @@ def _source(cell: dict) -> str:
 
 
 def _filled(notebook: dict, sources: dict[str, str]) -> dict:
-    return notebook | {"cells": [cell | {"source": sources.get(cell["id"], cell["source"])} for cell in notebook["cells"]]}
+    return notebook | {
+        "cells": [
+            cell | {"source": sources.get(cell["id"], cell["source"])} for cell in notebook["cells"]
+        ]
+    }
 
 
 def deserved(points: dict[str, float]) -> dict[str, dict[str, float]]:
     """The points that each of the three submissions deserves, check by check."""
-    return {"solution": points, "stub": dict.fromkeys(points, 0.0), "wrong": points | {WRONG[1]: 0.0}}
+    return {
+        "solution": points,
+        "stub": dict.fromkeys(points, 0.0),
+        "wrong": points | {WRONG[1]: 0.0},
+    }
 
 
 def grade(course: Path) -> dict:
@@ -94,16 +117,23 @@ def grade(course: Path) -> dict:
         f"c.ClearSolutions.code_stub = {{'python': {STUB!r}}}\n"
         "c.Execute.timeout = 600\n"
     )
-    kernel = course / "jupyter" / "kernels" / "python3"  # comes before nbgrader's own: submissions need torch
-    _write(kernel / "kernel.json", {
-        "argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
-        "display_name": "the course's own environment",
-        "language": "python",
-        "env": {"PYTHONPATH": str(ROOT), "PANDALIB_QUIET": "1"},
-    })
+    kernel = (
+        course / "jupyter" / "kernels" / "python3"
+    )  # comes before nbgrader's own: submissions need torch
+    _write(
+        kernel / "kernel.json",
+        {
+            "argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+            "display_name": "the course's own environment",
+            "language": "python",
+            "env": {"PYTHONPATH": str(ROOT), "PANDALIB_QUIET": "1"},
+        },
+    )
     _write(course / "source" / "lesson" / f"{LESSON}.ipynb", original)
     _nbgrader(course, "generate_assignment", "lesson", "--create")
-    released = json.loads((course / "release" / "lesson" / f"{LESSON}.ipynb").read_text(encoding="utf-8"))
+    released = json.loads(
+        (course / "release" / "lesson" / f"{LESSON}.ipynb").read_text(encoding="utf-8")
+    )
     for name, notebook in submissions(released, original).items():
         _write(course / "submitted" / name / "lesson" / f"{LESSON}.ipynb", notebook)
     _nbgrader(course, "autograde", "lesson")
@@ -121,23 +151,43 @@ def _write(path: Path, content: dict) -> None:
 
 
 def _environment(course: Path | None = None) -> dict[str, str]:
-    own = {name: value for name, value in os.environ.items() if not name.startswith(("JUPYTER", "IPYTHON", "VIRTUAL_ENV", "PYTHON"))}
-    own["PATH"] = os.pathsep.join([str(PYTHON.parent), own.get("PATH", "")])  # nbgrader calls alembic by name
+    own = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("JUPYTER", "IPYTHON", "VIRTUAL_ENV", "PYTHON"))
+    }
+    own["PATH"] = os.pathsep.join(
+        [str(PYTHON.parent), own.get("PATH", "")]
+    )  # nbgrader calls alembic by name
     if course is not None:  # neither read nor write the settings of whoever runs this
-        own |= {f"JUPYTER_{name}_DIR": str(course / "jupyter" / name.lower()) for name in ("CONFIG", "DATA", "RUNTIME")}
-        own |= {"JUPYTER_PATH": str(course / "jupyter"), "IPYTHONDIR": str(course / "jupyter" / "ipython")}
+        own |= {
+            f"JUPYTER_{name}_DIR": str(course / "jupyter" / name.lower())
+            for name in ("CONFIG", "DATA", "RUNTIME")
+        }
+        own |= {
+            "JUPYTER_PATH": str(course / "jupyter"),
+            "IPYTHONDIR": str(course / "jupyter" / "ipython"),
+        }
     return own
 
 
 def _nbgrader(course: Path, *command: str) -> None:
-    done = subprocess.run([PYTHON, "-m", "nbgrader", *command], cwd=course, env=_environment(course), capture_output=True, text=True)
+    done = subprocess.run(
+        [PYTHON, "-m", "nbgrader", *command],
+        cwd=course,
+        env=_environment(course),
+        capture_output=True,
+        text=True,
+    )
     if done.returncode:
         raise Trouble(f"nbgrader {command[0]} failed:\n{done.stdout}{done.stderr}")
 
 
 def _inside(*arguments: str) -> dict:
     """This file once more, run by nbgrader's Python."""
-    done = subprocess.run([PYTHON, __file__, *arguments], env=_environment(), capture_output=True, text=True)
+    done = subprocess.run(
+        [PYTHON, __file__, *arguments], env=_environment(), capture_output=True, text=True
+    )
     if done.returncode:
         raise Trouble(done.stderr)
     return json.loads(done.stdout)
@@ -147,9 +197,25 @@ def _print_grades(database: str) -> None:
     from nbgrader.api import Gradebook
 
     with Gradebook(f"sqlite:///{database}") as book:
-        points = {cell.name: float(cell.max_score) for cell in book.find_notebook(LESSON, "lesson").grade_cells}
-        found = {student.id: book.find_submission_notebook(LESSON, "lesson", student.id).grades for student in book.students}
-        print(json.dumps({"points": points, "grades": {name: {grade.name: float(grade.score) for grade in grades} for name, grades in found.items()}}))
+        points = {
+            cell.name: float(cell.max_score)
+            for cell in book.find_notebook(LESSON, "lesson").grade_cells
+        }
+        found = {
+            student.id: book.find_submission_notebook(LESSON, "lesson", student.id).grades
+            for student in book.students
+        }
+        print(
+            json.dumps(
+                {
+                    "points": points,
+                    "grades": {
+                        name: {grade.name: float(grade.score) for grade in grades}
+                        for name, grades in found.items()
+                    },
+                }
+            )
+        )
 
 
 def _print_problems(paths: list[str]) -> None:
@@ -176,7 +242,11 @@ def run() -> dict:
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--install", action="store_true", help="install nbgrader in an environment of its own, and stop")
+    parser.add_argument(
+        "--install",
+        action="store_true",
+        help="install nbgrader in an environment of its own, and stop",
+    )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.add_argument("--grades", help=argparse.SUPPRESS)
     parser.add_argument("--validate", nargs="+", help=argparse.SUPPRESS)
@@ -201,8 +271,13 @@ def main(arguments: list[str]) -> int:
     else:
         for name, wanted in result["deserved"].items():
             got = result["grades"][name]
-            print(f"{name:10s} {sum(got.values()):g} of {sum(result['points'].values()):g} points, {'as' if got == wanted else 'NOT as'} deserved: {got}")
-        print("\n".join(f"{path}: {message}" for path, message in invalid.items()) or "metadata of all notebooks: valid")
+            print(
+                f"{name:10s} {sum(got.values()):g} of {sum(result['points'].values()):g} points, {'as' if got == wanted else 'NOT as'} deserved: {got}"
+            )
+        print(
+            "\n".join(f"{path}: {message}" for path, message in invalid.items())
+            or "metadata of all notebooks: valid"
+        )
     return int(bool(invalid) or result["grades"] != result["deserved"])
 
 

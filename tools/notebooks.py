@@ -20,7 +20,7 @@ from nbclient.exceptions import CellExecutionError
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from pandalib.files import write_atomically  # noqa: E402
+from pandalib.io import write_atomically  # noqa: E402
 
 os.environ["PANDALIB_QUIET"] = "1"  # no progress bar in the files
 LARGEST = 1_000_000  # bytes of one notebook
@@ -29,7 +29,9 @@ LARGEST = 1_000_000  # bytes of one notebook
 def largest_memory(process: int | None) -> int | None:
     """Bytes that a running process has held at most, its libraries included; None where the system does not say."""
     try:
-        found = re.search(r"^VmHWM:\s*(\d+) kB", Path(f"/proc/{process}/status").read_text(), re.MULTILINE)
+        found = re.search(
+            r"^VmHWM:\s*(\d+) kB", Path(f"/proc/{process}/status").read_text(), re.MULTILINE
+        )
     except OSError:
         return None
     return 1024 * int(found[1]) if found else None
@@ -43,7 +45,9 @@ def execute(path: Path) -> tuple[float, float | None, int | None]:
     def note_figure(cell, cell_index, **_):
         nonlocal first_figure, memory
         memory = largest_memory(client.km.provisioner.pid)
-        if first_figure is None and any("image/png" in output.get("data", {}) for output in cell.get("outputs", [])):
+        if first_figure is None and any(
+            "image/png" in output.get("data", {}) for output in cell.get("outputs", [])
+        ):
             first_figure = time.perf_counter() - start
 
     client = NotebookClient(
@@ -59,7 +63,9 @@ def execute(path: Path) -> tuple[float, float | None, int | None]:
     notebook.metadata["language_info"] = {"name": "python"}
     text = nbformat.writes(notebook) + "\n"
     if len(text) > LARGEST:
-        raise ValueError(f"{path} would have {len(text)} bytes: at most {LARGEST} are allowed. Make its figures smaller or fewer.")
+        raise ValueError(
+            f"{path} would have {len(text)} bytes: at most {LARGEST} are allowed. Make its figures smaller or fewer."
+        )
     write_atomically(path, text.encode())
     return time.perf_counter() - start, first_figure, memory
 
@@ -69,9 +75,16 @@ def main(names: list[str]) -> int:
     for path in [Path(name) for name in names] or sorted((ROOT / "notebooks").glob("*.ipynb")):
         try:
             seconds, first_figure, memory = execute(path)
-            figure = f"first figure after {first_figure:.1f} s" if first_figure is not None else "no figure"
+            figure = (
+                f"first figure after {first_figure:.1f} s"
+                if first_figure is not None
+                else "no figure"
+            )
             kernel = f", kernel {memory / 2**30:.2f} GiB at most" if memory else ""
-            print(f"{path.name}: {seconds:.1f} s, {figure}{kernel}, {path.stat().st_size / 1e3:.0f} kB", flush=True)
+            print(
+                f"{path.name}: {seconds:.1f} s, {figure}{kernel}, {path.stat().st_size / 1e3:.0f} kB",
+                flush=True,
+            )
         except (CellExecutionError, ValueError) as error:
             print(f"{path.name}: left as it was.\n{error}", file=sys.stderr)
             failed = True

@@ -30,7 +30,11 @@ def cut():
         unshare(CLONE_NEWNET)  # enough for root
     except PermissionError:
         unshare(CLONE_NEWUSER | CLONE_NEWNET)
-        for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
+        for name, text in (
+            ("setgroups", "deny"),
+            ("uid_map", f"{uid} {uid} 1"),
+            ("gid_map", f"{gid} {gid} 1"),
+        ):
             with open(f"/proc/self/{name}", "w") as file:
                 file.write(text)
     # Jupyter talks to its kernels over 127.0.0.1, which is down in a new namespace.
@@ -67,7 +71,11 @@ def main(command):
     if reason is None:
         cut()
     else:
-        print(f"offline.py: the network stays on, it cannot be cut here ({reason})", file=sys.stderr, flush=True)
+        print(
+            f"offline.py: the network stays on, it cannot be cut here ({reason})",
+            file=sys.stderr,
+            flush=True,
+        )
     try:
         os.execvp(command[0], command)
     except OSError as error:

@@ -25,15 +25,19 @@ from safetensors.torch import save
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from pandalib.backbones import EMBEDDED_INDEX, embedded_network, normalise  # noqa: E402
-from pandalib.files import data_folder, sha256_of, write_atomically  # noqa: E402
-from pandalib.sources import glyphs  # noqa: E402
+from pandalib.io import data_folder, sha256_of, write_atomically  # noqa: E402
+from pandalib.datasets.synthetic import glyphs  # noqa: E402
 
 
-def accuracies(net: torch.nn.Module, images: np.ndarray, glyph_labels: np.ndarray, texture_labels: np.ndarray) -> tuple[float, float]:
+def accuracies(
+    net: torch.nn.Module, images: np.ndarray, glyph_labels: np.ndarray, texture_labels: np.ndarray
+) -> tuple[float, float]:
     net.eval()
     n_glyphs = len(glyphs.classes())
     with torch.inference_mode():
-        logits = torch.cat([net(normalise(images[i : i + 500])) for i in range(0, len(images), 500)]).numpy()
+        logits = torch.cat(
+            [net(normalise(images[i : i + 500])) for i in range(0, len(images), 500)]
+        ).numpy()
     net.train()
     return (
         float((logits[:, :n_glyphs].argmax(1) == glyph_labels).mean()),
@@ -41,23 +45,39 @@ def accuracies(net: torch.nn.Module, images: np.ndarray, glyph_labels: np.ndarra
     )
 
 
-def train(epochs: int, images_per_epoch: int, batch: int, lr: float, weight_decay: float, texture_weight: float, seed: int, n_test: int):
+def train(
+    epochs: int,
+    images_per_epoch: int,
+    batch: int,
+    lr: float,
+    weight_decay: float,
+    texture_weight: float,
+    seed: int,
+    n_test: int,
+):
     torch.manual_seed(seed)
     n_glyphs = len(glyphs.classes())
     net = embedded_network(n_glyphs + glyphs.N_TEXTURES).to(memory_format=torch.channels_last)
     steps = images_per_epoch // batch
     optimiser = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, total_steps=steps * epochs, pct_start=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, lr, total_steps=steps * epochs, pct_start=0.1
+    )
     test = glyphs.draw_batch(range(n_test), split="test", seed=seed)
     curve, start = [], time.perf_counter()
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as artist:
         draw = lambda epoch: artist.submit(  # noqa: E731
-            glyphs.draw_batch, range(epoch * images_per_epoch, (epoch + 1) * images_per_epoch), seed=seed
+            glyphs.draw_batch,
+            range(epoch * images_per_epoch, (epoch + 1) * images_per_epoch),
+            seed=seed,
         )
         upcoming = draw(0)
         for epoch in range(epochs):
             images, glyph_labels, texture_labels = upcoming.result()
-            glyph_labels, texture_labels = torch.from_numpy(glyph_labels), torch.from_numpy(texture_labels)
+            glyph_labels, texture_labels = (
+                torch.from_numpy(glyph_labels),
+                torch.from_numpy(texture_labels),
+            )
             if epoch + 1 < epochs:
                 upcoming = draw(epoch + 1)
             total = 0.0
@@ -67,7 +87,9 @@ def train(epochs: int, images_per_epoch: int, batch: int, lr: float, weight_deca
                     logits = net(normalise(images[rows]))
                 logits = logits.float()
                 loss = F.cross_entropy(logits[:, :n_glyphs], glyph_labels[rows])
-                loss = loss + texture_weight * F.cross_entropy(logits[:, n_glyphs:], texture_labels[rows])
+                loss = loss + texture_weight * F.cross_entropy(
+                    logits[:, n_glyphs:], texture_labels[rows]
+                )
                 optimiser.zero_grad()
                 loss.backward()
                 optimiser.step()
@@ -75,9 +97,18 @@ def train(epochs: int, images_per_epoch: int, batch: int, lr: float, weight_deca
                 total += loss.item()
             glyph_accuracy, texture_accuracy = accuracies(net, *test)
             curve.append(
-                dict(epoch=epoch + 1, loss=round(total / steps, 4), glyph_accuracy=glyph_accuracy, texture_accuracy=texture_accuracy)
+                dict(
+                    epoch=epoch + 1,
+                    loss=round(total / steps, 4),
+                    glyph_accuracy=glyph_accuracy,
+                    texture_accuracy=texture_accuracy,
+                )
             )
-            print(*(f"{key} {value:.4g}" for key, value in curve[-1].items()), f"{time.perf_counter() - start:.0f} s", flush=True)
+            print(
+                *(f"{key} {value:.4g}" for key, value in curve[-1].items()),
+                f"{time.perf_counter() - start:.0f} s",
+                flush=True,
+            )
     net.half().float()  # what is stored is float16: measure that
     return net.eval(), curve, accuracies(net, *test), time.perf_counter() - start
 
@@ -106,23 +137,54 @@ differ in the third decimal. `index.json` records the hash of the file beside it
 """
 
 
-def write(net: torch.nn.Module, settings: dict, curve: list[dict], accuracy: tuple[float, float], seconds: float, folder: Path) -> Path:
+def write(
+    net: torch.nn.Module,
+    settings: dict,
+    curve: list[dict],
+    accuracy: tuple[float, float],
+    seconds: float,
+    folder: Path,
+) -> Path:
     """The weights first, then the index that names their hash: a run killed in between leaves a mismatch that loading refuses."""
-    tensors = {key: value.half() if value.is_floating_point() else value for key, value in net.state_dict().items()}
+    tensors = {
+        key: value.half() if value.is_floating_point() else value
+        for key, value in net.state_dict().items()
+    }
     path = folder / "glyphs_resnet4.safetensors"
     write_atomically(path, save({key: value.contiguous() for key, value in tensors.items()}))
     index = dict(
-        file=path.name, sha256=sha256_of(path), bytes=path.stat().st_size, n_glyphs=len(glyphs.classes()),
-        n_textures=glyphs.N_TEXTURES, glyphs=glyphs.classes(), glyph_accuracy=accuracy[0], texture_accuracy=accuracy[1],
-        settings=settings, seconds=round(seconds), curve=curve,
-    )  # fmt: skip
-    write_atomically(folder / EMBEDDED_INDEX, (json.dumps(index, indent=1, ensure_ascii=False) + "\n").encode())
-    rows = "\n".join(f"| {r['epoch']} | {r['loss']:.3f} | {r['glyph_accuracy']:.3f} | {r['texture_accuracy']:.3f} |" for r in curve)
+        file=path.name,
+        sha256=sha256_of(path),
+        bytes=path.stat().st_size,
+        n_glyphs=len(glyphs.classes()),
+        n_textures=glyphs.N_TEXTURES,
+        glyphs=glyphs.classes(),
+        glyph_accuracy=accuracy[0],
+        texture_accuracy=accuracy[1],
+        settings=settings,
+        seconds=round(seconds),
+        curve=curve,
+    )
+    write_atomically(
+        folder / EMBEDDED_INDEX, (json.dumps(index, indent=1, ensure_ascii=False) + "\n").encode()
+    )
+    rows = "\n".join(
+        f"| {r['epoch']} | {r['loss']:.3f} | {r['glyph_accuracy']:.3f} | {r['texture_accuracy']:.3f} |"
+        for r in curve
+    )
     page = README.format(
-        **{key: index[key] for key in ("file", "sha256", "bytes", "n_glyphs", "n_textures", "seconds")},
-        images=settings["n_test"], glyph=accuracy[0], texture=accuracy[1], chance=1 / index["n_glyphs"], curve=rows,
-        settings=", ".join(f"{key} {value}" for key, value in settings.items()), threads=settings["threads"],
-    )  # fmt: skip
+        **{
+            key: index[key]
+            for key in ("file", "sha256", "bytes", "n_glyphs", "n_textures", "seconds")
+        },
+        images=settings["n_test"],
+        glyph=accuracy[0],
+        texture=accuracy[1],
+        chance=1 / index["n_glyphs"],
+        curve=rows,
+        settings=", ".join(f"{key} {value}" for key, value in settings.items()),
+        threads=settings["threads"],
+    )
     write_atomically(folder / "README.md", page.encode())
     return path
 
@@ -142,7 +204,10 @@ def main() -> None:
     settings = {key: value for key, value in vars(options).items() if key != "out"}
     net, curve, accuracy, seconds = train(**settings)
     settings |= dict(threads=torch.get_num_threads(), torch=torch.__version__.split("+")[0])
-    print(write(net, settings, curve, accuracy, seconds, options.out), f"glyph accuracy {accuracy[0]:.4f}")
+    print(
+        write(net, settings, curve, accuracy, seconds, options.out),
+        f"glyph accuracy {accuracy[0]:.4f}",
+    )
 
 
 if __name__ == "__main__":

@@ -20,10 +20,10 @@ sys.path.insert(0, str(ROOT))
 from adaptation_table import LONG, columns, measure  # noqa: E402
 
 from pandalib import fisher_information, linear_probe, load_backbone, load_task, upstream_fisher  # noqa: E402
-from pandalib.files import write_atomically  # noqa: E402
-from pandalib.sources.folders import labelled_images  # noqa: E402
-from pandalib.sources.images import ImageFolder, list_images  # noqa: E402
-from pandalib.tiers import EMBEDDED  # noqa: E402
+from pandalib.io import write_atomically  # noqa: E402
+from pandalib.datasets.folder import labelled_images  # noqa: E402
+from pandalib.datasets.images import ImageFolder, list_images  # noqa: E402
+from pandalib.experiments.config import EMBEDDED  # noqa: E402
 
 SIZE = 128
 PAGE = """# Adaptation on real images
@@ -41,11 +41,16 @@ were chosen on drawn symbols, none on these images. "Oracle" is the best epoch b
 
 def main(folder: Path) -> None:
     path = folder / "weights" / "resnet18_tv_layers123_bnfolded.pth"
-    network, bare = (load_backbone("resnet18", path, last="layer3", bias_free=bias_free) for bias_free in (False, True))
-    wanted = EMBEDDED.strength * upstream_fisher(load_backbone(), progress=False).mean()
+    network, bare = (
+        load_backbone("resnet18", path, last="layer3", bias_free=bias_free)
+        for bias_free in (False, True)
+    )
+    wanted = EMBEDDED.ewc_lambda * upstream_fisher(load_backbone(), progress=False).mean()
 
     def fisher(images, labels):
-        return fisher_information(network, images, classifier=linear_probe(network, images, labels), progress=False)
+        return fisher_information(
+            network, images, classifier=linear_probe(network, images, labels), progress=False
+        )
 
     cells, cell_labels = labelled_images(folder / "wbc" / "images", size=SIZE)
     cells_fisher = fisher(cells[:], cell_labels)
@@ -58,22 +63,55 @@ def main(folder: Path) -> None:
     test = ImageFolder([file for name in classes for file in first("test", name, 100)], SIZE)[:]
     for name in classes:
         train = ImageFolder(first("train", name, 400), SIZE)[:]
-        tasks[f"CIFAR-10 {name}"] = (train, test, np.repeat([int(other != name) for other in classes], 100), cells_fisher)
+        tasks[f"CIFAR-10 {name}"] = (
+            train,
+            test,
+            np.repeat([int(other != name) for other in classes], 100),
+            cells_fisher,
+        )
     for kind in sorted({path.name for path in (folder / "wbc" / "images").iterdir()}):
         if len(list_images(folder / "wbc" / "images" / kind)) >= 20:
             task = load_task(f"folder:{folder / 'wbc' / 'images'}:{kind}", size=SIZE)
-            tasks[f"cells {kind.split('_')[-1]}"] = (task.train[:], task.test[:], task.labels, natural_fisher)
+            tasks[f"cells {kind.split('_')[-1]}"] = (
+                task.train[:],
+                task.test[:],
+                task.labels,
+                natural_fisher,
+            )
     rows: list[str] = []
     results: dict[str, dict] = {}
     for name, (train, images, labels, known) in tasks.items():
-        results[name] = measure(network, bare, train, images, labels, fisher=known, strength=wanted / known.mean(), seed=0)
+        results[name] = measure(
+            network,
+            bare,
+            train,
+            images,
+            labels,
+            fisher=known,
+            ewc_lambda=wanted / known.mean(),
+            seed=0,
+        )
         values = {key: value.item() for key, value in columns([[results[name]]]).items()}
-        rows.append(f"| {name} ({len(train)}) | " + " | ".join(f"{value:.3f}" for value in values.values()) + " |")
+        rows.append(
+            f"| {name} ({len(train)}) | "
+            + " | ".join(f"{value:.3f}" for value in values.values())
+            + " |"
+        )
         print(rows[-1], flush=True)
     for group in ("CIFAR-10", "cells"):
         table = columns([[result] for name, result in results.items() if name.startswith(group)])
-        rows.append(f"| **{group}, mean** | " + " | ".join(f"**{value.mean():.3f}**" for value in table.values()) + " |")
-    page = PAGE.format(weights=network.weights_sha256[:12], epochs=LONG, heads=" | ".join(values), rule="---|" * len(values), rows="\n".join(rows))
+        rows.append(
+            f"| **{group}, mean** | "
+            + " | ".join(f"**{value.mean():.3f}**" for value in table.values())
+            + " |"
+        )
+    page = PAGE.format(
+        weights=network.weights_sha256[:12],
+        epochs=LONG,
+        heads=" | ".join(values),
+        rule="---|" * len(values),
+        rows="\n".join(rows),
+    )
     write_atomically(ROOT / "docs" / "results" / "real_adaptation.md", page.encode())
 
 

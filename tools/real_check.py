@@ -16,18 +16,29 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from pandalib import KNN, load_backbone, roc_auc  # noqa: E402
-from pandalib.files import write_atomically  # noqa: E402
-from pandalib.sources.images import ImageFolder, list_images  # noqa: E402
+from pandalib.io import write_atomically  # noqa: E402
+from pandalib.datasets.images import ImageFolder, list_images  # noqa: E402
 
-REFERENCE = {"airplane": (0.81, 0.82), "cat": (0.66, 0.73), "frog": (0.87, 0.88), "truck": (0.90, 0.92)}
+REFERENCE = {
+    "airplane": (0.81, 0.82),
+    "cat": (0.66, 0.73),
+    "frog": (0.87, 0.88),
+    "truck": (0.90, 0.92),
+}
 WITHIN = 0.03
 
 
 def main(folder: Path) -> int:
-    network = load_backbone("resnet18", folder / "weights" / "resnet18_tv_layers123_bnfolded.pth", last="layer3")
+    network = load_backbone(
+        "resnet18", folder / "weights" / "resnet18_tv_layers123_bnfolded.pth", last="layer3"
+    )
     cifar = folder / "cifar10"
     classes = sorted(path.name for path in (cifar / "test").iterdir())
-    test = network.features(ImageFolder([path for name in classes for path in list_images(cifar / "test" / name)[:100]], 128))
+    test = network.features(
+        ImageFolder(
+            [path for name in classes for path in list_images(cifar / "test" / name)[:100]], 128
+        )
+    )
     rows, missed = [], False
     for name, references in REFERENCE.items():
         gallery = network.features(ImageFolder(list_images(cifar / "train" / name)[:400], 128))

@@ -12,10 +12,10 @@ from scipy.ndimage import binary_dilation
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from pandalib import DN2, load_backbone, load_task, plots  # noqa: E402
-from pandalib.files import write_atomically  # noqa: E402
-from pandalib.sources import glyphs, surfaces  # noqa: E402
-from pandalib.sources.pictograms import LEVELS, SYMBOLS, Pictograms  # noqa: E402
-from pandalib.sources.surfaces import DEFECTS, KINDS, LOGICAL, Surfaces  # noqa: E402
+from pandalib.io import write_atomically  # noqa: E402
+from pandalib.datasets.synthetic import glyphs, surfaces  # noqa: E402
+from pandalib.datasets.synthetic.pictograms import LEVELS, SYMBOLS, Pictograms  # noqa: E402
+from pandalib.datasets.synthetic.surfaces import DEFECTS, KINDS, LOGICAL, Surfaces  # noqa: E402
 
 GAP = 4  # white pixels between images
 TILE = 128  # pixels of a surface
@@ -26,8 +26,12 @@ def sheet(images: np.ndarray, columns: int) -> Image.Image:
     n, _, height, width = images.shape
     framed = np.full((n, height + GAP, width + GAP, 3), 255, np.uint8)
     framed[:, :height, :width] = images.transpose(0, 2, 3, 1)
-    grid = framed.reshape(n // columns, columns, height + GAP, width + GAP, 3).transpose(0, 2, 1, 3, 4)
-    return Image.fromarray(grid.reshape(n // columns * (height + GAP), columns * (width + GAP), 3)[:-GAP, :-GAP])
+    grid = framed.reshape(n // columns, columns, height + GAP, width + GAP, 3).transpose(
+        0, 2, 1, 3, 4
+    )
+    return Image.fromarray(
+        grid.reshape(n // columns * (height + GAP), columns * (width + GAP), 3)[:-GAP, :-GAP]
+    )
 
 
 def ranking() -> None:
@@ -44,36 +48,60 @@ def outlined(kind: str, defect: str, index: int, **options) -> np.ndarray:
     """An image with a defect, uint8 (3, h, w), a thin line around its mask."""
     image, mask = Surfaces(kind, index + 1, defect=defect, split="sheet", **options).pairs(index)
     around = binary_dilation(mask, iterations=3)
-    image[:, around & ~binary_dilation(mask, iterations=2)] = np.array([[255], [0], [200]], np.uint8)
+    image[:, around & ~binary_dilation(mask, iterations=2)] = np.array(
+        [[255], [0], [200]], np.uint8
+    )
     return image
 
 
 def save_small(image: Image.Image, name: str) -> None:
     """In steps of 8 grey values, without the noise that would be most of the file."""
-    image.point(lambda value: min(255, value // 8 * 8 + 4) if value < 252 else 255).save(ROOT / "docs" / name, optimize=True)
+    image.point(lambda value: min(255, value // 8 * 8 + 4) if value < 252 else 255).save(
+        ROOT / "docs" / name, optimize=True
+    )
 
 
 def surface_sheets() -> None:
     rows = []
     for kind in KINDS:
         white = np.full((3, TILE, TILE), 255, np.uint8)
-        row = [*Surfaces(kind, 2, split="sheet", size=TILE)[:], *(outlined(kind, name, 2, size=TILE) for name in DEFECTS[kind])]
-        row += [white] * (7 - len(row)) + [outlined(kind, name, 2, size=TILE) for name in LOGICAL[kind]]
+        row = [
+            *Surfaces(kind, 2, split="sheet", size=TILE)[:],
+            *(outlined(kind, name, 2, size=TILE) for name in DEFECTS[kind]),
+        ]
+        row += [white] * (7 - len(row)) + [
+            outlined(kind, name, 2, size=TILE) for name in LOGICAL[kind]
+        ]
         rows += row + [white] * (9 - len(row))
     save_small(sheet(np.stack(rows), 9), "surfaces.png")
     shown = [(kind, name) for kind in KINDS for name in DEFECTS[kind][:2]]
-    rows = [Surfaces(kind, 4, defect=name, split="sheet", level=level, size=TILE)[3] for level in surfaces.LEVELS for kind, name in shown]
+    rows = [
+        Surfaces(kind, 4, defect=name, split="sheet", level=level, size=TILE)[3]
+        for level in surfaces.LEVELS
+        for kind, name in shown
+    ]
     save_small(sheet(np.stack(rows), len(shown)), "surface_levels.png")
 
 
 def main() -> None:
     ranking()
     surface_sheets()
-    by_symbol = np.stack([Pictograms(symbol, 6, split="sheet")[:] for symbol in SYMBOLS])  # (10, 6, 3, 64, 64)
-    sheet(by_symbol.swapaxes(0, 1).reshape(-1, 3, 64, 64), 10).save(ROOT / "docs" / "pictograms.png", optimize=True)
-    levels = np.concatenate([[Pictograms(symbol, 1, split="sheet", level=level)[0] for symbol in SYMBOLS] for level in LEVELS])
+    by_symbol = np.stack(
+        [Pictograms(symbol, 6, split="sheet")[:] for symbol in SYMBOLS]
+    )  # (10, 6, 3, 64, 64)
+    sheet(by_symbol.swapaxes(0, 1).reshape(-1, 3, 64, 64), 10).save(
+        ROOT / "docs" / "pictograms.png", optimize=True
+    )
+    levels = np.concatenate(
+        [
+            [Pictograms(symbol, 1, split="sheet", level=level)[0] for symbol in SYMBOLS]
+            for level in LEVELS
+        ]
+    )
     sheet(levels, 10).save(ROOT / "docs" / "levels.png", optimize=True)
-    sheet(glyphs.draw_batch(range(96), split="sheet")[0], 16).save(ROOT / "docs" / "glyphs.png", optimize=True)
+    sheet(glyphs.draw_batch(range(96), split="sheet")[0], 16).save(
+        ROOT / "docs" / "glyphs.png", optimize=True
+    )
 
 
 if __name__ == "__main__":

@@ -34,7 +34,10 @@ COURSE = "Anomaly detection with pretrained features"
 PARAGRAPH = 260  # characters of a paragraph on a slide; its further sentences are for the notes
 ROOM = 540  # pixels below the heading, of 720
 SHORT = 17  # lines of code; from there on its letters are smaller
-MERGED = {"text", "code"}  # pages of these kinds follow each other on one slide for as long as there is room
+MERGED = {
+    "text",
+    "code",
+}  # pages of these kinds follow each other on one slide for as long as there is room
 
 
 @dataclass
@@ -93,7 +96,9 @@ def blocks(text: str) -> list[str]:
 
 def lead(block: str) -> str:
     """A paragraph's first sentences, as many as a slide has room for; lists, tables and formulas stay whole."""
-    if len(block) <= PARAGRAPH or re.match(r"[-*|>]\s|\d+\.\s|```|\$\$|\||\*\*Further reading", block):
+    if len(block) <= PARAGRAPH or re.match(
+        r"[-*|>]\s|\d+\.\s|```|\$\$|\||\*\*Further reading", block
+    ):
         return block
     sentences = re.split(r"(?<=[.!?])(?<!e\.g\.)(?<!i\.e\.)\s+(?=[A-Z*`$\"])", block)
     kept = [sentences[0]]
@@ -128,7 +133,9 @@ def sections(source: str) -> list[tuple[int, str, str]]:
     """A text cell cut at its headings: (level, heading, text); level 0 without a heading."""
     parts = re.split(r"^(#{1,3}) (.+)$", source, flags=re.MULTILINE)
     found = [(0, "", parts[0].strip())] if parts[0].strip() else []
-    return found + [(len(parts[i]), parts[i + 1].strip(), parts[i + 2].strip()) for i in range(1, len(parts), 3)]
+    return found + [
+        (len(parts[i]), parts[i + 1].strip(), parts[i + 2].strip()) for i in range(1, len(parts), 3)
+    ]
 
 
 def title_page(heading: str, text: str, number: str) -> Page:
@@ -140,19 +147,32 @@ def title_page(heading: str, text: str, number: str) -> Page:
     if "You will" in rows:
         body += markdown(f"You will {rows['You will']}.")
     notes = [f"**{name}**: {value}" for name, value in rows.items()]
-    return Page(f'<p class="course">{COURSE} · lesson {number}</p><h1>{escape(heading)}</h1>', body, 400, "title", notes, opens=True)
+    return Page(
+        f'<p class="course">{COURSE} · lesson {number}</p><h1>{escape(heading)}</h1>',
+        body,
+        400,
+        "title",
+        notes,
+        opens=True,
+    )
 
 
-def text_pages(heading: str, level: int, section: str, text: str, lessons: frozenset[str]) -> list[Page]:
+def text_pages(
+    heading: str, level: int, section: str, text: str, lessons: frozenset[str]
+) -> list[Page]:
     """One page or more: as many blocks as fit on each, the whole text in the notes of the first."""
     kind = "exercise" if heading.startswith("Exercise") else "text"
     first = f"<h{level}>{markdown(heading)[3:-5]}</h{level}>" if heading else again(section)
     pages = [Page(first, "", 0, kind, [text], opens=bool(heading))]
     room = ROOM
-    for block in [lead(block) for block in blocks(re.sub(r"Stuck\? Run `hint\(.*?\.", "", text))]:  # a room has no cell to run
+    for block in [
+        lead(block) for block in blocks(re.sub(r"Stuck\? Run `hint\(.*?\.", "", text))
+    ]:  # a room has no cell to run
         if pages[-1].high and pages[-1].high + height(block) > room:
             pages.append(Page(again(heading or section), "", 0, kind))
-        room = 1.2 * ROOM if block.endswith(":") else ROOM  # a list stays with the line that announces it
+        room = (
+            1.2 * ROOM if block.endswith(":") else ROOM
+        )  # a list stays with the line that announces it
         pages[-1].body += markdown(block, lessons)
         pages[-1].high += height(block)
     return pages
@@ -168,7 +188,9 @@ def code(source: str, language: str = "python") -> str:
     from pygments.lexers import get_lexer_by_name
 
     words = highlight(source, get_lexer_by_name(language), HtmlFormatter(nowrap=True))
-    return f'<pre{" class=long" if source.count(chr(10)) > SHORT else ""}><code>{words}</code></pre>'
+    return (
+        f"<pre{' class=long' if source.count(chr(10)) > SHORT else ''}><code>{words}</code></pre>"
+    )
 
 
 def code_height(source: str) -> float:
@@ -177,12 +199,18 @@ def code_height(source: str) -> float:
 
 
 def printed(cell) -> str:
-    return "".join(output.text for output in cell.outputs if output.output_type == "stream").rstrip()
+    return "".join(
+        output.text for output in cell.outputs if output.output_type == "stream"
+    ).rstrip()
 
 
 def shown(cell) -> list[str]:
     """The Markdown that a cell displays, captions left out: they stand under their figures."""
-    texts = ["".join(output.data["text/markdown"]) for output in cell.outputs if "text/markdown" in output.get("data", {})]
+    texts = [
+        "".join(output.data["text/markdown"])
+        for output in cell.outputs
+        if "text/markdown" in output.get("data", {})
+    ]
     return [text.strip() for text in texts if not text.startswith("*Figure: ")]
 
 
@@ -195,19 +223,36 @@ def figure_pages(cell, section: str) -> list[Page]:
             width, tall = Image.open(io.BytesIO(base64.b64decode(data))).size
             scale = min(1160 / width, 500 / tall)
             image = f'<img alt="{alt}" width="{width * scale:.0f}" height="{tall * scale:.0f}" src="data:image/png;base64,{data}">'
-            pages.append(Page(again(section), f"<figure>{image}<figcaption>{alt}</figcaption></figure>", tall * scale + 80, "figure"))
+            pages.append(
+                Page(
+                    again(section),
+                    f"<figure>{image}<figcaption>{alt}</figcaption></figure>",
+                    tall * scale + 80,
+                    "figure",
+                )
+            )
     return pages
 
 
 def code_pages(cell, section: str) -> list[Page]:
     """The code and, below it or on a page of its own, what it prints."""
-    source, result = re.sub(r"^reveal\(.*\)\n?", "", re.sub(r"\n{3,}", "\n\n", cell.source), flags=re.MULTILINE).strip(), printed(cell)
+    source, result = (
+        re.sub(
+            r"^reveal\(.*\)\n?", "", re.sub(r"\n{3,}", "\n\n", cell.source), flags=re.MULTILINE
+        ).strip(),
+        printed(cell),
+    )
     if not source:
         return []
     page = Page(again(section), code(source), code_height(source), "code")
     if not result:
         return [page]
-    output = Page(again(section), f'<pre class="printed"><code>{escape(result)}</code></pre>', code_height(result), "code")
+    output = Page(
+        again(section),
+        f'<pre class="printed"><code>{escape(result)}</code></pre>',
+        code_height(result),
+        "code",
+    )
     return join([page, output], 1.15 * ROOM)  # rather a little smaller than torn apart
 
 
@@ -216,10 +261,21 @@ def join(pages: list[Page], room: float = ROOM) -> list[Page]:
     joined: list[Page] = []
     for page in pages:
         last = joined[-1] if joined else None
-        alike = last and ({last.kind, page.kind} <= MERGED or (last.kind, page.kind) in (("text", "figure"), ("answer", "text")))
-        together = alike and not page.opens and last.high + page.high <= (room if page.kind != "figure" else 1.2 * room)
+        alike = last and (
+            {last.kind, page.kind} <= MERGED
+            or (last.kind, page.kind) in (("text", "figure"), ("answer", "text"))
+        )
+        together = (
+            alike
+            and not page.opens
+            and last.high + page.high <= (room if page.kind != "figure" else 1.2 * room)
+        )
         if together:
-            last.body, last.high, last.notes = last.body + page.body, last.high + page.high, last.notes + page.notes
+            last.body, last.high, last.notes = (
+                last.body + page.body,
+                last.high + page.high,
+                last.notes + page.notes,
+            )
             last.kind = page.kind if last.kind in MERGED and not last.opens else last.kind
         else:
             joined.append(page)
@@ -234,14 +290,23 @@ def prediction(cell, section: str) -> Page:
     entry = text("predict", key)
     question, *options = blocks(shown(cell)[0].replace("**Your prediction:** ", "", 1))
     body = f'<div class="question">{markdown(question)}</div>{markdown(chr(10).join(options))}'
-    return Page("<h2>Predict</h2>", body, ROOM, "predict", [f"Right: {entry['right']}. {entry['why']}"])
+    return Page(
+        "<h2>Predict</h2>", body, ROOM, "predict", [f"Right: {entry['right']}. {entry['why']}"]
+    )
 
 
 def exercise_notes(source: str) -> list[str]:
     from pandalib.teach.strings import text
 
     key = re.search(r"hint\(\"(\w+)\"\)", source)
-    return [f"Hint {number}: {hint}" for number, hint in enumerate(text("exercise", key[1])["hints"], 1)] if key else []
+    return (
+        [
+            f"Hint {number}: {hint}"
+            for number, hint in enumerate(text("exercise", key[1])["hints"], 1)
+        ]
+        if key
+        else []
+    )
 
 
 # ---------------------------------------------------------------- a lesson
@@ -279,9 +344,14 @@ def columns(notebook, number: str, lessons: frozenset[str]) -> list[list[Page]]:
                 if level > 1 and not heading.startswith("Exercise"):
                     section = heading
                 if level == 2:
-                    if heading != "Set-up" and cell.metadata.get("slideshow", {}).get("slide_type") != "skip":
+                    if (
+                        heading != "Set-up"
+                        and cell.metadata.get("slideshow", {}).get("slide_type") != "skip"
+                    ):
                         result.append([])
-                if level == 2 and not text and number_of_part + 1 < len(parts):  # a title above another title: a slide of its own
+                if (
+                    level == 2 and not text and number_of_part + 1 < len(parts)
+                ):  # a title above another title: a slide of its own
                     add([Page(f"<h2>{markdown(heading)[3:-5]}</h2>", "", 0, opens=True)], cell)
                 if level > 1 and not text:
                     continue  # its title stands on the slide of the cell that follows
@@ -292,9 +362,15 @@ def columns(notebook, number: str, lessons: frozenset[str]) -> list[list[Page]]:
             if "predict(" in cell.source and shown(cell):
                 add([prediction(cell, section)], cell)
             elif BEGIN in cell.source:
-                solution = "\n".join(line for line in cell.source.splitlines() if line.strip() not in (BEGIN, END))
+                solution = "\n".join(
+                    line for line in cell.source.splitlines() if line.strip() not in (BEGIN, END)
+                )
                 stub, before = without_solution(cell.source), result[-1][-1] if result[-1] else None
-                if before is None or before.kind != "exercise" or before.high + code_height(stub) > ROOM:
+                if (
+                    before is None
+                    or before.kind != "exercise"
+                    or before.high + code_height(stub) > ROOM
+                ):
                     add([Page(again(section), "", 0, "exercise")], cell)
                 result[-1][-1].body += code(stub)
                 result[-1][-1].notes.append(f"```\n{solution}\n```")
@@ -302,9 +378,19 @@ def columns(notebook, number: str, lessons: frozenset[str]) -> list[list[Page]]:
                 continue  # the stub is the slide; a card is the reader's own
             else:
                 figures = figure_pages(cell, section)
-                answers = [Page("<h2>What happened</h2>", markdown(opening(text)), sum(map(height, blocks(opening(text)))), "answer") for text in shown(cell)]
+                answers = [
+                    Page(
+                        "<h2>What happened</h2>",
+                        markdown(opening(text)),
+                        sum(map(height, blocks(opening(text)))),
+                        "answer",
+                    )
+                    for text in shown(cell)
+                ]
                 below = code_pages(cell, section)
-                if figures and not printed(cell) and "def " not in cell.source:  # it draws and does nothing else
+                if (
+                    figures and not printed(cell) and "def " not in cell.source
+                ):  # it draws and does nothing else
                     figures[0].notes.append(f"```\n{cell.source}\n```")
                     below = []
                 add([*figures, *answers, *below] if figures else [*below, *answers], cell)
@@ -327,16 +413,33 @@ def html(notebook, number: str, lessons: frozenset[str]) -> str:
         for page in column:
             notes = "".join(markdown(note, lessons) for note in page.notes)
             notes = f'<aside class="notes">{notes}</aside>' if notes else ""
-            pages.append(f'<section class="page {page.kind}"><div class="body">{page.heading}{page.body}</div>{notes}</section>')
+            pages.append(
+                f'<section class="page {page.kind}"><div class="body">{page.heading}{page.body}</div>{notes}</section>'
+            )
         deck.append(f"<section>{''.join(pages)}</section>" if len(pages) > 1 else pages[0])
     body = "\n".join(deck)
     title = re.search(r"^# (.+)$", notebook.cells[0].source, re.MULTILINE)[1]
     reveal = Path(find_spec("sphinx_revealjs").origin).parent / "_static" / "revealjs"
     letters = "".join(re.findall(r"<math.*?</math>", body, re.DOTALL))
-    italic = "".join(chr(0x1D434 + i) for i in range(52)) + "".join(chr(0x1D6FC + i) for i in range(26)) + "ℎ"  # single letters are set in these
-    styles = [(reveal / "dist/reset.css").read_text(), (reveal / "dist/reveal.css").read_text(), formulas.font_face(formulas.font(letters + italic))]
-    styles += [HtmlFormatter(style="a11y-high-contrast-light").get_style_defs(".reveal pre"), (ROOT / "docs/slides/slides.css").read_text()]
-    scripts = [_without_map(reveal / "dist/reveal.js"), _without_map(reveal / "plugin/notes/notes.js"), (ROOT / "docs/slides/slides.js").read_text()]
+    italic = (
+        "".join(chr(0x1D434 + i) for i in range(52))
+        + "".join(chr(0x1D6FC + i) for i in range(26))
+        + "ℎ"
+    )  # single letters are set in these
+    styles = [
+        (reveal / "dist/reset.css").read_text(),
+        (reveal / "dist/reveal.css").read_text(),
+        formulas.font_face(formulas.font(letters + italic)),
+    ]
+    styles += [
+        HtmlFormatter(style="a11y-high-contrast-light").get_style_defs(".reveal pre"),
+        (ROOT / "docs/slides/slides.css").read_text(),
+    ]
+    scripts = [
+        _without_map(reveal / "dist/reveal.js"),
+        _without_map(reveal / "plugin/notes/notes.js"),
+        (ROOT / "docs/slides/slides.js").read_text(),
+    ]
     licence = (reveal / "LICENSE").read_text().replace("--", "- -")
     return "\n".join(
         [
@@ -361,7 +464,9 @@ def _without_map(path: Path) -> str:
 
 
 def contents(decks: dict[str, str]) -> str:
-    rows = "\n".join(f'<li><a href="{name}">{escape(title)}</a></li>' for name, title in decks.items())
+    rows = "\n".join(
+        f'<li><a href="{name}">{escape(title)}</a></li>' for name, title in decks.items()
+    )
     style = "body{font:1.2rem/1.7 system-ui,sans-serif;max-width:40em;margin:3em auto;padding:0 1em}a{color:#0b5c8a}@media(prefers-color-scheme:dark){body{background:#14181b;color:#ddd}a{color:#6cbbee}}"
     keys = "<p>Space: on. Arrows: the next section, or down within one. S: notes. F: full screen. Esc: overview. For paper: add <code>?print-pdf</code> to the address and print.</p>"
     return (
@@ -372,15 +477,24 @@ def contents(decks: dict[str, str]) -> str:
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("folder", nargs="?", type=Path, default=ROOT / "build" / "slides", help="default: build/slides")
+    parser.add_argument(
+        "folder",
+        nargs="?",
+        type=Path,
+        default=ROOT / "build" / "slides",
+        help="default: build/slides",
+    )
     folder = parser.parse_args(arguments).folder.resolve()
     missing = [name for name in PACKAGES if find_spec(name) is None]
     if missing:
-        print(f"error: the slides need {', '.join(missing)}: `make install` brings all packages.", file=sys.stderr)
+        print(
+            f"error: the slides need {', '.join(missing)}: `make install` brings all packages.",
+            file=sys.stderr,
+        )
         return 1
     import nbformat
 
-    from pandalib.files import write_atomically
+    from pandalib.io import write_atomically
 
     paths = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
     lessons, decks = frozenset(path.name for path in paths), {}
@@ -390,8 +504,14 @@ def main(arguments: list[str]) -> int:
             notebook = nbformat.read(path, as_version=4)
             text = html(notebook, path.name[:2], lessons)
             write_atomically(folder / f"{path.stem}.html", text.encode())
-            decks[f"{path.stem}.html"] = f"{path.name[:2]} " + re.search(r"^# (.+)$", notebook.cells[0].source, re.MULTILINE)[1]
-            print(f"{path.stem}.html: {text.count('<section class=')} slides, {len(text) / 1e3:.0f} kB", flush=True)
+            decks[f"{path.stem}.html"] = (
+                f"{path.name[:2]} "
+                + re.search(r"^# (.+)$", notebook.cells[0].source, re.MULTILINE)[1]
+            )
+            print(
+                f"{path.stem}.html: {text.count('<section class=')} slides, {len(text) / 1e3:.0f} kB",
+                flush=True,
+            )
         write_atomically(folder / "index.html", contents(decks).encode())
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -22,7 +22,7 @@ import nbformat
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from pandalib.files import write_atomically  # noqa: E402
+from pandalib.io import write_atomically  # noqa: E402
 
 BEGIN, END = "### BEGIN SOLUTION", "### END SOLUTION"
 STUB = 'raise NotImplementedError("your turn")'
@@ -51,12 +51,16 @@ def without_solution(source: str) -> str:
 
 def student_copy(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     copy = nbformat.from_dict(notebook)
-    copy.cells = [cell for cell in copy.cells if "after-solution" not in cell.metadata.get("tags", [])]
+    copy.cells = [
+        cell for cell in copy.cells if "after-solution" not in cell.metadata.get("tags", [])
+    ]
     for cell in copy.cells:
         if cell.cell_type == "code":
             cell.source = without_solution(cell.source)
             cell.outputs, cell.execution_count = [], None
-            if cell.source.startswith("check("):  # or "Run All Cells" would stop at the first stub, and the library stand in for nothing
+            if cell.source.startswith(
+                "check("
+            ):  # or "Run All Cells" would stop at the first stub, and the library stand in for nothing
                 cell.metadata["tags"] = [*cell.metadata.get("tags", []), "raises-exception"]
         else:  # the copies lie one folder deeper; lessons link to each other within theirs
             cell.source = cell.source.replace("](../", "](../../")
@@ -69,7 +73,12 @@ def execute(notebook: nbformat.NotebookNode, folder: Path) -> list[str]:
 
     os.environ["PANDALIB_QUIET"] = "1"
     client = NotebookClient(
-        notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(folder)}}, record_timing=False, allow_errors=True
+        notebook,
+        timeout=600,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(folder)}},
+        record_timing=False,
+        allow_errors=True,
     )
     client.execute()
     problems = []
@@ -77,7 +86,9 @@ def execute(notebook: nbformat.NotebookNode, folder: Path) -> list[str]:
         errors = [output for output in cell.get("outputs", []) if output.output_type == "error"]
         if cell.source.startswith("check("):
             if [error.ename for error in errors] != ["NotSolved"] or len(errors[0].traceback) != 1:
-                problems.append(f"{cell.id}: the check of a stub should answer in one line that it is one, and said {errors}")
+                problems.append(
+                    f"{cell.id}: the check of a stub should answer in one line that it is one, and said {errors}"
+                )
         else:
             problems += [f"{cell.id}: {error.ename}: {error.evalue}" for error in errors]
     return problems
@@ -89,7 +100,10 @@ def execute_all(names: list[str]) -> int:
     for path in [folder / name for name in names] or sorted(folder.glob("*.ipynb")):
         start = time.perf_counter()
         problems = execute(nbformat.read(path, as_version=4), folder)
-        print(f"{path.name}: {time.perf_counter() - start:.0f} s, {'; '.join(problems) or 'only the checks of stubs fail'}", flush=True)
+        print(
+            f"{path.name}: {time.perf_counter() - start:.0f} s, {'; '.join(problems) or 'only the checks of stubs fail'}",
+            flush=True,
+        )
         failed = failed or bool(problems)
     return int(failed)
 
@@ -102,15 +116,22 @@ def main(arguments: list[str]) -> int:
     for path in originals:
         target = path.parent / "student" / path.name
         copy = student_copy(nbformat.read(path, as_version=4))
-        if target.is_file() and nbformat.read(target, as_version=4) == copy:  # by content: how the JSON is laid out is nobody's concern
+        if (
+            target.is_file() and nbformat.read(target, as_version=4) == copy
+        ):  # by content: how the JSON is laid out is nobody's concern
             continue
         stale.append(target.name)
         if not only_check:
             write_atomically(target, (nbformat.writes(copy) + "\n").encode())
             print(f"wrote {target.relative_to(ROOT)}")
-    left_over = {path.name for path in (ROOT / "notebooks" / "student").glob("*.ipynb")} - {path.name for path in originals}
+    left_over = {path.name for path in (ROOT / "notebooks" / "student").glob("*.ipynb")} - {
+        path.name for path in originals
+    }
     if only_check and (stale or left_over):
-        print(f"out of date: {', '.join([*stale, *sorted(left_over)])}. Run `make student`.", file=sys.stderr)
+        print(
+            f"out of date: {', '.join([*stale, *sorted(left_over)])}. Run `make student`.",
+            file=sys.stderr,
+        )
         return 1
     for name in left_over:
         print(f"notebooks/student/{name} is the copy of no lesson: delete it.", file=sys.stderr)

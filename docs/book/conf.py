@@ -21,7 +21,9 @@ project = "Anomaly detection with pretrained features"
 html_title = project
 language = "en"
 # When one of these changes, no page that was built before is kept.
-made_by = hashlib.sha256(b"".join(Path(file).read_bytes() for file in (__file__, docstrings.__file__, formulas.__file__))).hexdigest()
+made_by = hashlib.sha256(
+    b"".join(Path(file).read_bytes() for file in (__file__, docstrings.__file__, formulas.__file__))
+).hexdigest()
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx_copybutton"]
 exclude_patterns = ["downloads"]
 smartquotes = False
@@ -52,8 +54,16 @@ html_show_copyright = False
 html_show_sphinx = False
 pygments_style = "a11y-high-contrast-light"
 pygments_dark_style = "a11y-high-contrast-dark"
-BRAND = {"color-brand-primary": "#0b5c8a", "color-brand-content": "#0b5c8a", "color-brand-visited": "#6b4a80"}
-BRAND_DARK = {"color-brand-primary": "#6cbbee", "color-brand-content": "#6cbbee", "color-brand-visited": "#c3a0dc"}
+BRAND = {
+    "color-brand-primary": "#0b5c8a",
+    "color-brand-content": "#0b5c8a",
+    "color-brand-visited": "#6b4a80",
+}
+BRAND_DARK = {
+    "color-brand-primary": "#6cbbee",
+    "color-brand-content": "#6cbbee",
+    "color-brand-visited": "#c3a0dc",
+}
 html_theme_options = {
     "light_logo": "logo.svg",
     "dark_logo": "logo.svg",
@@ -88,7 +98,11 @@ class Figures(SphinxPostTransform):
     def run(self):
         number = 0
         for paragraph in list(self.document.findall(nodes.paragraph)):
-            if len(paragraph) != 1 or not isinstance(paragraph[0], nodes.emphasis) or not paragraph.astext().startswith("Figure: "):
+            if (
+                len(paragraph) != 1
+                or not isinstance(paragraph[0], nodes.emphasis)
+                or not paragraph.astext().startswith("Figure: ")
+            ):
                 continue
             siblings = paragraph.parent.children
             position = siblings.index(paragraph)
@@ -144,7 +158,10 @@ def read_docstring(app, what, name, obj, options, lines):
 
 def plain_signature(app, what, name, obj, options, signature, returned):
     """`ArrayLike | None` comes out as the alias's own representation."""
-    return tuple(text and re.sub(r"TypeAliasForwardRef\('(\w+)'\)", r"\1", text) for text in (signature, returned))
+    return tuple(
+        text and re.sub(r"TypeAliasForwardRef\('(\w+)'\)", r"\1", text)
+        for text in (signature, returned)
+    )
 
 
 def leave_out(app, what, name, obj, skip, options):

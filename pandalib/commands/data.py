@@ -8,12 +8,21 @@ HELP = "public data sets: list, download, check"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("names", nargs="*", metavar="NAME", help="download what is missing of these sets, check and unpack it; without a name, list all")
-    parser.add_argument("--info", action="store_true", help="only print what is known of them: page, licence, files, split")
+    parser.add_argument(
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help="download what is missing of these sets, check and unpack it; without a name, list all",
+    )
+    parser.add_argument(
+        "--info",
+        action="store_true",
+        help="only print what is known of them: page, licence, files, split",
+    )
 
 
 def main(options: dict) -> int:
-    from pandalib.sources import registry
+    from pandalib.datasets import registry
 
     names = options["names"]
     for name in names:
@@ -33,33 +42,75 @@ def main(options: dict) -> int:
 
 def listing() -> str:
     """A line for each set: name, size, licence, what is here, tasks."""
-    from pandalib.sources import registry
+    from pandalib.datasets import registry
 
     rows = [("name", "download", "licence", "state", "tasks")]
     for name, row in registry.registry().items():
-        rows.append((name, size_in_words(registry.size_of(name)), row["licence"], registry.state_of(name), row["tasks"]))
+        rows.append(
+            (
+                name,
+                size_in_words(registry.size_of(name)),
+                row["licence"],
+                registry.state_of(name),
+                row["tasks"],
+            )
+        )
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    lines = ["  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[4]]) for row in rows]
+    lines = [
+        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[4]])
+        for row in rows
+    ]
     where = registry.folder_of("NAME")
-    return "\n".join([*lines, "", f"They live in {str(where)!r}. `python -m pandalib data NAME` gets or checks one, --info NAME tells more."])
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"They live in {str(where)!r}. `python -m pandalib data NAME` gets or checks one, --info NAME tells more.",
+        ]
+    )
 
 
 def info(name: str) -> str:
-    from pandalib.sources import registry
+    from pandalib.datasets import registry
 
     row = registry.row_of(name)
     lines = [f"{name}: {row['title']}"]
-    lines += [f"  {label:<8} {row[key]}" for label, key in (("page", "page"), ("licence", "licence"), ("tasks", "tasks"), ("split", "protocol"))]
+    lines += [
+        f"  {label:<8} {row[key]}"
+        for label, key in (
+            ("page", "page"),
+            ("licence", "licence"),
+            ("tasks", "tasks"),
+            ("split", "protocol"),
+        )
+    ]
     for file in row["files"]:
-        known = f"SHA-256 {file['sha256']}" if file["sha256"] else f"MD5 {file['md5']}" if file["md5"] else "no published hash"
-        lines.append(f"  file     {file['name']}, {size_in_words(file['bytes'])}, {known} (from: {file['source']})")
+        known = (
+            f"SHA-256 {file['sha256']}"
+            if file["sha256"]
+            else f"MD5 {file['md5']}"
+            if file["md5"]
+            else "no published hash"
+        )
+        lines.append(
+            f"  file     {file['name']}, {size_in_words(file['bytes'])}, {known} (from: {file['source']})"
+        )
     lines += [f"  state    {registry.state_of(name)}", f"  get it   {registry.how_to_get(name)}"]
     if not row["tried"]:
-        lines.append("  note     its addresses and layout are from public sources and have not been tried with the real archive by this project")
+        lines.append(
+            "  note     its addresses and layout are from public sources and have not been tried with the real archive by this project"
+        )
     return "\n".join(lines)
 
 
 def size_in_words(n_bytes: int | None) -> str:
     if n_bytes is None:
         return "?"
-    return next((f"{n_bytes / unit:.1f} {word}" for unit, word in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")) if n_bytes >= unit), f"{n_bytes} B")
+    return next(
+        (
+            f"{n_bytes / unit:.1f} {word}"
+            for unit, word in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+            if n_bytes >= unit
+        ),
+        f"{n_bytes} B",
+    )

@@ -8,13 +8,17 @@ import os
 from dataclasses import asdict
 
 from pandalib.doctor import check
-from pandalib.tiers import TIERS
+from pandalib.experiments.config import TIERS
 
 HELP = "what works here, what is missing, how to get it"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--tier", choices=TIERS, help="what the machine is to be good for (default: PANDALIB_TIER, then embedded)")
+    parser.add_argument(
+        "--tier",
+        choices=TIERS,
+        help="what the machine is to be good for (default: PANDALIB_TIER, then embedded)",
+    )
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
 
 
@@ -27,5 +31,9 @@ def main(options: dict) -> int:
     else:
         print("\n".join(map(str, findings)))
         tier = options["tier"] or os.environ.get("PANDALIB_TIER") or "embedded"
-        print(f"\nThe {tier} tier cannot run here yet: see FAIL above." if failed else f"\nThe {tier} tier can run here.")
+        print(
+            f"\nThe {tier} tier cannot run here yet: see FAIL above."
+            if failed
+            else f"\nThe {tier} tier can run here."
+        )
     return int(failed)

@@ -12,7 +12,10 @@ def add_task_arguments(parser: argparse.ArgumentParser) -> None:
     """What `pandalib.load_task` takes from a command line."""
     parser.add_argument("--task", required=True, help=TASKS)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--level", help="difficulty of drawn images; pictograms: plain, easy, medium or hard; surfaces: clear, medium or faint")
+    parser.add_argument(
+        "--level",
+        help="difficulty of drawn images; pictograms: plain, easy, medium or hard; surfaces: clear, medium or faint",
+    )
     parser.add_argument("--size", type=int, help="side of the images in pixels")
     parser.add_argument("--n-train", type=int, help="number of normal training images")
     parser.add_argument("--n-test", type=int, help="number of test images of each class or defect")
@@ -24,11 +27,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: dict) -> int:
-    from pandalib.sources.folders import write_mvtec
-    from pandalib.tasks import load_task
+    from pandalib.datasets.folder import write_mvtec
+    from pandalib.datasets.load import load_task
 
     target = options.pop("out")
     task = load_task(options.pop("task"), **options)
     folder = write_mvtec(task, target)
-    print(f"{task.name}  {len(task.train)} images to learn from, {len(task.test)} to test  {folder}")
+    print(
+        f"{task.name}  {len(task.train)} images to learn from, {len(task.test)} to test  {folder}"
+    )
     return 0

@@ -15,7 +15,7 @@ def main(options: dict) -> int:
     """Write the table; 1 if runs failed or are missing, else 0."""
     from pathlib import Path
 
-    from pandalib.tables import write_table
+    from pandalib.experiments.tables import write_table
 
     folder = Path(options["folder"]).expanduser()
     rows = write_table(folder)

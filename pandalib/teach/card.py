@@ -16,12 +16,20 @@ def card(lesson: str) -> None:
     ------
     ValueError naming the lessons that there are.
     """
-    predictions = {key: entry for key, entry in table()["predict"].items() if key.split("-")[0] == lesson}
-    exercises = {key: entry for key, entry in table()["exercise"].items() if entry.get("lesson") == lesson}
+    predictions = {
+        key: entry for key, entry in table()["predict"].items() if key.split("-")[0] == lesson
+    }
+    exercises = {
+        key: entry for key, entry in table()["exercise"].items() if entry.get("lesson") == lesson
+    }
     if not (predictions or exercises):
         lessons = sorted({key.split("-")[0] for key in table()["predict"]})
         raise ValueError(f"there is no lesson {lesson!r}: choose one of {', '.join(lessons)}.")
-    wrong = [key for key in predictions if key in session.shown and session.shown[key] != predictions[key]["right"]]
+    wrong = [
+        key
+        for key in predictions
+        if key in session.shown and session.shown[key] != predictions[key]["right"]
+    ]
     open_ones = [key for key in exercises if not session.solved.get(key)]
     show(
         say("card_title", lesson=lesson),

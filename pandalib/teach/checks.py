@@ -46,35 +46,61 @@ def check(key: str, function: Callable) -> None:
         raise CheckFailed(say("not_a_function", key=key))
     cases = exercise.cases()
     answers = [_call(key, function, case) for case in cases]
-    with warnings.catch_warnings(), np.errstate(all="ignore"):  # a recognised mistake may well divide by zero
+    with (
+        warnings.catch_warnings(),
+        np.errstate(all="ignore"),
+    ):  # a recognised mistake may well divide by zero
         warnings.simplefilter("ignore")
         expected = [exercise.solution(*case) for case in cases]
-        if all(_close(answer, right, exercise.tolerance) for answer, right in zip(answers, expected)):
+        if all(
+            _close(answer, right, exercise.tolerance) for answer, right in zip(answers, expected)
+        ):
             session.solved[key] = True
             print(say("right", praise=strings["praise"]))
             return
         for name, mistake in exercise.wrong.items():
-            if all(_close(answer, mistake(*case), exercise.tolerance) for answer, case in zip(answers, cases)):
+            if all(
+                _close(answer, mistake(*case), exercise.tolerance)
+                for answer, case in zip(answers, cases)
+            ):
                 raise CheckFailed(say("not_yet", key=key, message=strings["wrong"][name]))
     for answer, right in zip(answers, expected):
         _same_form(key, answer, right)
-    number = next(i for i, (a, b) in enumerate(zip(answers, expected)) if not _close(a, b, exercise.tolerance))
-    raise CheckFailed(say("not_yet", key=key, message=f"{strings['otherwise']} ({_describe(cases[number])})"))
+    number = next(
+        i for i, (a, b) in enumerate(zip(answers, expected)) if not _close(a, b, exercise.tolerance)
+    )
+    raise CheckFailed(
+        say("not_yet", key=key, message=f"{strings['otherwise']} ({_describe(cases[number])})")
+    )
 
 
 def _call(key: str, function: Callable, case: tuple) -> np.ndarray:
     try:
-        answer = function(*copy.deepcopy(case))  # one that changes its arguments must not change what it is compared with
+        answer = function(
+            *copy.deepcopy(case)
+        )  # one that changes its arguments must not change what it is compared with
     except NotImplementedError:
-        raise NotSolved(say("stub", key=key) + (" " + say("goes_on") if _let_the_library_stand_in(key, function) else "")) from None
-    except (Exception, SystemExit) as error:  # whatever the reader's code raises is the reader's to see, in one line
+        raise NotSolved(
+            say("stub", key=key)
+            + (" " + say("goes_on") if _let_the_library_stand_in(key, function) else "")
+        ) from None
+    except (
+        Exception,
+        SystemExit,
+    ) as error:  # whatever the reader's code raises is the reader's to see, in one line
         what = textwrap.shorten(f"{type(error).__name__}: {error}", 200, placeholder=" ...")
-        raise CheckFailed(say("raised", key=key, error=what, where=_line_of(function, error), case=_describe(case))) from None
+        raise CheckFailed(
+            say(
+                "raised", key=key, error=what, where=_line_of(function, error), case=_describe(case)
+            )
+        ) from None
     if answer is None:
         raise CheckFailed(say("none", key=key))
     try:
         numbers = np.asarray(answer.detach().cpu() if hasattr(answer, "detach") else answer)
-        if numbers.dtype.kind not in "biufO":  # text that looks like a number is no number, and a complex one would lose a part
+        if (
+            numbers.dtype.kind not in "biufO"
+        ):  # text that looks like a number is no number, and a complex one would lose a part
             raise TypeError
         return numbers.astype(float)
     except Exception:
@@ -83,7 +109,11 @@ def _call(key: str, function: Callable, case: tuple) -> np.ndarray:
 
 def _line_of(function: Callable, error: BaseException) -> str:
     """The line of the reader's own code in which the error arose, quoted; empty where the source is not at hand."""
-    file, found, trace = getattr(getattr(function, "__code__", None), "co_filename", None), "", error.__traceback__
+    file, found, trace = (
+        getattr(getattr(function, "__code__", None), "co_filename", None),
+        "",
+        error.__traceback__,
+    )
     while trace is not None:
         if trace.tb_frame.f_code.co_filename == file:
             found = linecache.getline(file, trace.tb_lineno).strip()
@@ -113,7 +143,9 @@ def _same_form(key: str, answer: np.ndarray, right) -> None:
     shape = np.shape(right)
     if answer.shape != shape:
         expected = say("one_number") if shape == () else say("array_of_shape", shape=shape)
-        given = say("one_number") if answer.shape == () else say("array_of_shape", shape=answer.shape)
+        given = (
+            say("one_number") if answer.shape == () else say("array_of_shape", shape=answer.shape)
+        )
         raise CheckFailed(say("shape", key=key, given=given, expected=expected))
     if np.isnan(answer).any() and not np.isnan(np.asarray(right, dtype=float)).any():
         raise CheckFailed(say("nan", key=key))
@@ -131,5 +163,10 @@ def _close(answer: np.ndarray, right, tolerance: float) -> bool:
 
 def _describe(case: tuple) -> str:
     with np.printoptions(precision=3, suppress=True):  # to be read, not to be copied
-        parts = [f"array {argument.shape}" if isinstance(argument, np.ndarray) and argument.size > 8 else repr(argument) for argument in case]
+        parts = [
+            f"array {argument.shape}"
+            if isinstance(argument, np.ndarray) and argument.size > 8
+            else repr(argument)
+            for argument in case
+        ]
     return say("called_with", arguments=" ".join(", ".join(parts).split()))

@@ -20,7 +20,13 @@ class Exercise:
     wrong : name in the strings table -> the result that this mistake gives.
     """
 
-    def __init__(self, cases: Callable[[], list[tuple]], solution: Callable, wrong: dict[str, Callable], tolerance: float = 1e-5):
+    def __init__(
+        self,
+        cases: Callable[[], list[tuple]],
+        solution: Callable,
+        wrong: dict[str, Callable],
+        tolerance: float = 1e-5,
+    ):
         self.cases, self.solution, self.wrong, self.tolerance = cases, solution, wrong, tolerance
 
 
@@ -56,7 +62,9 @@ EXERCISES["roc_auc_by_pairs"] = Exercise(
         "direction_and_ties": lambda labels, scores: 1 - _pairs(labels, scores, 1.0),
         "ties_lost": lambda labels, scores: _pairs(labels, scores, 0.0),
         "ties_won": lambda labels, scores: _pairs(labels, scores, 1.0),
-        "count": lambda labels, scores: _pairs(labels, scores, 0.5) * (labels == 0).sum() * (labels == 1).sum(),
+        "count": lambda labels, scores: (
+            _pairs(labels, scores, 0.5) * (labels == 0).sum() * (labels == 1).sum()
+        ),
         "accuracy": _accuracy,
     },
 )
@@ -75,10 +83,14 @@ EXERCISES["threshold_from_normals"] = Exercise(
     _normal_scores,
     lambda scores, rate: _order_statistic(scores, rate, 1),
     {
-        "wrong_tail": lambda scores, rate: float(np.sort(scores)[int(np.ceil(rate * (len(scores) + 1))) - 1]),
+        "wrong_tail": lambda scores, rate: float(
+            np.sort(scores)[int(np.ceil(rate * (len(scores) + 1))) - 1]
+        ),
         "lower_quantile": lambda scores, rate: float(np.quantile(scores, rate)),
         "no_correction": lambda scores, rate: _order_statistic(scores, rate, 0),
-        "counted_from_0": lambda scores, rate: float(np.sort(scores)[int(np.ceil((1 - rate) * (len(scores) + 1)))]),
+        "counted_from_0": lambda scores, rate: float(
+            np.sort(scores)[int(np.ceil((1 - rate) * (len(scores) + 1)))]
+        ),
         "quantile": lambda scores, rate: float(np.quantile(scores, 1 - rate)),
         "maximum": lambda scores, rate: float(scores.max()),
         "gaussian": lambda scores, rate: float(scores.mean() + 2 * scores.std()),
@@ -91,11 +103,16 @@ EXERCISES["threshold_from_normals"] = Exercise(
 
 def _two_sets() -> list[tuple]:
     rng = np.random.default_rng(7)
-    return [(rng.normal(size=(n, d)), rng.normal(size=(m, d))) for n, m, d in ((5, 3, 2), (20, 7, 16), (1, 4, 3))]
+    return [
+        (rng.normal(size=(n, d)), rng.normal(size=(m, d)))
+        for n, m, d in ((5, 3, 2), (20, 7, 16), (1, 4, 3))
+    ]
 
 
 def _squared(gallery, queries) -> np.ndarray:
-    return np.stack([((gallery - query) ** 2).sum(axis=1) for query in queries])  # exactly zero for twins
+    return np.stack(
+        [((gallery - query) ** 2).sum(axis=1) for query in queries]
+    )  # exactly zero for twins
 
 
 def _squared_by_product(gallery, queries) -> np.ndarray:
@@ -121,7 +138,9 @@ def _features_with_twins() -> list[tuple]:
     rng = np.random.default_rng(8)
     cases = []
     for n, d, k in ((12, 3, 2), (30, 8, 1), (25, 4, 3)):
-        features = np.round(64 * rng.normal(size=(n, d))) / 64  # so that a distance of zero is zero by the matrix product too
+        features = (
+            np.round(64 * rng.normal(size=(n, d))) / 64
+        )  # so that a distance of zero is zero by the matrix product too
         features[n // 2] = features[0]  # an image that is in the set twice
         cases.append((features, k))
     return cases
@@ -144,7 +163,9 @@ EXERCISES["leave_one_out"] = Exercise(
         "zeros_dropped": lambda features, k: _nearest_sums(features, k, drop="zeros"),
         "root": lambda features, k: _nearest_sums(features, k, drop="self", power=0.5),
         "mean": lambda features, k: _nearest_sums(features, k, drop="self", reduce=np.mean),
-        "last_only": lambda features, k: _nearest_sums(features, k, drop="self", reduce=lambda a, axis: a[:, -1]),
+        "last_only": lambda features, k: _nearest_sums(
+            features, k, drop="self", reduce=lambda a, axis: a[:, -1]
+        ),
         "sign": lambda features, k: -_nearest_sums(features, k, drop="self"),
     },
     tolerance=1e-6,
@@ -156,20 +177,28 @@ EXERCISES["leave_one_out"] = Exercise(
 
 def _batches_with_a_centre() -> list[tuple]:
     rng = np.random.default_rng(9)
-    return [(rng.normal(size=(n, d)) + 1.5, rng.normal(size=d)) for n, d in ((4, 3), (32, 16), (7, 5))]
+    return [
+        (rng.normal(size=(n, d)) + 1.5, rng.normal(size=d)) for n, d in ((4, 3), (32, 16), (7, 5))
+    ]
 
 
 EXERCISES["compactness_loss"] = Exercise(
     _batches_with_a_centre,
     lambda features, centre: ((features - centre) ** 2).mean(),
     {
-        "batch_centre": lambda features, centre: float(((features - features.mean(axis=0)) ** 2).mean()),
+        "batch_centre": lambda features, centre: float(
+            ((features - features.mean(axis=0)) ** 2).mean()
+        ),
         "not_over_d": lambda features, centre: float(((features - centre) ** 2).sum(axis=1).mean()),
         "total": lambda features, centre: float(((features - centre) ** 2).sum()),
-        "root": lambda features, centre: float(np.sqrt(((features - centre) ** 2).sum(axis=1)).mean()),
+        "root": lambda features, centre: float(
+            np.sqrt(((features - centre) ** 2).sum(axis=1)).mean()
+        ),
         "absolute": lambda features, centre: float(np.abs(features - centre).mean()),
         "each_image": lambda features, centre: ((features - centre) ** 2).mean(axis=1),
-        "mean_first": lambda features, centre: float(((features.mean(axis=0) - centre) ** 2).mean()),
+        "mean_first": lambda features, centre: float(
+            ((features.mean(axis=0) - centre) ** 2).mean()
+        ),
     },
     tolerance=1e-6,
 )
@@ -178,7 +207,10 @@ EXERCISES["compactness_loss"] = Exercise(
 def _gradients_with_a_limit() -> list[tuple]:
     rng = np.random.default_rng(10)
     # Two beyond the limit and two within it, of which one is small: what is short enough must stay as it is.
-    return [(size * rng.normal(size=n), limit) for n, size, limit in ((6, 2.0, 1.0), (50, 1.0, 0.1), (5, 0.01, 0.1), (20, 0.1, 3.0))]
+    return [
+        (size * rng.normal(size=n), limit)
+        for n, size, limit in ((6, 2.0, 1.0), (50, 1.0, 0.1), (5, 0.01, 0.1), (20, 0.1, 3.0))
+    ]
 
 
 def _cut(gradient, limit: float, norm: float) -> np.ndarray:
@@ -193,7 +225,9 @@ EXERCISES["clip_gradient"] = Exercise(
         "always": lambda gradient, limit: gradient * limit / np.linalg.norm(gradient),
         "squared_norm": lambda gradient, limit: _cut(gradient, limit, (gradient**2).sum()),
         "largest_entry": lambda gradient, limit: _cut(gradient, limit, np.abs(gradient).max()),
-        "unit": lambda gradient, limit: gradient if np.linalg.norm(gradient) <= limit else gradient / np.linalg.norm(gradient),
+        "unit": lambda gradient, limit: (
+            gradient if np.linalg.norm(gradient) <= limit else gradient / np.linalg.norm(gradient)
+        ),
         "untouched": lambda gradient, limit: gradient,
     },
     tolerance=1e-5,
@@ -202,7 +236,10 @@ EXERCISES["clip_gradient"] = Exercise(
 
 def _features_off_centre() -> list[tuple]:
     rng = np.random.default_rng(11)
-    return [(rng.normal(size=(n, d)) * np.geomspace(3, 0.3, d) + 2.0,) for n, d in ((40, 5), (12, 4), (60, 16))]
+    return [
+        (rng.normal(size=(n, d)) * np.geomspace(3, 0.3, d) + 2.0,)
+        for n, d in ((40, 5), (12, 4), (60, 16))
+    ]
 
 
 def _rank(features, *, centred: bool = True, power: float = 2.0, result: str = "exp") -> float:
@@ -211,7 +248,11 @@ def _rank(features, *, centred: bool = True, power: float = 2.0, result: str = "
     weights = np.linalg.svd(features, compute_uv=False) ** power
     share = weights[weights > 0] / weights.sum()
     entropy = -(share * np.log(share)).sum()
-    return {"exp": float(np.exp(entropy)), "entropy": float(entropy), "participation": float(1 / (share**2).sum())}[result]
+    return {
+        "exp": float(np.exp(entropy)),
+        "entropy": float(entropy),
+        "participation": float(1 / (share**2).sum()),
+    }[result]
 
 
 EXERCISES["effective_rank"] = Exercise(
@@ -222,7 +263,9 @@ EXERCISES["effective_rank"] = Exercise(
         "singular_values": lambda features: _rank(features, power=1.0),
         "entropy_only": lambda features: _rank(features, result="entropy"),
         "participation": lambda features: _rank(features, result="participation"),
-        "plain_rank": lambda features: float(np.linalg.matrix_rank(features - features.mean(axis=0))),
+        "plain_rank": lambda features: float(
+            np.linalg.matrix_rank(features - features.mean(axis=0))
+        ),
         "sign": lambda features: 1 / _rank(features),
     },
     tolerance=1e-4,
@@ -234,7 +277,10 @@ EXERCISES["effective_rank"] = Exercise(
 def _sample_gradients() -> list[tuple]:
     rng = np.random.default_rng(41)
     # With a mean that is not zero, as true labels give it: the square of the mean is then another number than zero.
-    return [(rng.normal(size=(n, p)) * np.geomspace(2, 0.3, p) + 0.4,) for n, p in ((8, 5), (32, 12), (50, 2))]
+    return [
+        (rng.normal(size=(n, p)) * np.geomspace(2, 0.3, p) + 0.4,)
+        for n, p in ((8, 5), (32, 12), (50, 2))
+    ]
 
 
 EXERCISES["fisher_diagonal"] = Exercise(
@@ -256,21 +302,28 @@ EXERCISES["fisher_diagonal"] = Exercise(
 
 def _moved_parameters() -> list[tuple]:
     rng = np.random.default_rng(42)
-    return [(rng.normal(size=n), rng.normal(size=n), rng.gamma(1.0, size=n), strength) for n, strength in ((4, 10.0), (30, 0.5), (7, 3.0))]
+    return [
+        (rng.normal(size=n), rng.normal(size=n), rng.gamma(1.0, size=n), ewc_lambda)
+        for n, ewc_lambda in ((4, 10.0), (30, 0.5), (7, 3.0))
+    ]
 
 
 EXERCISES["penalty_gradient"] = Exercise(
     _moved_parameters,
-    lambda theta, start, fisher, strength: strength * fisher * (theta - start),
+    lambda theta, start, fisher, ewc_lambda: ewc_lambda * fisher * (theta - start),
     {
-        "no_strength": lambda theta, start, fisher, strength: fisher * (theta - start),
-        "no_fisher": lambda theta, start, fisher, strength: strength * (theta - start),
-        "half": lambda theta, start, fisher, strength: strength / 2 * fisher * (theta - start),
-        "twice": lambda theta, start, fisher, strength: 2 * strength * fisher * (theta - start),
-        "sign": lambda theta, start, fisher, strength: strength * fisher * (start - theta),
-        "to_zero": lambda theta, start, fisher, strength: strength * fisher * theta,
-        "squared": lambda theta, start, fisher, strength: strength * fisher * (theta - start) ** 2,
-        "value": lambda theta, start, fisher, strength: strength / 2 * (fisher * (theta - start) ** 2).sum(),
+        "no_strength": lambda theta, start, fisher, ewc_lambda: fisher * (theta - start),
+        "no_fisher": lambda theta, start, fisher, ewc_lambda: ewc_lambda * (theta - start),
+        "half": lambda theta, start, fisher, ewc_lambda: ewc_lambda / 2 * fisher * (theta - start),
+        "twice": lambda theta, start, fisher, ewc_lambda: 2 * ewc_lambda * fisher * (theta - start),
+        "sign": lambda theta, start, fisher, ewc_lambda: ewc_lambda * fisher * (start - theta),
+        "to_zero": lambda theta, start, fisher, ewc_lambda: ewc_lambda * fisher * theta,
+        "squared": lambda theta, start, fisher, ewc_lambda: (
+            ewc_lambda * fisher * (theta - start) ** 2
+        ),
+        "value": lambda theta, start, fisher, ewc_lambda: (
+            ewc_lambda / 2 * (fisher * (theta - start) ** 2).sum()
+        ),
     },
     tolerance=1e-6,
 )
@@ -279,22 +332,28 @@ EXERCISES["penalty_gradient"] = Exercise(
 def _two_recipes() -> list[tuple]:
     rng = np.random.default_rng(43)
     cases = []
-    for n, strength, factor in ((6, 1e4, 32), (40, 50.0, 8), (15, 3.0, 0.25)):
+    for n, ewc_lambda, factor in ((6, 1e4, 32), (40, 50.0, 8), (15, 3.0, 0.25)):
         theirs = rng.gamma(0.5, size=n) + 0.01
-        cases.append((strength, theirs, theirs * rng.uniform(0.7, 1.3, size=n) / factor))
+        cases.append((ewc_lambda, theirs, theirs * rng.uniform(0.7, 1.3, size=n) / factor))
     return cases
 
 
 EXERCISES["translate_strength"] = Exercise(
     _two_recipes,
-    lambda strength, theirs, ours: float(strength * theirs.mean() / ours.mean()),
+    lambda ewc_lambda, theirs, ours: float(ewc_lambda * theirs.mean() / ours.mean()),
     {
-        "upside_down": lambda strength, theirs, ours: float(strength * ours.mean() / theirs.mean()),
-        "unchanged": lambda strength, theirs, ours: float(strength),
-        "ours_left_out": lambda strength, theirs, ours: float(strength * theirs.mean()),
-        "mean_of_ratios": lambda strength, theirs, ours: float(strength * (theirs / ours).mean()),
-        "each_parameter": lambda strength, theirs, ours: strength * theirs / ours,
-        "difference": lambda strength, theirs, ours: float(strength + theirs.mean() - ours.mean()),
+        "upside_down": lambda ewc_lambda, theirs, ours: float(
+            ewc_lambda * ours.mean() / theirs.mean()
+        ),
+        "unchanged": lambda ewc_lambda, theirs, ours: float(ewc_lambda),
+        "ours_left_out": lambda ewc_lambda, theirs, ours: float(ewc_lambda * theirs.mean()),
+        "mean_of_ratios": lambda ewc_lambda, theirs, ours: float(
+            ewc_lambda * (theirs / ours).mean()
+        ),
+        "each_parameter": lambda ewc_lambda, theirs, ours: ewc_lambda * theirs / ours,
+        "difference": lambda ewc_lambda, theirs, ours: float(
+            ewc_lambda + theirs.mean() - ours.mean()
+        ),
     },
     tolerance=1e-6,
 )
@@ -303,10 +362,20 @@ EXERCISES["translate_strength"] = Exercise(
 
 
 def _amounts_of_work() -> list[tuple]:
-    return [(2300, 5000, 32), (39, 400, 32), (40, 100, 32), (30, 65, 16), (3, 1000, 32), (44, 400, 32), (100, 450, 32)]
+    return [
+        (2300, 5000, 32),
+        (39, 400, 32),
+        (40, 100, 32),
+        (30, 65, 16),
+        (3, 1000, 32),
+        (44, 400, 32),
+        (100, 450, 32),
+    ]
 
 
-def _whole_epochs(minibatches, n_images, batch_size, *, per_epoch=np.ceil, whole=round, least=1) -> float:
+def _whole_epochs(
+    minibatches, n_images, batch_size, *, per_epoch=np.ceil, whole=round, least=1
+) -> float:
     return max(least, whole(minibatches / per_epoch(n_images / batch_size)))
 
 
@@ -321,7 +390,9 @@ EXERCISES["epochs_for_work"] = Exercise(
         "rounded_down": lambda *case: _whole_epochs(*case, whole=np.floor),
         "rounded_up": lambda *case: _whole_epochs(*case, whole=np.ceil),
         "images": lambda minibatches, n_images, batch_size: max(1, round(minibatches / n_images)),
-        "one_batch_size": lambda minibatches, n_images, batch_size: _whole_epochs(minibatches, n_images, 32),
+        "one_batch_size": lambda minibatches, n_images, batch_size: _whole_epochs(
+            minibatches, n_images, 32
+        ),
     },
 )
 
@@ -351,10 +422,14 @@ EXERCISES["sample_wise_scores"] = Exercise(
         "maximum_first": lambda test, held_out: test.max(axis=0) / held_out.mean(axis=1).max(),
         "level_of_all": lambda test, held_out: test.max(axis=0) / held_out.mean(),
         "when": lambda test, held_out: _ratios(test, held_out).argmax(axis=0),
-        "one_for_all": lambda test, held_out: _ratios(test, held_out)[_ratios(test, held_out).mean(axis=1).argmax()],
+        "one_for_all": lambda test, held_out: _ratios(test, held_out)[
+            _ratios(test, held_out).mean(axis=1).argmax()
+        ],
         "last": lambda test, held_out: _ratios(test, held_out)[-1],
         "mean": lambda test, held_out: _ratios(test, held_out).mean(axis=0),
-        "median": lambda test, held_out: (test / np.median(held_out, axis=1, keepdims=True)).max(axis=0),
+        "median": lambda test, held_out: (test / np.median(held_out, axis=1, keepdims=True)).max(
+            axis=0
+        ),
         "each_image": lambda test, held_out: _ratios(test, held_out).max(axis=1),
     },
 )
@@ -367,7 +442,9 @@ def _courses_with_labels() -> list[tuple]:
         labels = (np.arange(n) % 3 > 0).astype(int)
         chooser = np.arange(n) % 2 == 0  # of either kind in either part
         order = rng.permutation(n)
-        scores = rng.normal(size=(n_checkpoints, n)) + labels * rng.uniform(0, 1, size=(n_checkpoints, 1))
+        scores = rng.normal(size=(n_checkpoints, n)) + labels * rng.uniform(
+            0, 1, size=(n_checkpoints, 1)
+        )
         cases.append((scores[:, order], labels[order], chooser[order]))
     return cases
 
@@ -381,14 +458,30 @@ EXERCISES["pick_then_judge"] = Exercise(
     _courses_with_labels,
     lambda scores, labels, chooser: _picked_and_judged(scores, labels, chooser, ~chooser),
     {
-        "same_images": lambda scores, labels, chooser: _picked_and_judged(scores, labels, chooser, chooser),
-        "test_labels": lambda scores, labels, chooser: _picked_and_judged(scores, labels, chooser | True, chooser | True),
-        "picked_on_all": lambda scores, labels, chooser: _picked_and_judged(scores, labels, chooser | True, ~chooser),
-        "best_of_the_rest": lambda scores, labels, chooser: _picked_and_judged(scores, labels, ~chooser, ~chooser),
-        "judged_on_all": lambda scores, labels, chooser: _picked_and_judged(scores, labels, chooser, chooser | True),
-        "swapped": lambda scores, labels, chooser: _picked_and_judged(scores, labels, ~chooser, chooser),
-        "worst": lambda scores, labels, chooser: _picked_and_judged(scores, labels, chooser, ~chooser, np.argmin),
-        "when": lambda scores, labels, chooser: float(np.argmax([_pairs(labels[chooser], row[chooser], 0.5) for row in scores])),
+        "same_images": lambda scores, labels, chooser: _picked_and_judged(
+            scores, labels, chooser, chooser
+        ),
+        "test_labels": lambda scores, labels, chooser: _picked_and_judged(
+            scores, labels, chooser | True, chooser | True
+        ),
+        "picked_on_all": lambda scores, labels, chooser: _picked_and_judged(
+            scores, labels, chooser | True, ~chooser
+        ),
+        "best_of_the_rest": lambda scores, labels, chooser: _picked_and_judged(
+            scores, labels, ~chooser, ~chooser
+        ),
+        "judged_on_all": lambda scores, labels, chooser: _picked_and_judged(
+            scores, labels, chooser, chooser | True
+        ),
+        "swapped": lambda scores, labels, chooser: _picked_and_judged(
+            scores, labels, ~chooser, chooser
+        ),
+        "worst": lambda scores, labels, chooser: _picked_and_judged(
+            scores, labels, chooser, ~chooser, np.argmin
+        ),
+        "when": lambda scores, labels, chooser: float(
+            np.argmax([_pairs(labels[chooser], row[chooser], 0.5) for row in scores])
+        ),
     },
 )
 
@@ -397,8 +490,14 @@ EXERCISES["pick_then_judge"] = Exercise(
 
 def _logits_with_targets() -> list[tuple]:
     rng = np.random.default_rng(51)
-    cases = [(rng.normal(size=n) * 3, (rng.random(n) < share).astype(float)) for n, share in ((6, 0.5), (40, 0.3))]
-    return [*cases, (np.array([900.0, -900.0, 0.0, -40.0]), np.array([0.0, 1.0, 1.0, 0.0]))]  # sure, and wrong
+    cases = [
+        (rng.normal(size=n) * 3, (rng.random(n) < share).astype(float))
+        for n, share in ((6, 0.5), (40, 0.3))
+    ]
+    return [
+        *cases,
+        (np.array([900.0, -900.0, 0.0, -40.0]), np.array([0.0, 1.0, 1.0, 0.0])),
+    ]  # sure, and wrong
 
 
 def _cross_entropy_terms(logits, targets) -> np.ndarray:
@@ -418,8 +517,12 @@ EXERCISES["binary_cross_entropy"] = Exercise(
         "flipped": lambda logits, targets: float(_cross_entropy_terms(logits, 1 - targets).mean()),
         "overflow": _cross_entropy_of_probabilities,
         "total": lambda logits, targets: float(_cross_entropy_terms(logits, targets).sum()),
-        "outliers_only": lambda logits, targets: float((targets * _cross_entropy_terms(logits, 1.0)).mean()),
-        "squared": lambda logits, targets: float(((0.5 + 0.5 * np.tanh(logits / 2) - targets) ** 2).mean()),
+        "outliers_only": lambda logits, targets: float(
+            (targets * _cross_entropy_terms(logits, 1.0)).mean()
+        ),
+        "squared": lambda logits, targets: float(
+            ((0.5 + 0.5 * np.tanh(logits / 2) - targets) ** 2).mean()
+        ),
         "sign": lambda logits, targets: -float(_cross_entropy_terms(logits, targets).mean()),
         "each_image": _cross_entropy_terms,
     },
@@ -466,12 +569,21 @@ EXERCISES["auc_on_unseen"] = Exercise(
     {
         "everything": lambda scores, kinds, seen: _auc_on(scores, kinds, kinds >= 0),
         "seen_only": lambda scores, kinds, seen: _auc_on(scores, kinds, np.isin(kinds, [0, *seen])),
-        "called_normal": lambda scores, kinds, seen: _pairs(((kinds > 0) & ~np.isin(kinds, seen)).astype(int), scores, 0.5),
+        "called_normal": lambda scores, kinds, seen: _pairs(
+            ((kinds > 0) & ~np.isin(kinds, seen)).astype(int), scores, 0.5
+        ),
         "direction": lambda scores, kinds, seen: 1 - _auc_on(scores, kinds, ~np.isin(kinds, seen)),
         "mean_of_kinds": lambda scores, kinds, seen: float(
-            np.mean([_auc_on(scores, kinds, (kinds == 0) | (kinds == kind)) for kind in set(kinds.tolist()) - {0, *seen.tolist()}])
+            np.mean(
+                [
+                    _auc_on(scores, kinds, (kinds == 0) | (kinds == kind))
+                    for kind in set(kinds.tolist()) - {0, *seen.tolist()}
+                ]
+            )
         ),
-        "kinds_counted": lambda scores, kinds, seen: float(len(set(kinds.tolist()) - {0, *seen.tolist()})),
+        "kinds_counted": lambda scores, kinds, seen: float(
+            len(set(kinds.tolist()) - {0, *seen.tolist()})
+        ),
     },
 )
 
@@ -491,9 +603,13 @@ EXERCISES["nearest_distance"] = Exercise(
         "farthest": lambda positions, gallery: _nearest(positions, gallery, reduce=np.max),
         "of_the_gallery": lambda positions, gallery: _nearest(positions, gallery, axis=0),
         "which": lambda positions, gallery: _nearest(positions, gallery, reduce=np.argmin),
-        "over_channels": lambda positions, gallery: _nearest(positions, gallery) / positions.shape[1],
+        "over_channels": lambda positions, gallery: (
+            _nearest(positions, gallery) / positions.shape[1]
+        ),
         "centre": lambda positions, gallery: ((positions - gallery.mean(axis=0)) ** 2).sum(axis=1),
-        "each_channel": lambda positions, gallery: ((positions[:, None] - gallery[None]) ** 2).min(axis=1).sum(axis=1),
+        "each_channel": lambda positions, gallery: (
+            ((positions[:, None] - gallery[None]) ** 2).min(axis=1).sum(axis=1)
+        ),
         "whole_table": lambda positions, gallery: _squared(gallery, positions),
     },
     tolerance=1e-6,
@@ -527,10 +643,20 @@ EXERCISES["region_overlap"] = Exercise(
     lambda regions, alarm: float(_share_of_region(regions, alarm, _covered).mean()),
     {
         "all_pixels": lambda regions, alarm: float(_covered(regions > 0, alarm)),
-        "touched": lambda regions, alarm: float(_share_of_region(regions, alarm, lambda region, alarm: (region & alarm).any()).mean()),
-        "union": lambda regions, alarm: float(_share_of_region(regions, alarm, lambda region, alarm: (region & alarm).sum() / (region | alarm).sum()).mean()),
+        "touched": lambda regions, alarm: float(
+            _share_of_region(regions, alarm, lambda region, alarm: (region & alarm).any()).mean()
+        ),
+        "union": lambda regions, alarm: float(
+            _share_of_region(
+                regions,
+                alarm,
+                lambda region, alarm: (region & alarm).sum() / (region | alarm).sum(),
+            ).mean()
+        ),
         "of_the_alarm": lambda regions, alarm: float((alarm & (regions > 0)).sum() / alarm.sum()),
-        "background": lambda regions, alarm: float(np.mean([_covered(regions == number, alarm) for number in range(regions.max() + 1)])),
+        "background": lambda regions, alarm: float(
+            np.mean([_covered(regions == number, alarm) for number in range(regions.max() + 1)])
+        ),
         "total": lambda regions, alarm: float(_share_of_region(regions, alarm, _covered).sum()),
         "each_region": lambda regions, alarm: _share_of_region(regions, alarm, _covered),
         "largest": lambda regions, alarm: float(_share_of_region(regions, alarm, _covered)[1]),
@@ -554,7 +680,9 @@ def _trapezoids(x, y) -> float:
 
 def _cut_at(false_alarms, overlap, limit: float) -> tuple[np.ndarray, np.ndarray]:
     inside = false_alarms < limit
-    return np.append(false_alarms[inside], limit), np.append(overlap[inside], np.interp(limit, false_alarms, overlap))
+    return np.append(false_alarms[inside], limit), np.append(
+        overlap[inside], np.interp(limit, false_alarms, overlap)
+    )
 
 
 def _stairs(false_alarms, overlap, limit: float) -> float:
@@ -564,17 +692,28 @@ def _stairs(false_alarms, overlap, limit: float) -> float:
 
 EXERCISES["area_up_to"] = Exercise(
     _curves_with_a_limit,
-    lambda false_alarms, overlap, limit: _trapezoids(*_cut_at(false_alarms, overlap, limit)) / limit,
+    lambda false_alarms, overlap, limit: (
+        _trapezoids(*_cut_at(false_alarms, overlap, limit)) / limit
+    ),
     {
-        "not_over_limit": lambda false_alarms, overlap, limit: _trapezoids(*_cut_at(false_alarms, overlap, limit)),
+        "not_over_limit": lambda false_alarms, overlap, limit: _trapezoids(
+            *_cut_at(false_alarms, overlap, limit)
+        ),
         "whole": lambda false_alarms, overlap, limit: _trapezoids(false_alarms, overlap),
-        "stops_short": lambda false_alarms, overlap, limit: _trapezoids(false_alarms[false_alarms <= limit], overlap[false_alarms <= limit]) / limit,
+        "stops_short": lambda false_alarms, overlap, limit: (
+            _trapezoids(false_alarms[false_alarms <= limit], overlap[false_alarms <= limit]) / limit
+        ),
         "its_own_end": lambda false_alarms, overlap, limit: (
-            _trapezoids(x := false_alarms[false_alarms <= limit], overlap[false_alarms <= limit]) / max(x[-1], 1e-9)
+            _trapezoids(x := false_alarms[false_alarms <= limit], overlap[false_alarms <= limit])
+            / max(x[-1], 1e-9)
         ),
         "stairs": _stairs,
-        "value_at_limit": lambda false_alarms, overlap, limit: float(np.interp(limit, false_alarms, overlap)),
-        "mean_of_corners": lambda false_alarms, overlap, limit: float(_cut_at(false_alarms, overlap, limit)[1].mean()),
+        "value_at_limit": lambda false_alarms, overlap, limit: float(
+            np.interp(limit, false_alarms, overlap)
+        ),
+        "mean_of_corners": lambda false_alarms, overlap, limit: float(
+            _cut_at(false_alarms, overlap, limit)[1].mean()
+        ),
     },
 )
 
@@ -586,7 +725,9 @@ def _runs_of_classes() -> list[tuple]:
     rng = np.random.default_rng(71)
     cases = [(np.array(["star", "star", "heart"]), np.array([0.8, 0.9, 0.5]))]
     for n, n_classes, failed in ((12, 4, 0), (30, 5, 4)):
-        classes = np.concatenate([np.arange(n_classes), rng.integers(0, n_classes, size=n - n_classes) ** 2 % n_classes])
+        classes = np.concatenate(
+            [np.arange(n_classes), rng.integers(0, n_classes, size=n - n_classes) ** 2 % n_classes]
+        )
         values = 0.6 + 0.07 * classes + 0.05 * rng.normal(size=n)
         values[n_classes : n_classes + failed] = np.nan
         cases.append((classes, values))
@@ -603,7 +744,9 @@ EXERCISES["mean_over_classes"] = Exercise(
     {
         "pooled": lambda classes, values: float(np.nanmean(values)),
         "best_seed": lambda classes, values: float(_per_class(classes, values, np.nanmax).mean()),
-        "failed_as_zero": lambda classes, values: float(_per_class(classes, np.nan_to_num(values)).mean()),
+        "failed_as_zero": lambda classes, values: float(
+            _per_class(classes, np.nan_to_num(values)).mean()
+        ),
         "failed_kept": lambda classes, values: float(_per_class(classes, values, np.mean).mean()),
         "each_class": _per_class,
         "median": lambda classes, values: float(np.median(_per_class(classes, values))),
@@ -613,7 +756,10 @@ EXERCISES["mean_over_classes"] = Exercise(
 
 def _class_means_with_draws() -> list[tuple]:
     rng = np.random.default_rng(72)
-    return [(rng.uniform(0.5, 1, size=n), rng.integers(0, n, size=(draws, n))) for n, draws in ((10, 400), (6, 200), (3, 50))]
+    return [
+        (rng.uniform(0.5, 1, size=n), rng.integers(0, n, size=(draws, n)))
+        for n, draws in ((10, 400), (6, 200), (3, 50))
+    ]
 
 
 def _around(values, spread: float) -> np.ndarray:
@@ -635,19 +781,45 @@ EXERCISES["class_interval"] = Exercise(
     },
 )
 
-SETTING = ("images", "normal classes", "level", "outliers", "network")  # what must be equal before two figures are compared
+SETTING = (
+    "images",
+    "normal classes",
+    "level",
+    "outliers",
+    "network",
+)  # what must be equal before two figures are compared
 
 
 def _pairs_of_rows() -> list[tuple]:
-    row = {"images": "CIFAR-10", "normal classes": 1, "level": "image", "outliers": False, "network": "ResNet-152", "method": "DN2", "ROC-AUC": 0.9}
-    other = {"images": "MVTec AD", "normal classes": 20, "level": "pixel", "outliers": True, "network": "ResNet-18"}
+    row = {
+        "images": "CIFAR-10",
+        "normal classes": 1,
+        "level": "image",
+        "outliers": False,
+        "network": "ResNet-152",
+        "method": "DN2",
+        "ROC-AUC": 0.9,
+    }
+    other = {
+        "images": "MVTec AD",
+        "normal classes": 20,
+        "level": "pixel",
+        "outliers": True,
+        "network": "ResNet-18",
+    }
     cases = [(row, row | {"ROC-AUC": 0.5}), (row | {"method": "PANDA-EWC"}, row)]
     cases += [(row, row | {key: other[key]}) for key in SETTING]
-    return [*cases, (row | other, row | other), (row | {"level": "pixel"}, row | {"level": "pixel", "method": "SPADE", "ROC-AUC": 0.95})]
+    return [
+        *cases,
+        (row | other, row | other),
+        (row | {"level": "pixel"}, row | {"level": "pixel", "method": "SPADE", "ROC-AUC": 0.95}),
+    ]
 
 
 def _equal_but(*ignored):
-    return lambda ours, theirs: all(ours[key] == theirs[key] for key in SETTING if key not in ignored)
+    return lambda ours, theirs: all(
+        ours[key] == theirs[key] for key in SETTING if key not in ignored
+    )
 
 
 EXERCISES["fair"] = Exercise(
@@ -655,7 +827,9 @@ EXERCISES["fair"] = Exercise(
     _equal_but(),
     {
         "everything": lambda ours, theirs: ours == theirs,
-        "method": lambda ours, theirs: _equal_but()(ours, theirs) and ours["method"] == theirs["method"],
+        "method": lambda ours, theirs: (
+            _equal_but()(ours, theirs) and ours["method"] == theirs["method"]
+        ),
         "level": _equal_but("level"),
         "outliers": _equal_but("outliers"),
         "normal_classes": _equal_but("normal classes"),
@@ -672,7 +846,9 @@ EXERCISES["fair"] = Exercise(
 
 def _scores_to_rank() -> list[tuple]:
     rng = np.random.default_rng(81)
-    return [(np.array([0.3, 2.0, 0.1, 1.5]), 2)] + [(rng.gamma(2, size=n), k) for n, k in ((9, 3), (40, 12), (5, 5))]
+    return [(np.array([0.3, 2.0, 0.1, 1.5]), 2)] + [
+        (rng.gamma(2, size=n), k) for n, k in ((9, 3), (40, 12), (5, 5))
+    ]
 
 
 EXERCISES["most_anomalous"] = Exercise(
@@ -692,7 +868,10 @@ EXERCISES["most_anomalous"] = Exercise(
 def _parts_of_scores() -> list[tuple]:
     rng = np.random.default_rng(82)
     scales = np.array([[40.0], [0.6]])
-    return [(rng.gamma(3, size=(2, n)) * scales, rng.gamma(2, size=(2, m)) * scales) for n, m in ((6, 30), (1, 9), (20, 50))]
+    return [
+        (rng.gamma(3, size=(2, n)) * scales, rng.gamma(2, size=(2, m)) * scales)
+        for n, m in ((6, 30), (1, 9), (20, 50))
+    ]
 
 
 def _in_units(parts, normal, q: float = 0.9) -> np.ndarray:
@@ -730,7 +909,9 @@ EXERCISES["true_alarms"] = Exercise(
         "half_and_half": lambda caught, false, share: caught / (caught + false),
         "all_alarms": lambda caught, false, share: caught * share + false * (1 - share),
         "true_only": lambda caught, false, share: caught * share,
-        "false_share": lambda caught, false, share: false * (1 - share) / (caught * share + false * (1 - share)),
+        "false_share": lambda caught, false, share: (
+            false * (1 - share) / (caught * share + false * (1 - share))
+        ),
         "everybody": lambda caught, false, share: caught * share / (caught * share + false),
     },
 )

@@ -6,7 +6,7 @@ import math
 
 from pandalib.teach import session
 from pandalib.teach.strings import Mistyped, OneLine, say, text
-from pandalib.tiers import current_tier
+from pandalib.experiments.config import current_tier
 
 
 class OutOfBand(OneLine, AssertionError):
@@ -19,12 +19,17 @@ def predict(key: str, answer: str | None = None) -> None:
     options = entry["options"]
     if answer is None:
         session.predictions.pop(key, None)
-        show(say("question", question=entry["question"]), *(f"- **{name}**: {option}" for name, option in options.items()))
+        show(
+            say("question", question=entry["question"]),
+            *(f"- **{name}**: {option}" for name, option in options.items()),
+        )
         print(say("how_to_answer", key=key, option=next(iter(options))))
         return
     choice = str(answer).strip().lower()
     if choice not in options:
-        raise Mistyped(f"the answer {answer!r} is none of the options: choose {', '.join(options)}.")
+        raise Mistyped(
+            f"the answer {answer!r} is none of the options: choose {', '.join(options)}."
+        )
     session.predictions[key] = choice
     print(say("answer_kept", choice=choice, option=options[choice]))
 
@@ -40,7 +45,13 @@ def reveal(key: str) -> None:
         if choice == right:
             opening = say("predicted_right", right=right)
         else:
-            opening = say("predicted_wrong", choice=choice, reply=entry["replies"][choice], right=right, option=entry["options"][right])
+            opening = say(
+                "predicted_wrong",
+                choice=choice,
+                reply=entry["replies"][choice],
+                right=right,
+                option=entry["options"][right],
+            )
     show(f"{opening} {entry['why']}")
 
 
@@ -66,7 +77,15 @@ def report(name: str, value: float, low: float, high: float, *, digits: int = 3)
         print(f"{name}: {value:.{digits}f}")
         return
     if not (math.isfinite(value) and low <= value <= high):
-        raise OutOfBand(say("out_of_band", name=name, value=f"{value:.{digits}f}", low=f"{low:g}", high=f"{high:g}"))
+        raise OutOfBand(
+            say(
+                "out_of_band",
+                name=name,
+                value=f"{value:.{digits}f}",
+                low=f"{low:g}",
+                high=f"{high:g}",
+            )
+        )
     print(f"{name}: {value:.{digits}f}   (band {low:g} to {high:g})")
 
 

@@ -7,7 +7,9 @@ order: each entry says how things stand now.
 from __future__ import annotations
 
 predictions: dict[str, str] = {}  # key -> the answer given; the reveal speaks to it
-shown: dict[str, str] = {}  # key -> the answer that stood when the reveal came first: a later one is hindsight
+shown: dict[
+    str, str
+] = {}  # key -> the answer that stood when the reveal came first: a later one is hindsight
 hints: dict[str, int] = {}  # exercise -> hints read
 solved: dict[str, bool] = {}  # exercise -> whether its last check passed; absent: never checked
 

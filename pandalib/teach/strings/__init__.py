@@ -38,9 +38,13 @@ def table(language: str | None = None) -> dict:
 
 @functools.cache
 def _table(language: str) -> dict:
-    found = sorted(file.name.removesuffix(".toml") for file in FOLDER.iterdir() if file.name.endswith(".toml"))
+    found = sorted(
+        file.name.removesuffix(".toml") for file in FOLDER.iterdir() if file.name.endswith(".toml")
+    )
     if language not in found:
-        raise ValueError(f"there are no sentences in the language {language!r}: set PANDALIB_LANGUAGE to one of {', '.join(found)}.")
+        raise ValueError(
+            f"there are no sentences in the language {language!r}: set PANDALIB_LANGUAGE to one of {', '.join(found)}."
+        )
     try:
         own = tomllib.loads((FOLDER / f"{language}.toml").read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -61,8 +65,12 @@ def text(section: str, key: str) -> dict:
     entries = table().get(section, {})
     if key not in entries:
         near = difflib.get_close_matches(str(key), entries, n=1)
-        choice = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(sorted(entries))}."
-        raise Mistyped(f"there is no {'prediction' if section == 'predict' else section} {key!r}: {choice}")
+        choice = (
+            f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(sorted(entries))}."
+        )
+        raise Mistyped(
+            f"there is no {'prediction' if section == 'predict' else section} {key!r}: {choice}"
+        )
     return entries[key]
 
 

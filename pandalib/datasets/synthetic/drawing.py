@@ -1,0 +1,210 @@
+"""Drawing by code: seeded textures, glyphs from the fonts that matplotlib ships, and their placement.
+
+Every image is a function of (stream, seed, index) alone, so any image can be drawn by itself, in any order:
+`generator` turns those three into a random generator, and nothing else is random.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import zlib
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from pandalib.interpolation import enlargement
+
+FONT_FILES = ("DejaVuSans.ttf", "DejaVuSans-Bold.ttf")
+MASK_SIZE = 128  # pixels of a glyph mask: twice the image, so that shrunk glyphs keep smooth edges
+FONT_SIZE = 80
+
+
+class Style(NamedTuple):
+    """How one kind of image is drawn. Scales are glyph heights relative to the image, angles are radians."""
+
+    distractors: int = 0  # letters behind the symbol, each present with probability 0.7
+    rotation: float = 0.35  # the symbol is turned by up to this angle, either way
+    shift: float = 0.17  # ... and moved by up to this fraction of the image side
+    scale: tuple[float, float] = (0.37, 0.70)
+    clutter: float = 0.5  # lightness differences of the background texture, 0 (only hues vary) to 1
+    contrast: tuple[float, float] = (0.22, 0.45)  # lightness difference of symbol and background
+    noise: float = 0.02  # standard deviation of the pixel noise, in units of the full range
+
+
+def generator(stream: str, seed: int, index: int) -> np.random.Generator:
+    """Random generator of one image: the same (stream, seed, index) gives the same numbers on every machine."""
+    return np.random.default_rng([zlib.crc32(stream.encode()), seed, index])
+
+
+@functools.cache
+def font(name: str) -> ImageFont.FreeTypeFont:
+    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is missing: it comes with matplotlib. Run `make install`, or reinstall matplotlib."
+        )
+    return ImageFont.truetype(str(path), FONT_SIZE)
+
+
+@functools.cache
+def glyph_mask(character: str, font_name: str = FONT_FILES[0]) -> Image.Image:
+    """One character as a grey mask, (128, 128), centred by its ink."""
+    mask = Image.new("L", (MASK_SIZE, MASK_SIZE))
+    pen = ImageDraw.Draw(mask)
+    left, top, right, bottom = pen.textbbox((0, 0), character, font=font(font_name))
+    middle = MASK_SIZE / 2
+    pen.text(
+        (middle - (left + right) / 2, middle - (top + bottom) / 2),
+        character,
+        fill=255,
+        font=font(font_name),
+    )
+    return mask
+
+
+def place(
+    mask: Image.Image, size: int, *, height: float, angle: float, shift: tuple[float, float]
+) -> np.ndarray:
+    """Turn, scale and move a glyph mask into an image, float32 (size, size) in 0..1.
+
+    Drawn at twice the size and averaged down: bilinear sampling alone breaks thin strokes when it shrinks.
+    """
+    canvas = 2 * size
+    step = FONT_SIZE / (height * canvas)  # mask pixels per canvas pixel
+    cos, sin = math.cos(angle) * step, math.sin(angle) * step
+    x, y = canvas * (0.5 + shift[0]), canvas * (0.5 + shift[1])
+    middle = MASK_SIZE / 2
+    inverse = (cos, sin, middle - cos * x - sin * y, -sin, cos, middle + sin * x - cos * y)
+    drawn = mask.transform(
+        (canvas, canvas), Image.Transform.AFFINE, inverse, Image.Resampling.BILINEAR
+    ).reduce(2)
+    return np.asarray(drawn, dtype=np.float32) / np.float32(255)
+
+
+class TextureBank:
+    """Smooth random textures: each is a small network of sines over the coordinates (a CPPN), fixed by (seed, number)."""
+
+    def __init__(self, n: int, seed: int, hidden: int = 12):
+        rng = np.random.default_rng([zlib.crc32(b"textures"), seed])
+        normal = lambda *shape: rng.standard_normal((n, *shape)).astype(np.float32)  # noqa: E731
+        self.n = n
+        self.frequency = normal(2, hidden) * np.exp(0.6 * normal(1, 1) + 1.3)
+        self.phase = 2 * normal(hidden)
+        self.mix, self.mix_bias = 0.75 * normal(hidden, hidden), 1.5 * normal(hidden)
+        self.out, self.out_bias = 1.1 * normal(hidden, 2), 0.9 * normal(2)
+
+    def draw(
+        self, number: int, size: int, *, zoom: float, angle: float, shift: tuple[float, float]
+    ) -> np.ndarray:
+        """Two fields in 0..1, float32 (2, size, size). Drawn at half the size and enlarged: they are smooth."""
+        half = size // 2
+        cos, sin = math.cos(angle) * zoom, math.sin(angle) * zoom
+        turn = np.array([[cos, sin], [-sin, cos]], dtype=np.float32)
+        points = (coordinates(half) - np.array(shift, dtype=np.float32)) @ turn
+        wave = np.sin(points @ self.frequency[number] + self.phase[number])
+        wave = np.sin(wave @ self.mix[number] + self.mix_bias[number])
+        field = 1 / (1 + np.exp(-(wave @ self.out[number] + self.out_bias[number])))
+        enlarge = enlargement(half, size)
+        return enlarge @ field.T.reshape(2, half, half) @ enlarge.T
+
+
+@functools.cache
+def coordinates(size: int) -> np.ndarray:
+    """(size * size, 2) pixel centres from -1 to 1, x first."""
+    line = (np.arange(size, dtype=np.float32) + 0.5) * (2 / size) - 1
+    x, y = np.meshgrid(line, line)
+    return np.stack([x.ravel(), y.ravel()], axis=1)
+
+
+def oklch(lightness: float, chroma: float, hue: float) -> np.ndarray:
+    """A colour by perceived lightness, chroma and hue, as sRGB float32 (3,), clipped to 0..1.
+
+    Equal steps look equally large in this space (Ottosson 2020), which keeps random colours pleasant and
+    makes `contrast` mean the same thing for every hue.
+    """
+    a, b = chroma * math.cos(hue), chroma * math.sin(hue)
+    l, m, s = (
+        (lightness + 0.3963377774 * a + 0.2158037573 * b) ** 3,
+        (lightness - 0.1055613458 * a - 0.0638541728 * b) ** 3,
+        (lightness - 0.0894841775 * a - 1.2914855480 * b) ** 3,
+    )
+    linear = np.array(
+        [
+            4.0767416621 * l - 3.3077115913 * m + 0.2309699292 * s,
+            -1.2684380046 * l + 2.6097574011 * m - 0.3413193965 * s,
+            -0.0041960863 * l - 0.7034186147 * m + 1.7076147010 * s,
+        ]
+    )
+    linear = np.clip(linear, 0, 1)
+    return np.where(
+        linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055
+    ).astype(np.float32)
+
+
+def uniform(rng: np.random.Generator, low: float, high: float) -> float:
+    return low + (high - low) * rng.random()
+
+
+def paint(
+    rng: np.random.Generator, bank: TextureBank, size: int, lightness: float, strength: float
+) -> tuple[np.ndarray, int]:
+    """A textured surface around one lightness: float32 (3, size, size), and the number of the texture used."""
+    number = int(rng.integers(bank.n))
+    shift = (uniform(rng, -1, 1), uniform(rng, -1, 1))
+    fields = bank.draw(
+        number,
+        size,
+        zoom=math.exp(uniform(rng, -1.2, 0.0)),
+        angle=uniform(rng, -math.pi, math.pi),
+        shift=shift,
+    )
+    hue, chroma = uniform(rng, 0, 2 * math.pi), uniform(rng, 0.02, 0.12)
+    spread = 0.30 * strength
+    base = oklch(lightness, chroma, hue)
+    second = oklch(lightness + spread, chroma, hue + uniform(rng, -1.0, 1.0))
+    third = oklch(lightness - spread, chroma, hue + uniform(rng, -1.0, 1.0))
+    towards = np.stack([second - base, third - base], axis=1)  # (3, 2)
+    return base[:, None, None] + np.tensordot(towards, fields, axes=1), number
+
+
+def draw(
+    rng: np.random.Generator,
+    bank: TextureBank,
+    character: str,
+    style: Style,
+    letters: str = "",
+    size: int = 64,
+) -> tuple[np.ndarray, int]:
+    """One image, uint8 (3, size, size), and the number of its background texture.
+
+    `character` may be " ": a background without a symbol. The generator is used up in a fixed order, so the
+    backgrounds of two symbols at one (stream, seed, index) differ only by the symbol.
+    """
+    ground = uniform(rng, 0.30, 0.80)
+    image, texture = paint(rng, bank, size, ground, style.clutter)
+
+    def stamp(
+        mask: Image.Image, scale: tuple[float, float], shift: float, rotation: float, visible: bool
+    ) -> None:
+        nonlocal image
+        height = math.exp(uniform(rng, math.log(scale[0]), math.log(scale[1])))
+        angle = uniform(rng, -rotation, rotation)
+        at = (uniform(rng, -shift, shift), uniform(rng, -shift, shift))
+        step = uniform(rng, *style.contrast) * (1 if rng.random() < 0.5 else -1)
+        if not 0.12 <= ground + step <= 0.97:  # that side is out of range: the other one has room
+            step = -step
+        fill, _ = paint(rng, bank, size, ground + step, 0.3)
+        if visible:
+            image = image + place(mask, size, height=height, angle=angle, shift=at) * (fill - image)
+
+    for _ in range(style.distractors):
+        letter = letters[int(rng.integers(len(letters)))]
+        stamp(glyph_mask(letter), (0.25, 0.45), 0.4, math.pi, rng.random() < 0.7)
+    face = FONT_FILES[int(rng.integers(len(FONT_FILES)))]
+    stamp(glyph_mask(character, face), style.scale, style.shift, style.rotation, character != " ")
+    image = image + np.float32(style.noise) * rng.standard_normal(image.shape, dtype=np.float32)
+    return np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8), texture
