@@ -5,6 +5,7 @@ Features are plain arrays, one row per image, from whatever network. Everything 
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Iterator
 
@@ -172,3 +173,17 @@ def check_fitted(estimator: object, attribute: str) -> None:
         raise NotFittedError(
             f"This {name} has seen no normal images yet; call fit(features) first."
         )
+
+
+def check_counts(**values: int) -> None:
+    """Raise ValueError unless each value is a whole number of at least 1."""
+    for name, value in values.items():
+        if not isinstance(value, int | np.integer) or value < 1:
+            raise ValueError(f"{name}={value!r}: expected a whole number of at least 1.")
+
+
+def check_rates(**values: float | None) -> None:
+    """Raise ValueError unless each value is a finite number above 0, or None."""
+    for name, value in values.items():
+        if value is not None and not (value > 0 and math.isfinite(value)):
+            raise ValueError(f"{name}={value!r}: expected a number above 0.")
