@@ -79,8 +79,7 @@ def search(way: str, gallery: np.ndarray):
     """The way, built: a function from queries to (squared distances, indices or None)."""
     import faiss
 
-    from pandalib.validation import kmeans_gallery
-    from pandalib.methods.knn import _Gallery
+    from pandalib.methods.knn import _Gallery, kmeans_gallery
 
     if way == "pandalib, all pairs":
         found = _Gallery(gallery)

@@ -54,7 +54,7 @@ def everything(folder: Path) -> dict[str, np.ndarray]:
     )
     from pandalib import load_backbone, load_task, pixel_roc_auc, pro, roc_auc, run
     from pandalib.methods.panda import fit_compactness
-    from pandalib.validation import kmeans_gallery
+    from pandalib.methods.knn import kmeans_gallery
 
     star, weave = (
         load_task("pictograms:star", n_train=70, n_test=6),

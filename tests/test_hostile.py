@@ -20,7 +20,8 @@ from pandalib.methods.panda import fit_compactness
 from pandalib.backbones import load_backbone, read_state
 from pandalib.methods.patchcore import PatchCore
 from pandalib.cache import FeatureCache
-from pandalib.methods.detectors import DN2, PANDA, PixelKNN, PANDASES
+from pandalib.methods.detectors import PANDA, PANDASES
+from pandalib.methods.knn import DN2, PixelKNN
 from pandalib.methods.ewc import Fisher
 from pandalib.experiments.sweep import read_results
 from pandalib.methods.outlier_exposure import OutlierExposure

@@ -1,39 +1,35 @@
-"""One run: one method on one task, described by one flat record (the JSON of `python -m pandalib run`)."""
+"""One run: one method on one task, described by one flat record.
+
+    run("pictograms:star", "ewc", ewc_lambda=300.0)
+
+The options of each method stand in `pandalib.experiments.config`. The history of a run holds what
+is measured at its checkpoints. The ROC-AUC in it is for looking at: nothing is chosen by it.
+"""
 
 from __future__ import annotations
 
-import os
-import resource
-import sys
 import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import psutil
 
-from pandalib.experiments import config as tiers
-from pandalib.methods.panda import epochs_for
-from pandalib.backbones import EMBEDDED, Backbone, load_backbone
+from pandalib.backbones import Backbone
 from pandalib.cache import FeatureCache, Memory
-from pandalib.methods.detectors import DN2, PANDA, PixelKNN, PANDASES
-from pandalib.methods.ewc import EWC, Fisher, fisher_information, linear_probe, upstream_fisher
-from pandalib.methods.outlier_exposure import OutlierExposure
-from pandalib.experiments.history import adaptation_recorder, exposure_recorder, svdd_recorder
+from pandalib.datasets.load import OneClassTask, load_task
+from pandalib.experiments.config import ImageOptions, Setup, make_options, tier_named
+from pandalib.experiments.inputs import load_network
+from pandalib.methods.deep_svdd import SVDDEpoch
+from pandalib.methods.outlier_exposure import ExposureEpoch
+from pandalib.methods.panda import Checkpoint, diagnose, effective_rank, feature_variance
+from pandalib.methods.spade import image_scores
 from pandalib.metrics import roc_auc
 from pandalib.pixel_metrics import pixel_roc_auc, pro
-from pandalib.datasets.pooling import Chosen, Joined
-from pandalib.methods.spade import SPADE, PatchCore, image_scores
-from pandalib.datasets.outliers import KINDS, check_unseen, load_outliers, outlier_folder
-from pandalib.datasets.public import SETS
-from pandalib.methods.deep_svdd import DeepSVDD
-from pandalib.datasets.load import OneClassTask, load_task, sibling_tasks
 
-WITHOUT_BACKBONE = {"pixels", "svdd"}
-BIASED_BATCH = 32  # images in a batch whose mean gradient is squared, for the Fisher recipe "batch-mean": the official code's
-FISHER_RECIPES = ("per-sample", "batch-mean")
-LAYERS = {
-    "spade": ("layer1", "layer2", "layer3"),
-    "bank": ("layer2", "layer3"),
-}  # as far as the network has them
-N_OUTLIERS = 2000  # drawn for outlier exposure
+DRAWN = ("pictograms:", "surfaces:")  # images with a size of their own
 
 
 def run(
@@ -42,502 +38,196 @@ def run(
     *,
     tier: str = "embedded",
     seed: int = 0,
-    backbone: str | None = None,
-    weights: str | None = None,
-    last: str | None = None,
-    adapt_from: str = "layer3",
-    size: int | None = None,
-    n_train: int | None = None,
-    n_test: int | None = None,
-    missing_masks: str = "error",
-    level: str | None = None,
-    k: int = 2,
-    normalise: bool = False,
-    n_centres: int | None = None,
-    epochs: int | None = None,
-    lr: float | None = None,
-    max_grad_norm: float | None = None,
-    ewc_lambda: float | None = None,
-    fisher: str | None = None,
-    fisher_images: str | None = None,
-    fisher_recipe: str = "per-sample",
-    outliers: str | None = None,
-    n_outliers: int | None = None,
-    n_images: int = 50,
-    kappa: int = 1,
-    sigma: float = 4.0,
-    balanced: bool = False,
-    bf16: bool = False,
-    checkpoints: int = 10,
     memory: Memory | None = None,
+    progress: bool = True,
+    **options,
 ) -> dict:
-    """Fit `method` on the normal images of `task`, score its test images, measure.
+    """Fit a method on the normal images of a task, score its test images, measure.
 
     Parameters
     ----------
-    task, seed, n_train, n_test, size, missing_masks, level : as in `load_task`.
-    method : one of `METHODS`.
-    tier : gives the defaults of backbone, weights, last and size.
-    backbone, weights, last, adapt_from : as in `load_backbone`. A backbone without weights gets ImageNet's.
-    k : neighbours, of every method that scores by kNN (not oe, svdd, spade, bank).
-    normalise, n_centres : of dn2 and whitened, as in `pandalib.methods.knn.KNN`.
-    epochs, lr, clip : of the adaptation; None: the pace of the tier (of DeepSVDD, its own).
-    strength : lambda of EWC; None: the tier's.
-    fisher : a file with the Fisher information (`Fisher.save`).
-    fisher_images : a folder with one folder of images per class, from which to compute it. With neither, the embedded
-        network takes its own pretraining task, another whole network its own predictions on the training images.
-    fisher_recipe : "per-sample", the definition, or "batch-mean": squares of the mean gradient of batches of 32, too small
-        by up to that factor.
-    outliers : for outlier exposure: near, middle, far or noise, which are drawn for pictograms (None: near), or a folder
-        of images that are not normal. No test image may be among them.
-    n_outliers : None: 2000 drawn ones, or all of the folder.
-    n_images, kappa, sigma, balanced : of `pandalib.methods.spade.SPADE`; sigma also of the memory bank.
-    bf16 : adapt and score in bfloat16.
-    checkpoints : about so many moments go into the history, besides the first; 0: none, which saves scoring at each of them.
-    memory : what this process keeps from one run to the next (drawn images, activations of the stem); changes no number.
+    task : as in `pandalib.load_task`.
+    method : one of `pandalib.experiments.config.METHODS`.
+    tier : gives the defaults of network, image size and pace.
+    seed : of images, weights and batches.
+    memory : what this process keeps from one run to the next; changes no number.
+    progress : show bars.
+    **options : of the method, as its dataclass in `pandalib.experiments.config` has them; None
+        leaves one at its default.
 
     Returns
     -------
-    dict with the keys task, method, tier, backbone, weights_sha256, seed, n_train, n_test, roc_auc, pixel_roc_auc,
-    pro, seconds, peak_rss_mb, history. What does not apply is None; history is a list, one record per checkpoint.
-    pixel_roc_auc and pro are those of spade and bank, where masks tell anomalous from normal pixels.
+    dict with the keys task, method, tier, backbone, weights_sha256, seed, n_train, n_test, roc_auc,
+    pixel_roc_auc, pro, seconds, peak_rss_mb, bf16, history. What does not apply is None. pixel_roc_auc
+    and pro need a method with maps and masks that tell anomalous from normal pixels; bf16 is what
+    was decided and, if it was tried, the ratio of times; history is a list, one dict a checkpoint.
 
-    Raises
-    ------
-    ValueError, OSError naming what was given and what was expected.
+    Examples
+    --------
+    >>> record = run("pictograms:star", "dn2", n_train=20, n_test=3)
+    >>> record["n_test"], 0 < record["roc_auc"] <= 1
+    (30, True)
     """
     start = time.perf_counter()
-    if method not in METHODS:
-        raise ValueError(f"method {method!r} is unknown: choose one of {', '.join(METHODS)}.")
-    if tier not in tiers.TIERS:
-        raise ValueError(f"tier {tier!r} is unknown: choose one of {', '.join(tiers.TIERS)}.")
-    if checkpoints < 0:
-        raise ValueError(f"checkpoints={checkpoints}: expected a whole number of at least 0.")
-    defaults = tiers.TIERS[tier]
-    if task.startswith(("pictograms:", "surfaces:")):  # drawn images have a size of their own
-        resize = None
-    else:
-        size, resize = size or defaults.size, defaults.resize if size is None else None
-    recall = memory.recall if memory is not None else _anew
-    data = recall(
-        load_task,
-        task,
-        seed=seed,
-        n_train=n_train,
-        n_test=n_test,
-        size=size,
-        resize=resize,
-        missing_masks=missing_masks,
-        level=level,
-    )
-    network = strangers = None
-    if method not in WITHOUT_BACKBONE:
-        name = backbone or defaults.backbone
-        default_weights = defaults.weights if name == defaults.backbone else "imagenet"
-        network = load_backbone(
-            name,
-            weights or default_weights,
-            last=last or defaults.last,
-            adapt_from=adapt_from,
-            seed=seed,
-        )
-    if method == "oe":
-        strangers = outliers_of(
-            data, outliers, n_outliers, level=level, resize=resize, seed=seed, recall=recall
-        )
-    history: list[dict] = []
-    detector = BUILDERS[method](
+    chosen = make_options(method, options)
+    defaults = tier_named(tier)
+    recall = memory.recall if memory is not None else _call
+    resize = defaults.resize if chosen.size is None and not task.startswith(DRAWN) else None
+    data = _load_images(task, chosen, defaults.size, resize, seed, recall)
+    network = load_network(chosen, defaults, seed)
+    cache = memory if tier == "embedded" else FeatureCache()
+    chosen = chosen.at_pace(defaults.pace, len(data.train))
+    bf16 = None
+    if hasattr(chosen, "bf16"):
+        bf16 = _decide_bf16(chosen.bf16, network, data)
+        chosen = replace(chosen, bf16=bf16["used"])
+    recorder = Recorder(chosen, network, data, cache) if has_history(chosen) else None
+    setup = Setup(
+        task=data,
         backbone=network,
-        data=data,
-        history=history,
-        cache=memory if tier == "embedded" else FeatureCache(),
-        pace=defaults.pace,
-        k=k,
-        normalise=normalise,
-        n_centres=n_centres,
-        epochs=epochs,
-        lr=lr,
-        max_grad_norm=max_grad_norm,
-        ewc_lambda=ewc_lambda,
-        fisher=fisher,
-        fisher_images=fisher_images,
-        fisher_recipe=fisher_recipe,
-        outliers=strangers,
-        n_images=n_images,
-        kappa=kappa,
-        sigma=sigma,
-        balanced=balanced,
         seed=seed,
-        bf16=bf16,
-        checkpoints=checkpoints,
-    ).fit(data.train)
-    pixels = dict(pixel_roc_auc=None, pro=None)
-    if method in LAYERS and data.masks is not None and data.masks.any() and not data.masks.all():
-        maps = detector.maps(data.test)  # all at once: the figures sort all pixels
+        cache=cache,
+        recall=recall,
+        resize=resize,
+        checkpoint_every=recorder and recorder.every,
+        on_checkpoint=recorder,
+        progress=progress,
+    )
+    detector = chosen.build(setup).fit(data.train)
+    maps, scores = None, None
+    if hasattr(detector, "maps") and _has_both(data.masks):
+        maps = detector.maps(data.test)  # all at once: the metrics sort all pixels
         scores = image_scores(maps)
-        pixels = dict(pixel_roc_auc=pixel_roc_auc(data.masks, maps), pro=pro(data.masks, maps))
     else:
         scores = detector.score(data.test)
-    return dict(
+    record = dict(
         task=data.name,
         method=method,
         tier=tier,
-        backbone=network and (network.name if last is None else f"{network.name}:{network.last}"),
+        backbone=network and _network_name(network, chosen),
         weights_sha256=network and network.weights_sha256,
         seed=seed,
         n_train=len(data.train),
         n_test=len(data.test),
         roc_auc=roc_auc(data.labels, scores),
-        **pixels,
+        pixel_roc_auc=None if maps is None else pixel_roc_auc(data.masks, maps),
+        pro=None if maps is None else pro(data.masks, maps),
+    )
+    return record | dict(
         seconds=round(time.perf_counter() - start, 3),
         peak_rss_mb=round(peak_rss_mb(), 1),
-        history=history,
+        bf16=bf16,
+        history=recorder.history if recorder else [],
     )
 
 
-def _anew(function, *arguments, **options):
+def has_history(options: ImageOptions) -> bool:
+    return getattr(options, "checkpoints", 0) > 0
+
+
+def _call(function, *arguments, **options):
     """What stands for `Memory.recall` where nothing is kept."""
     return function(*arguments, **options)
 
 
-# One builder for each method: its unfitted detector, which fills `history` while it is fitted. Each names what it uses.
-
-
-def _pixels(*, k, **_):
-    return PixelKNN(k)
-
-
-def _dn2(*, backbone, k, normalise, n_centres, seed, cache, whiten=False, **_):
-    return DN2(
-        backbone, k, normalise=normalise, whiten=whiten, n_centres=n_centres, seed=seed, cache=cache
-    )
-
-
-def _whitened(**options):
-    return _dn2(whiten=True, **options)
-
-
-def _adapted(work: str, lr: str = "lr"):
-    """The builder of a method whose budget and learning rate are these of the tier's pace."""
-
-    def build(*, penalty=None, **options):
-        return PANDA(options["backbone"], penalty=penalty, **_training(work, lr, **options))
-
-    return build
-
-
-def _ses(**options):
-    return PANDASES(options["backbone"], **_training("sample_wise", "lr", apart=True, **options))
-
-
-def _ewc(
-    *, backbone, data, pace, ewc_lambda, fisher, fisher_images, fisher_recipe, seed, **options
-):
-    information = fisher_of(
-        backbone, data.train, fisher, fisher_images, recipe=fisher_recipe, seed=seed
-    )
-    penalty = EWC(backbone, pace.ewc_lambda if ewc_lambda is None else ewc_lambda, information)
-    return _adapted("long", "ewc_lr")(
-        penalty=penalty, backbone=backbone, data=data, pace=pace, seed=seed, **options
-    )
-
-
-def _training(
-    work,
-    usual_lr,
-    *,
-    backbone,
-    data,
-    history,
-    pace,
-    k,
-    epochs,
-    lr,
-    max_grad_norm,
-    seed,
-    bf16,
-    cache,
-    checkpoints,
-    apart=False,
-    **_,
-) -> dict:
-    """How a head is adapted. `apart`: every epoch is a checkpoint for the method itself, whatever the history keeps."""
-    epochs = epochs_for(getattr(pace, work), len(data.train)) if epochs is None else epochs
-    checkpoint_every = max(1, epochs // checkpoints) if checkpoints else epochs
-    record = (
-        adaptation_recorder(
-            backbone,
-            data,
-            history,
-            cache=cache,
-            bf16=bf16,
-            k=k,
-            checkpoint_every=checkpoint_every,
-            last=epochs,
-        )
-        if checkpoints
-        else None
-    )
-    return dict(
-        epochs=epochs,
-        lr=getattr(pace, usual_lr) if lr is None else lr,
-        max_grad_norm=pace.max_grad_norm if max_grad_norm is None else max_grad_norm,
-        k=k,
-        checkpoint_every=1 if apart else checkpoint_every,
-        seed=seed,
-        bf16=bf16,
-        cache=cache,
-        on_checkpoint=record,
-    )
-
-
-def _oe(
-    *,
-    backbone,
-    data,
-    history,
-    outliers,
-    pace,
-    epochs,
-    lr,
-    max_grad_norm,
-    seed,
-    bf16,
-    cache,
-    checkpoints,
-    **_,
-):
-    epochs = epochs_for(pace.exposure, len(data.train)) if epochs is None else epochs
-    checkpoint_every = max(1, epochs // checkpoints) if checkpoints else epochs
-    return OutlierExposure(
-        backbone,
-        outliers,
-        epochs=epochs,
-        lr=pace.exposure_lr if lr is None else lr,
-        max_grad_norm=pace.exposure_max_grad_norm if max_grad_norm is None else max_grad_norm,
-        seed=seed,
-        on_epoch=exposure_recorder(
-            backbone,
-            data,
-            history,
-            cache=cache,
-            bf16=bf16,
-            checkpoint_every=checkpoint_every,
-            last=epochs,
-        )
-        if checkpoints
-        else None,
-        bf16=bf16,
-        cache=cache,
-    )
-
-
-def _svdd(*, data, history, epochs, lr, seed, checkpoints, **_):
-    options = {key: value for key, value in (("epochs", epochs), ("lr", lr)) if value is not None}
-    detector = DeepSVDD(seed=seed, **options)
-    if checkpoints:
-        detector.on_epoch = svdd_recorder(
-            data,
-            history,
-            checkpoint_every=max(1, detector.epochs // checkpoints),
-            last=detector.epochs,
-        )
-    return detector
-
-
-def _spade(*, backbone, n_images, kappa, sigma, balanced, cache, **_):
-    return SPADE(
-        backbone,
-        layers=_layers_of(backbone, "spade"),
-        n_images=n_images,
-        kappa=kappa,
-        sigma=sigma,
-        balanced=balanced,
-        cache=cache,
-    )
-
-
-def _bank(*, backbone, sigma, seed, **_):
-    return PatchCore(backbone, layers=_layers_of(backbone, "bank"), sigma=sigma, seed=seed)
-
-
-def _layers_of(backbone: Backbone, method: str) -> list[str]:
-    stages = [
-        name for part in (backbone.frozen, backbone.trainable) for name, _ in part.named_children()
-    ]
-    layers = [name for name in LAYERS[method] if name in stages]
-    if not layers:
-        raise ValueError(
-            f"method {method!r} compares {', '.join(LAYERS[method])}, and {backbone.name} up to {backbone.last} has none of them: choose a later last=."
-        )
-    return layers
-
-
-BUILDERS = {
-    "pixels": _pixels,
-    "dn2": _dn2,
-    "whitened": _whitened,
-    "compactness": _adapted("long"),
-    "early": _adapted("early"),
-    "ses": _ses,
-    "ewc": _ewc,
-    "oe": _oe,
-    "svdd": _svdd,
-    "spade": _spade,
-    "bank": _bank,
-}
-METHODS = tuple(BUILDERS)
-
-
-def fisher_of(
-    backbone: Backbone,
-    normal_images,
-    file: str | None = None,
-    images: str | None = None,
-    *,
-    size: int | None = None,
-    recipe: str = "per-sample",
-    seed: int = 0,
-) -> Fisher:
-    """The Fisher information for EWC, from the best source at hand.
-
-    Parameters
-    ----------
-    file : as written by `Fisher.save`; refused when it belongs to other weights.
-    images : a folder with one folder of images per class. A whole network predicts on them; a cut one is first given a
-        linear classifier of those classes.
-    normal_images : uint8 (N, 3, H, W); without file and folder a whole network predicts on these, the embedded network
-        on its own pretraining task.
-    recipe : "per-sample" or "batch-mean", as in `run`; a file has its own.
-
-    Raises ValueError for an unknown recipe, when both are given, when there is neither a classifier nor a folder, or the file belongs to other weights.
-    """
-    from pandalib.datasets.folder import labelled_images
-
-    if file is not None and images is not None:
-        raise ValueError(f"fisher={file!r} and fisher_images={images!r}: give one of them.")
-    if recipe not in FISHER_RECIPES:
-        raise ValueError(
-            f"fisher_recipe={recipe!r} is unknown: choose one of {', '.join(FISHER_RECIPES)}."
-        )
-    biased = {} if recipe == "per-sample" else dict(batch_size=BIASED_BATCH)
-    if file is not None and biased:
-        raise ValueError(
-            f"fisher={file!r} and fisher_recipe={recipe!r}: a file was made by a recipe of its own, leave one of them out."
-        )
-    if file is not None:
-        return Fisher.load(file, backbone)
-    if images is not None:
-        pictures, labels = labelled_images(images, size=size or np.shape(normal_images[:1])[-1])
-        classifier = backbone.classifier or linear_probe(backbone, pictures, labels, seed=seed)
-        return fisher_information(backbone, pictures, classifier=classifier, seed=seed, **biased)
-    if (
-        backbone.name == EMBEDDED
-        and backbone.n_classes is not None
-        and backbone.classifier is not None
-    ):
-        return upstream_fisher(backbone, **biased)
-    if backbone.classifier is None:
-        raise ValueError(
-            f"{backbone.name} up to {backbone.last} has no classifier, so EWC needs fisher_images=FOLDER (one folder of images per class) or fisher=FILE."
-        )
-    return fisher_information(backbone, normal_images, seed=seed, **biased)
-
-
-def outliers_of(
-    data: OneClassTask,
-    outliers: str | None = None,
-    n: int | None = None,
-    *,
-    level: str | None = None,
-    resize: int | None = None,
-    seed: int = 0,
-    recall=_anew,
-):
-    """Outliers for a task, at the size of its images: drawn ones for pictograms, or those of a folder.
-
-    Parameters
-    ----------
-    outliers : one of `pandalib.datasets.outliers.KINDS`; a public data set, as "cifar100", of which the training images of
-        all classes are taken in turn; or a folder. None: "near" for pictograms, and for others there is no default.
-    recall : `Memory.recall`, to draw them once for several runs.
-    n : None: 2000 drawn ones, or all of the folder.
-
-    Returns
-    -------
-    uint8 (n, 3, H, W), an array or a lazy sequence.
-
-    Raises ValueError where there are none for the task, and for a folder that holds one of its test images.
-    """
-    drawn = data.name.startswith("pictograms:")
-    if outliers is None and not drawn or outliers in KINDS and not drawn:
-        given = (
-            "no outliers were given"
-            if outliers is None
-            else f"outliers {outliers!r} are drawn for pictograms only"
-        )
-        raise ValueError(
-            f"{given}: {data.name} needs outliers=FOLDER, a folder of images that are not normal."
-        )
-    if outliers is None or outliers in KINDS:
-        options = {} if level is None else dict(level=level)
-        return recall(
-            load_outliers, outliers or "near", N_OUTLIERS if n is None else n, seed=seed, **options
-        )
-    size = np.shape(data.train[:1])[-1]
-    if outliers in SETS:
-        images = _outlier_set(data, outliers, n, size=size, resize=resize, seed=seed)
-    elif os.path.exists(os.path.expanduser(outliers)):
-        images = outlier_folder(outliers, n, size=size, resize=resize, seed=seed)
+def _load_images(task, options, size, resize, seed, recall) -> OneClassTask:
+    """The images of a run; drawn ones have a size of their own."""
+    named = {
+        name: getattr(options, name) for name in ("n_train", "n_test", "missing_masks", "level")
+    }
+    if options.defects is not None:
+        named["defects"] = tuple(name.strip() for name in options.defects.split(","))
+    if not task.startswith(DRAWN):
+        options_size = options.size or size
     else:
-        raise ValueError(
-            f"outliers {outliers!r} are unknown: choose one of {', '.join(KINDS)} (for pictograms), a folder of images, or a data set: {', '.join(SETS)}."
-        )
-    check_unseen(images, data)
-    return images
+        options_size = options.size
+    return recall(load_task, task, seed=seed, size=options_size, resize=resize, **named)
 
 
-def _outlier_set(
-    data: OneClassTask, name: str, n: int | None, *, size: int, resize: int | None, seed: int
-):
-    """Training images of every class of a data set, as many of each as far as they last, and not more than n."""
-    if SETS[name] == SETS.get(data.name.partition(":")[0]):
-        raise ValueError(
-            f"outliers {name!r} for {data.name}: they are of the same data set, and would show the anomalies that are to be found. Choose another set."
+class Recorder:
+    """Measures a detector on the test images at every n-th checkpoint and the last.
+
+    Attributes
+    ----------
+    every : epochs between two records.
+    history : list of dict with epoch, loss, roc_auc, feature_variance, effective_rank,
+        normal_distance and anomalous_distance.
+    """
+
+    def __init__(self, options, network: Backbone | None, data: OneClassTask, cache):
+        self.every = max(1, options.epochs // options.checkpoints)
+        self.options, self.data, self.history = options, data, []
+        self.centre = None  # mean of the pretrained features of the normal images
+        if network is not None:
+            self.frozen = [
+                network.frozen_features(images, cache=cache) for images in (data.train, data.test)
+            ]
+
+    def __call__(self, done: Checkpoint | ExposureEpoch | SVDDEpoch) -> None:
+        if done.epoch % self.every == 0 or done.epoch == self.options.epochs:
+            measures = {Checkpoint: self._adapted, ExposureEpoch: self._exposed}
+            found = measures.get(type(done), self._from_scratch)(done)
+            self.history.append({"epoch": done.epoch} | found)
+
+    def _features(self, network: Backbone) -> Iterator[np.ndarray]:
+        """Features of the training and of the test images."""
+        return (network.features_from(part, bf16=self.options.bf16) for part in self.frozen)
+
+    def _adapted(self, done: Checkpoint) -> dict:
+        gallery, features = self._features(done.backbone)
+        if self.centre is None:  # the first checkpoint is the pretrained network
+            self.centre = gallery.mean(axis=0)
+        k = self.options.k
+        return diagnose(gallery, features, self.data.labels, centre=self.centre, k=k)
+
+    def _exposed(self, done: ExposureEpoch) -> dict:
+        gallery, features = self._features(done.detector.backbone_)
+        scores = done.detector.score_features(features)
+        own = dict(loss=done.loss, roc_auc=roc_auc(self.data.labels, scores))
+        return diagnose(gallery, features, self.data.labels) | own
+
+    def _from_scratch(self, done: SVDDEpoch) -> dict:
+        features = done.detector.features(self.data.test)
+        scores = np.square(features - done.detector.centre_.numpy()).mean(axis=1)
+        anomalous = self.data.labels.astype(bool)
+        return dict(
+            loss=None if done.epoch == 0 else done.loss,
+            roc_auc=roc_auc(self.data.labels, scores),
+            feature_variance=feature_variance(features),
+            effective_rank=effective_rank(features),
+            normal_distance=float(scores[~anomalous].mean()),
+            anomalous_distance=float(scores[anomalous].mean()),
         )
-    if n is not None and n < 1:
-        raise ValueError(f"n={n} outliers: expected at least 1.")
-    siblings = sibling_tasks(name)
-    each = None if n is None else max(2, -(-n // len(siblings)))
-    parts = [
-        load_task(task, seed=seed, n_train=each, n_test=1, size=size, resize=resize).train
-        for task in siblings
-    ]
-    images = Joined(parts)
-    return (
-        images
-        if n is None or n >= len(images)
-        else Chosen(images, np.random.default_rng(seed).permutation(len(images))[:n])
-    )
+
+
+def _decide_bf16(asked: bool | str, network: Backbone, data: OneClassTask) -> dict:
+    """Whether to compute in bfloat16, and the measured ratio of times where it was tried."""
+    return dict(used=bool(asked), ratio=None)
+
+
+def _has_both(masks: np.ndarray | None) -> bool:
+    """Whether there are normal and anomalous pixels."""
+    return masks is not None and masks.any() and not masks.all()
+
+
+def _network_name(network: Backbone, options: ImageOptions) -> str:
+    cut = options.truncate_after
+    return network.name if cut is None else f"{network.name}:{cut}"
 
 
 def peak_rss_mb() -> float:
-    """The most memory this process has held so far, in MiB."""
-    try:  # Linux: there the other figure begins with what the parent held when it started this process
-        with open("/proc/self/status") as status:
-            return next(int(line.split()[1]) for line in status if line.startswith("VmHWM:")) / 1024
-    except (OSError, StopIteration):
-        pass
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (
-        1024 if sys.platform != "darwin" else 1024**2
-    )  # Linux counts kilobytes, macOS bytes
+    """The most memory that this process has held so far, in MiB.
+
+    Where the system does not tell, it is what the process holds now.
+    """
+    with suppress(OSError, StopIteration):  # Linux
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024
+    memory = psutil.Process().memory_info()
+    return getattr(memory, "peak_wset", memory.rss) / 2**20  # Windows knows the peak
 
 
 def reset_peak_rss() -> None:
-    """Begin to count `peak_rss_mb` anew, where Linux lets a process do that: one that does many runs gives each its own."""
-    try:
-        with open("/proc/self/clear_refs", "w") as file:
-            file.write("5")
-    except OSError:
-        pass
+    """Start `peak_rss_mb` afresh, where Linux lets a process do that."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")

@@ -1,12 +1,12 @@
 """The k-nearest-neighbour score: an image far from every normal training image is anomalous.
 
-DN2 (Bergman, Cohen and Hoshen 2020; the scorer of PANDA, Reiss et al. 2021, section 3) scores a test image x by the
-sum of the *squared* Euclidean distances between its features f(x) and those of its k = 2 nearest normal training
-images, N_k:
+DN2 (Bergman, Cohen and Hoshen 2020; the scorer of PANDA, Reiss et al. 2021, section 3) scores a
+test image x by the sum of the *squared* Euclidean distances between its features f(x) and those of
+its k = 2 nearest normal training images, N_k:
 
     score(x) = sum over g in N_k(f(x)) of ||f(x) - g||^2
 
-The normal training features are the gallery. Higher = more anomalous.
+The features of the normal training images are the gallery. Higher = more anomalous.
 """
 
 from __future__ import annotations
@@ -14,86 +14,89 @@ from __future__ import annotations
 import faiss
 import numpy as np
 from numpy.typing import ArrayLike
+from sklearn.base import BaseEstimator
 
-from pandalib.validation import (
-    as_features,
-    blocks,
-    check_fitted,
-    check_k,
-    kmeans_gallery,
-    l2_normalise,
-)
-from pandalib.methods.whitening import Whitening, whitened_leave_one_out_scores
+from pandalib.backbones import Backbone
+from pandalib.cache import FeatureCache
+from pandalib.methods.whitening import Whitening, l2_normalise, whitened_leave_one_out_scores
+from pandalib.validation import as_features, check_fitted, check_k
 
-# faiss works out ||x||^2 + ||y||^2 - 2 x.y in float32. Two steps make the result right and the same for any batch:
-# 1. The mean of the gallery is subtracted first, in float64. Distances do not change, but the large terms that cancel
-#    do: with a common offset of 1000 in 512 dimensions, faiss alone is wrong by 80 % (1000 becomes 200).
-# 2. A few candidates more than k are fetched (no slower: the search is the work), their distances worked out again
-#    from the differences in float64, and the k smallest kept. So faiss only proposes, and a duplicate is at exactly 0.
+# faiss works out ||x||^2 + ||y||^2 - 2 x.y in float32. Two steps make the result right, and the
+# same in any batch:
+# 1. The mean of the gallery is subtracted first, in float64. Distances do not change, but the terms
+#    that cancel do: with a common offset of 1000 in 512 dimensions faiss alone is wrong by 80 %.
+# 2. faiss only proposes: a few candidates more than k, whose distances are worked out again from
+#    the differences in float64. So a duplicate is at exactly 0.
 _SPARE = 8
 _BLOCK = 1024
 
 
 class _Gallery:
-    """Normal features, ready to be searched. Holds one centred float32 copy; faiss.knn builds no index beside it."""
+    """Normal features, ready to be searched; beside them it holds one float32 copy, centred."""
 
-    def __init__(self, features: ArrayLike):
-        self.features = as_features(features, "gallery")
-        self.mean = self.features.mean(axis=0, dtype=np.float64)
-        self.centred = self._centre(self.features)
-
-    def _centre(self, features: np.ndarray) -> np.ndarray:
-        centred = np.empty(features.shape, np.float32)
-        with np.errstate(over="ignore"):  # what overflows float32 gets its error after the search
-            for rows, out in zip(blocks(features), blocks(centred)):
-                out[:] = rows - self.mean
-        return centred
+    def __init__(self, features: np.ndarray):
+        self.features = features
+        self.mean = features.mean(axis=0, dtype=np.float64)
+        self.centred = self._centre(features)
 
     def search(
         self, queries: np.ndarray, k: int, leave_out: bool = False
     ) -> tuple[np.ndarray, np.ndarray]:
-        """As `squared_distances`. With `leave_out`, query i is gallery row i and is not its own neighbour."""
+        """As `squared_distances`; with `leave_out`, query i is row i, and not its own neighbour."""
         n, d = self.features.shape
-        k = check_k(k, n, leave_out)
+        check_k(k, n, leave_out)
         if queries.shape[1] != d:
             raise ValueError(
-                f"gallery and queries must have the same dimension; got {d} and {queries.shape[1]}. "
-                "Take both from the same layer of the same network."
+                f"queries have {queries.shape[1]} dimensions: expected {d}, as the gallery has."
             )
         distances = np.empty((len(queries), k), np.float32)
         indices = np.empty((len(queries), k), np.int64)
-        n_candidates = min(n, k + leave_out + _SPARE)
         for start in range(0, len(queries), _BLOCK):
-            rows = queries[start : start + _BLOCK]
-            _, found = faiss.knn(self._centre(rows), self.centred, n_candidates)
-            if found.min() < 0:  # faiss's mark for "nothing at a finite distance"
-                raise ValueError(
-                    "Squared distances overflow float32: the features are too large (above about 1e18); "
-                    "divide them by a constant, or use l2_normalise."
-                )
-            rows = rows.astype(np.float64)
-            exact = np.empty(found.shape)
-            for column in range(n_candidates):
-                difference = self.features[found[:, column]] - rows
-                exact[:, column] = np.einsum("nd,nd->n", difference, difference)
-            if (
-                leave_out
-            ):  # by index: a duplicate of the image is another image, and rightly at distance zero
-                exact[found == np.arange(start, start + len(rows))[:, None]] = np.inf
-            nearest = np.lexsort((found, exact), axis=1)[:, :k]  # by distance, then by index
-            distances[start : start + _BLOCK] = np.take_along_axis(exact, nearest, axis=1)
-            indices[start : start + _BLOCK] = np.take_along_axis(found, nearest, axis=1)
+            block = slice(start, start + _BLOCK)
+            rows = queries[block]
+            candidates = self._candidates(rows, min(n, k + leave_out + _SPARE))
+            exact = self._exact_distances(rows, candidates)
+            if leave_out:
+                # By index: a duplicate of the image is another image, rightly at distance zero.
+                exact[candidates == start + np.arange(len(rows))[:, None]] = np.inf
+            nearest = np.lexsort((candidates, exact))[:, :k]  # by distance, then by index
+            distances[block] = np.take_along_axis(exact, nearest, axis=1)
+            indices[block] = np.take_along_axis(candidates, nearest, axis=1)
         return distances, indices
+
+    def scores(self, queries: np.ndarray, k: int, leave_out: bool = False) -> np.ndarray:
+        """Sum of the squared distances to the k nearest, float64 (n,)."""
+        return self.search(queries, k, leave_out)[0].sum(axis=1, dtype=np.float64)
+
+    def _centre(self, features: np.ndarray) -> np.ndarray:
+        """Subtract the mean in float64, then round to float32."""
+        centred = np.empty(features.shape, np.float32)
+        return np.subtract(features, self.mean, out=centred, casting="same_kind")
+
+    def _candidates(self, queries: np.ndarray, n_candidates: int) -> np.ndarray:
+        _, candidates = faiss.knn(self._centre(queries), self.centred, n_candidates)
+        if candidates.min() < 0:  # faiss's mark for "nothing at a finite distance"
+            raise ValueError(
+                "squared distances overflow float32: expected features below about 1e18."
+            )
+        return candidates
+
+    def _exact_distances(self, queries: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+        queries = queries.astype(np.float64)
+        exact = np.empty(candidates.shape)
+        for column, rows in enumerate(candidates.T):
+            difference = self.features[rows] - queries
+            exact[:, column] = np.einsum("nd,nd->n", difference, difference)
+        return exact
 
 
 def squared_distances(
     gallery: ArrayLike, queries: ArrayLike, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Squared Euclidean distances to the k nearest gallery features.
+    """Squared Euclidean distances to the k nearest gallery features, exact to float32.
 
-    Every pair is compared, in blocks of queries; neighbours are told apart down to about 1e-6 of the squared spread of
-    the gallery, and beyond that among the k + 8 nearest. Memory beyond the input is one float32 copy of the gallery
-    (2 GB for a million rows of 512) and some megabytes.
+    Every pair is compared. Neighbours are told apart down to about 1e-6 of the squared spread of
+    the gallery, and beyond that among the k + 8 nearest.
 
     Parameters
     ----------
@@ -106,17 +109,18 @@ def squared_distances(
     Returns
     -------
     distances : ndarray, shape (n, k), float32
-        *Squared* Euclidean distances, ascending, accurate to float32; the same bits for a query alone and in any batch.
+        *Squared* distances, ascending; the same bits for a query alone and in any batch.
     indices : ndarray, shape (n, k), int64
-        Rows of the gallery; of equal distances the lower row comes first (with more than k + 8 equals: some of them).
+        Rows of the gallery; of equal distances the lower row comes first (with more than k + 8
+        equals: some of them).
 
     Raises
     ------
     ValueError
-        k below 1 or above N; different dimensions; features not two-dimensional, empty, NaN or infinite, or so large
-        that a squared distance overflows float32.
+        k below 1 or above N; different dimensions; features that `as_features` refuses.
     """
-    return _Gallery(gallery).search(as_features(queries, "queries"), k)
+    gallery = _Gallery(as_features(gallery, "gallery"))
+    return gallery.search(as_features(queries, "queries"), k)
 
 
 def knn_scores(gallery: ArrayLike, queries: ArrayLike, k: int = 2) -> np.ndarray:
@@ -132,20 +136,16 @@ def knn_scores(gallery: ArrayLike, queries: ArrayLike, k: int = 2) -> np.ndarray
     -------
     scores : ndarray, shape (n,), float64
         Higher = more anomalous.
-
-    Raises
-    ------
-    ValueError
-        As `squared_distances`.
     """
-    return squared_distances(gallery, queries, k)[0].sum(axis=1, dtype=np.float64)
+    gallery = _Gallery(as_features(gallery, "gallery"))
+    return gallery.scores(as_features(queries, "queries"), k)
 
 
 def leave_one_out_scores(gallery: ArrayLike, k: int = 2) -> np.ndarray:
-    """Score of every gallery image against the others: what a normal image scores, without a further normal image.
+    """Score every gallery image against the others, as if it were a new normal image.
 
-    Left out by index, never by "drop the nearest": if an image is in the gallery twice, its copy counts, at distance
-    zero.
+    Left out by index, never by "drop the nearest": if an image is in the gallery twice, its copy
+    counts, at distance zero.
 
     Parameters
     ----------
@@ -156,49 +156,58 @@ def leave_one_out_scores(gallery: ArrayLike, k: int = 2) -> np.ndarray:
     Returns
     -------
     scores : ndarray, shape (N,), float64
-
-    Raises
-    ------
-    ValueError
-        As `squared_distances`; k above N - 1.
     """
-    gallery = _Gallery(gallery)
-    return gallery.search(gallery.features, k, leave_out=True)[0].sum(axis=1, dtype=np.float64)
+    gallery = _Gallery(as_features(gallery, "gallery"))
+    return gallery.scores(gallery.features, k, leave_out=True)
 
 
 def nearest_others(gallery: ArrayLike, k: int) -> np.ndarray:
-    """For every gallery image the k nearest of the others, left out by index as in `leave_one_out_scores`.
-
-    Parameters
-    ----------
-    gallery : array or tensor, shape (N, d)
-    k : int
-        1 to N - 1.
-
-    Returns
-    -------
-    indices : ndarray, shape (N, k), int64, nearest first
-
-    Raises
-    ------
-    ValueError
-        As `leave_one_out_scores`.
-    """
-    gallery = _Gallery(gallery)
+    """Rows of the k nearest others of every gallery image, int64 (N, k), nearest first."""
+    gallery = _Gallery(as_features(gallery, "gallery"))
     return gallery.search(gallery.features, k, leave_out=True)[1]
 
 
-class KNN:
-    """The k-nearest-neighbour anomaly detector on features. `KNN()` is the scorer of DN2.
+def kmeans_gallery(features: ArrayLike, n_centres: int, seed: int = 0) -> np.ndarray:
+    """Replace a gallery by its k-means centres: a faster search (PANDA, section 3).
+
+    Parameters
+    ----------
+    features : array or tensor, shape (N, d)
+    n_centres : int
+        1 to N.
+    seed : int
+
+    Returns
+    -------
+    centres : ndarray, shape (n_centres, d), float32
+        The same bits for the same seed, with any number of threads.
+    """
+    features = as_features(features)
+    n, d = features.shape
+    if not 1 <= n_centres <= n:
+        raise ValueError(f"n_centres={n_centres}: expected 1 to {n}, the number of images.")
+    # faiss works in float32, where a common offset drowns the rest.
+    mean = features.mean(axis=0, dtype=np.float64)
+    # faiss is several times faster than scikit-learn. All points, not a sample of 256 a centre;
+    # with the minimum of 1 it writes no warning into the notebook.
+    kmeans = faiss.Kmeans(
+        d, n_centres, seed=seed, min_points_per_centroid=1, max_points_per_centroid=n
+    )
+    kmeans.train((features - mean).astype(np.float32))
+    return (kmeans.centroids + mean).astype(np.float32)
+
+
+class KNN(BaseEstimator):
+    """The k-nearest-neighbour anomaly detector on features; `KNN()` is the scorer of DN2.
 
     Parameters
     ----------
     k : int
         Number of neighbours.
     normalise : bool
-        Divide every feature vector by its length first (`pandalib.validation.l2_normalise`).
+        Divide every feature vector by its length first (`l2_normalise`).
     whiten : bool
-        Then whiten (`pandalib.validation.Whitening`, shrinkage by Ledoit and Wolf), fitted on the training features.
+        Then whiten (`Whitening`, shrinkage by Ledoit and Wolf), fitted on the training features.
     n_centres : int or None
         Then replace the gallery by this many k-means centres.
     seed : int
@@ -210,6 +219,15 @@ class KNN:
         What is searched: the training features after the steps above.
     whitening_ : Whitening
         With `whiten` only.
+
+    Examples
+    --------
+    >>> from pandalib import KNN
+    >>> detector = KNN(k=2).fit([[0.0, 0.0], [3.0, 4.0], [0.0, 2.0], [10.0, 0.0]])
+    >>> detector.score([[0.0, 1.0], [10.0, 10.0]]).tolist()
+    [2.0, 185.0]
+    >>> detector.leave_one_out().tolist()
+    [29.0, 38.0, 17.0, 165.0]
     """
 
     def __init__(
@@ -227,21 +245,18 @@ class KNN:
         self.n_centres = n_centres
         self.seed = seed
 
-    def fit(self, features: ArrayLike) -> KNN:
+    def fit(self, features: ArrayLike, y=None) -> KNN:
         """Remember the features of normal images.
 
         Parameters
         ----------
         features : array or tensor, shape (N, d)
-
-        Returns
-        -------
-        self
+        y : ignored
 
         Raises
         ------
         ValueError
-            As `squared_distances`, `Whitening.fit` and `kmeans_gallery`.
+            k or `n_centres` above N; features that `as_features` refuses.
         """
         features = as_features(features)
         if self.normalise:
@@ -252,28 +267,23 @@ class KNN:
         if self.n_centres is not None:
             features = kmeans_gallery(features, self.n_centres, self.seed)
         check_k(self.k, len(features))
-        self._searcher_ = _Gallery(features)
-        self.gallery_ = self._searcher_.features
+        self.gallery_ = features
+        self._gallery = _Gallery(features)
         return self
 
-    def score(self, features: ArrayLike) -> np.ndarray:
+    def score(self, features: ArrayLike, y=None) -> np.ndarray:
         """Score images by their features.
 
         Parameters
         ----------
         features : array or tensor, shape (n, d)
+        y : ignored
+            scikit-learn's Pipeline passes one.
 
         Returns
         -------
         scores : ndarray, shape (n,), float64
             Higher = more anomalous. A training image meets itself: use `leave_one_out` for those.
-
-        Raises
-        ------
-        sklearn.exceptions.NotFittedError
-            Before `fit`.
-        ValueError
-            As `squared_distances`.
         """
         check_fitted(self, "gallery_")
         features = as_features(features)
@@ -281,13 +291,13 @@ class KNN:
             features = l2_normalise(features)
         if self.whiten:
             features = self.whitening_.transform(features)
-        return self._searcher_.search(features, self.k)[0].sum(axis=1, dtype=np.float64)
+        return self._gallery.scores(features, self.k)
 
     def leave_one_out(self) -> np.ndarray:
         """Score every training image as if it had not been in the training set.
 
-        Left out by index, of the gallery and of the whitening: each image is scored with the mean and covariance of
-        the others (see `pandalib.methods.whitening.whitened_leave_one_out_scores` for why that matters).
+        Left out by index, of the gallery and of the whitening: each image is scored with the mean
+        and covariance of the others (`whitened_leave_one_out_scores` says why that matters).
 
         Returns
         -------
@@ -295,19 +305,122 @@ class KNN:
 
         Raises
         ------
-        sklearn.exceptions.NotFittedError
-            Before `fit`.
         ValueError
             k above N - 1; with `n_centres`, where no row of the gallery is the image.
         """
         check_fitted(self, "gallery_")
         if self.n_centres is not None:
             raise ValueError(
-                f"Leave-one-out is not defined for {self.n_centres} k-means centres: every image has shaped them. "
-                "Use n_centres=None, or hold out normal images before fit and score those."
+                f"n_centres={self.n_centres}: leave-one-out expects n_centres=None, "
+                "since every image has shaped the k-means centres."
             )
         if self.whiten:
             return whitened_leave_one_out_scores(self.gallery_, self.whitening_, self.k)
-        return self._searcher_.search(self.gallery_, self.k, leave_out=True)[0].sum(
-            axis=1, dtype=np.float64
+        return self._gallery.scores(self.gallery_, self.k, leave_out=True)
+
+
+class DN2(BaseEstimator):
+    """Deep nearest neighbours: kNN on pretrained features (Bergman, Cohen and Hoshen 2020).
+
+    Parameters
+    ----------
+    backbone : Backbone
+        The pretrained network, which is not adapted.
+    k, normalise, whiten, n_centres, seed
+        As for `KNN`; the defaults are the paper's.
+    cache : FeatureCache or None
+        Keeps what the frozen part computes on disk for the next run.
+
+    Attributes
+    ----------
+    scorer_ : KNN
+        On the features of the normal images.
+
+    Examples
+    --------
+    >>> from pandalib import DN2, load_backbone, load_task, roc_auc
+    >>> task = load_task("pictograms:anchor", n_train=20, n_test=20)
+    >>> detector = DN2(load_backbone()).fit(task.train)
+    >>> roc_auc(task.labels, detector.score(task.test)) > 0.9
+    True
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        k: int = 2,
+        *,
+        normalise: bool = False,
+        whiten: bool = False,
+        n_centres: int | None = None,
+        seed: int = 0,
+        cache: FeatureCache | None = None,
+    ):
+        self.backbone = backbone
+        self.k = k
+        self.normalise = normalise
+        self.whiten = whiten
+        self.n_centres = n_centres
+        self.seed = seed
+        self.cache = cache
+
+    def fit(self, normal_images, y=None) -> DN2:
+        """Extract and remember the features of normal images, uint8 (N, 3, H, W)."""
+        scorer = KNN(
+            self.k,
+            normalise=self.normalise,
+            whiten=self.whiten,
+            n_centres=self.n_centres,
+            seed=self.seed,
         )
+        self.scorer_ = scorer.fit(self.backbone.features(normal_images, cache=self.cache))
+        return self
+
+    def score(self, images) -> np.ndarray:
+        """Anomaly scores (n,) of images, uint8 (n, 3, H, W): higher = more anomalous."""
+        check_fitted(self, "scorer_")
+        return self.scorer_.score(self.backbone.features(images, cache=self.cache))
+
+
+class PixelKNN(BaseEstimator):
+    """kNN on the pixels themselves: what is left when there are no features.
+
+    Parameters
+    ----------
+    k : int
+        Number of neighbours.
+
+    Attributes
+    ----------
+    scorer_ : KNN
+        On the pixels of the normal images, from 0 to 1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from pandalib import PixelKNN
+    >>> black, white = np.zeros((2, 3, 4, 4), np.uint8), np.full((1, 3, 4, 4), 255, np.uint8)
+    >>> PixelKNN().fit(black).score(white).tolist()  # twice 48 values that differ by 1
+    [96.0]
+    """
+
+    def __init__(self, k: int = 2):
+        self.k = k
+
+    def fit(self, normal_images, y=None) -> PixelKNN:
+        """Remember normal images, uint8 (N, 3, H, W)."""
+        self.scorer_ = KNN(self.k).fit(pixels(normal_images))
+        return self
+
+    def score(self, images) -> np.ndarray:
+        """Anomaly scores (n,) of images, uint8 (n, 3, H, W): higher = more anomalous."""
+        check_fitted(self, "scorer_")
+        return self.scorer_.score(pixels(images))
+
+
+def pixels(images) -> np.ndarray:
+    """Images, uint8 (N, 3, H, W), as rows of pixel values from 0 to 1, float32 (N, 3 * H * W)."""
+    images = np.asarray(images[:])
+    if images.dtype != np.uint8 or images.ndim != 4 or len(images) == 0:
+        raise ValueError(f"images are {images.dtype} {images.shape}: expected uint8 (N, 3, H, W).")
+    return images.reshape(len(images), -1).astype(np.float32) / np.float32(255)
