@@ -216,7 +216,7 @@ def maps(arrays, *, side: str, weights: dict[str, str | None], **settings):
             network = (
                 load_backbone(device="cpu")
                 if file is None
-                else load_backbone("resnet18", file, last="layer3", device="cpu")
+                else load_backbone("resnet18", file, truncate_after="layer3", device="cpu")
             )
             make = lambda: OfPandalib(network, **settings)  # noqa: E731, B023
         else:

@@ -43,7 +43,7 @@ PIXELS_PER_BATCH = (
 
 
 class Backbone(nn.Module):
-    """A network in named stages ("conv", "layer1", ... "layer4"), cut after `last`, frozen before `adapt_from`.
+    """A network in named stages ("conv", "layer1", ... "layer4"), cut after `truncate_after`, frozen before `adapt_from`.
 
     Attributes
     ----------
@@ -71,7 +71,7 @@ class Backbone(nn.Module):
         super().__init__()
         names = list(stages)
         cut = names.index(adapt_from) if adapt_from in names else len(names)
-        self.name, self.weights_sha256, self.last, self.adapt_from = (
+        self.name, self.weights_sha256, self.truncate_after, self.adapt_from = (
             name,
             weights_sha256,
             names[-1],
@@ -116,7 +116,7 @@ class Backbone(nn.Module):
         )
         if unknown:
             raise ValueError(
-                f"{self.name} up to {self.last} has no layer {', '.join(sorted(unknown))}."
+                f"{self.name} up to {self.truncate_after} has no layer {', '.join(sorted(unknown))}."
             )
         found, x = {}, images
         for part in (self.frozen, self.trainable):
@@ -245,7 +245,7 @@ def load_backbone(
     name: str = EMBEDDED,
     weights: str | Path = "embedded",
     *,
-    last: str | None = None,
+    truncate_after: str | None = None,
     adapt_from: str = "layer3",
     bias_free: bool = False,
     seed: int = 0,
@@ -258,7 +258,7 @@ def load_backbone(
     name : "glyphs_resnet4" (this project's own), or any ResNet (also wide_ and ResNeXt) or SqueezeNet of torchvision.
     weights : "embedded" (this project's own, checked by hash), "imagenet" (torchvision's V1 weights, downloaded
         once), "random" (untrained, from `seed`), or a file: .safetensors, or .pth/.pt with nothing but tensors in it.
-    last : cut the network after this stage, for example "layer3"; None keeps it whole.
+    truncate_after : cut the network after this stage, for example "layer3"; None keeps it whole.
     adapt_from : the first stage of the head.
     bias_free : take away every bias, and shift and scale of BatchNorm, which keeps its running statistics: DeepSVDD's
         constraint on a pretrained network.
@@ -289,10 +289,12 @@ def load_backbone(
         torch.manual_seed(seed)
         network = _build(name, _n_classes(state))
     stages, classifier = _stages(network)
-    if last is not None and last not in stages:
-        raise ValueError(f"{name} has no stage {last!r}: choose one of {', '.join(stages)}.")
-    if last is not None and last != list(stages)[-1]:
-        stages = OrderedDict(list(stages.items())[: list(stages).index(last) + 1])
+    if truncate_after is not None and truncate_after not in stages:
+        raise ValueError(
+            f"{name} has no stage {truncate_after!r}: choose one of {', '.join(stages)}."
+        )
+    if truncate_after is not None and truncate_after != list(stages)[-1]:
+        stages = OrderedDict(list(stages.items())[: list(stages).index(truncate_after) + 1])
         classifier = None
     if state is not None:
         wanted = {
@@ -512,7 +514,7 @@ def _load(
     required = [key for key in missing if id(own[key]) not in optional]
     if required:
         raise ValueError(
-            f"weights {where} lack {len(required)} tensors, first {required[0]}: cut the network before them with last=..., or name the network that they belong to."
+            f"weights {where} lack {len(required)} tensors, first {required[0]}: cut the network before them with truncate_after=..., or name the network that they belong to."
         )
     with torch.no_grad():
         for key, tensor in own.items():

@@ -61,12 +61,15 @@ def plain_network(seed: int = 0, widths=(8, 8, 12, 16, 20)) -> nn.Sequential:
     return network.eval()
 
 
-def small_backbone(seed: int = 0, last: str = "layer4", **options) -> Backbone:
+def small_backbone(seed: int = 0, truncate_after: str = "layer4", **options) -> Backbone:
     """The same network as a backbone (a copy: folding BatchNorm into the stem leaves `plain_network` alone)."""
     network = copy.deepcopy(plain_network(seed))
     stages = OrderedDict(network.named_children())
     classifier = stages.pop("classifier")
     digest = state_sha256(network.state_dict())
-    if last != "layer4":
-        stages, classifier = OrderedDict(list(stages.items())[: list(stages).index(last) + 1]), None
+    if truncate_after != "layer4":
+        stages, classifier = (
+            OrderedDict(list(stages.items())[: list(stages).index(truncate_after) + 1]),
+            None,
+        )
     return Backbone(stages, classifier, name="small", weights_sha256=digest, **options)

@@ -564,7 +564,7 @@ def test_nothing_to_adapt_to_or_nothing_to_adapt(stem):
     backbone = small_backbone()
     with pytest.raises(ValueError, match="there are no images to adapt to"):
         fit_compactness(backbone, stem[:0], **SETTINGS)
-    cut = small_backbone(last="layer2")
+    cut = small_backbone(truncate_after="layer2")
     with pytest.raises(
         ValueError, match="small up to layer2 has no stage 'layer3' to adapt: choose adapt_from"
     ):

@@ -193,7 +193,7 @@ def test_folding_batchnorm_is_exact(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "last", "shape"),
+    ("name", "truncate_after", "shape"),
     [
         ("resnet18", "layer3", (2, 256)),
         ("wide_resnet50_2", "layer2", (2, 512)),
@@ -201,16 +201,16 @@ def test_folding_batchnorm_is_exact(name):
         ("squeezenet1_1", "layer2", (2, 256)),
     ],
 )
-def test_families(name, last, shape):
-    network = load_backbone(name, "random", last=last)
+def test_families(name, truncate_after, shape):
+    network = load_backbone(name, "random", truncate_after=truncate_after)
     assert network.features(IMAGES[:2]).shape == shape
-    assert network.classifier is None if last else network.classifier is not None
-    again = load_backbone(name, "random", last=last)
+    assert network.classifier is None if truncate_after else network.classifier is not None
+    again = load_backbone(name, "random", truncate_after=truncate_after)
     assert np.array_equal(network.features(IMAGES[:2]), again.features(IMAGES[:2]))
     assert (
         network.weights_sha256
         == again.weights_sha256
-        != load_backbone(name, "random", last=last, seed=1).weights_sha256
+        != load_backbone(name, "random", truncate_after=truncate_after, seed=1).weights_sha256
     )
 
 
@@ -221,7 +221,7 @@ def test_squeezenet_stages_are_the_whole_network():
     with torch.inference_mode():
         x = normalise(IMAGES[:2])
         assert torch.allclose(staged(x)["pooled"], plain.features(x).mean(dim=(2, 3)), atol=1e-5)
-        last = staged(x, layers=[staged.last])[staged.last]
+        last = staged(x, layers=[staged.truncate_after])[staged.truncate_after]
         assert torch.allclose(staged.classifier(last), plain(x), atol=1e-5)
 
 
@@ -245,8 +245,8 @@ def test_weights_from_a_file_whole_and_cut(tmp_path):
         },
         tmp_path / "cut.safetensors",
     )
-    whole = load_backbone("resnet18", tmp_path / "whole.pth", last="layer3")
-    cut = load_backbone("resnet18", tmp_path / "cut.safetensors", last="layer3")
+    whole = load_backbone("resnet18", tmp_path / "whole.pth", truncate_after="layer3")
+    cut = load_backbone("resnet18", tmp_path / "cut.safetensors", truncate_after="layer3")
     assert np.array_equal(whole.features(IMAGES), cut.features(IMAGES))
     assert len(cut.weights_sha256) == 64 != whole.weights_sha256
     with pytest.raises(
@@ -267,7 +267,7 @@ def test_weights_without_a_classifier_load_without_one(tmp_path):
     }
     save_file(state, tmp_path / "headless.safetensors")
     network = load_backbone("resnet18", tmp_path / "headless.safetensors")
-    assert network.classifier is None and network.last == "layer4"
+    assert network.classifier is None and network.truncate_after == "layer4"
 
 
 class Malicious:
@@ -306,7 +306,7 @@ def test_files_that_are_no_weights(tmp_path, content):
         ),
         (dict(name="vgg16", weights="random"), "'vgg16' is unknown"),
         (
-            dict(name="resnet18", weights="random", last="layer9"),
+            dict(name="resnet18", weights="random", truncate_after="layer9"),
             "has no stage 'layer9': choose one of conv, layer1",
         ),
         (dict(name=EMBEDDED, weights="imagenet"), "glyphs_resnet4 has no ImageNet weights"),

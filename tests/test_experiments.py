@@ -90,7 +90,7 @@ def test_what_does_not_concern_a_method_makes_no_run_of_its_own(tmp_path):
         tmp_path,
         text,
         methods='["pixels", "dn2", "ewc"]',
-        backbones='["glyphs_resnet4", { name = "resnet18", weights = "random", last = "layer3" }]',
+        backbones='["glyphs_resnet4", { name = "resnet18", weights = "random", truncate_after = "layer3" }]',
     )
     counts = {
         method: [settings for settings in load_grid(path).runs() if settings["method"] == method]
@@ -101,7 +101,7 @@ def test_what_does_not_concern_a_method_makes_no_run_of_its_own(tmp_path):
         task="pictograms:star", method="dn2", tier="embedded", seed=0
     )  # the tier's own network goes without saying
     assert counts["dn2"][1] == counts["dn2"][0] | dict(
-        backbone="resnet18", weights="random", last="layer3"
+        backbone="resnet18", weights="random", truncate_after="layer3"
     )
     assert [settings.get("ewc_lambda") for settings in counts["ewc"]] == [1.0, 10.0, None] * 2
 
@@ -158,7 +158,7 @@ def test_settings_of_one_method_and_further_runs(tmp_path):
         (
             "[settings]\nneighbours = 3\n",
             {},
-            "[settings] has an unknown option 'neighbours': accepted are weights, last",
+            "[settings] has an unknown option 'neighbours': accepted are weights, truncate_after",
         ),
         ("[settings]\nseed = 3\n", {}, "[settings] has an unknown option 'seed'"),
         ('[settings]\nk = "3"\n', {}, "[settings]: k = '3': expected a whole number"),

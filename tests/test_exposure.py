@@ -164,7 +164,7 @@ def test_only_the_head_and_the_linear_layer_learn():
 
 
 def test_a_network_without_a_head_leaves_the_linear_layer():
-    cut = small_backbone(last="layer2")
+    cut = small_backbone(truncate_after="layer2")
     detector = OutlierExposure(cut, STRANGERS, **SETTINGS).fit(IMAGES)
     assert detector.losses_[-1] < detector.losses_[0] and detector.linear_.in_features == 12
 

@@ -108,7 +108,14 @@ def writers():
     stem = backbone.frozen_features(images(33))
     fisher = fisher_information(backbone, images(2), progress=False)
     fishers = [
-        Fisher(fisher.values, fisher.weights_sha256, fisher.adapt_from, fisher.last, "test", n)
+        Fisher(
+            fisher.values,
+            fisher.weights_sha256,
+            fisher.adapt_from,
+            fisher.truncate_after,
+            "test",
+            n,
+        )
         for n in (OLD, NEW)
     ]
     inspectors = [

@@ -257,7 +257,7 @@ tier = "embedded"
 tasks = ["pictograms:star", "surfaces:weave"]
 methods = ["dn2", "ewc"]
 seeds = [0, 1]
-backbones = ["glyphs_resnet4", { name = "resnet18", weights = "random", last = "layer3" }]
+backbones = ["glyphs_resnet4", { name = "resnet18", weights = "random", truncate_after = "layer3" }]
 [settings]
 n_train = 40
 [settings.ewc]

@@ -256,7 +256,7 @@ def test_bad_settings(backbone, changes, message):
 
 
 def test_layers_and_sizes_follow_the_network(backbone):
-    assert Inspector(small_backbone(last="layer2")).layers == ("layer1", "layer2")
+    assert Inspector(small_backbone(truncate_after="layer2")).layers == ("layer1", "layer2")
     assert Inspector(backbone).size == 224 and Inspector(load_backbone()).size == 128
     with pytest.raises(ValueError, match="has no layer layer9"):
         Inspector(backbone, layers=["layer9"], **SETTINGS).fit(NORMAL)
@@ -634,7 +634,7 @@ def test_json_that_is_none_or_another(backbone, saved, text):
     ("key", "value"),
     [
         ("backbone", 3),
-        ("last", None),
+        ("truncate_after", None),
         ("weights", "embedded"),
         ("weights.sha256", "abc"),
         ("weights.source", ["x"]),

@@ -24,7 +24,9 @@ SHA = 64 * "a"
 
 
 def detector(source="imagenet", n=30):
-    backbone = SimpleNamespace(name="resnet18", last="layer4", source=source, weights_sha256=SHA)
+    backbone = SimpleNamespace(
+        name="resnet18", truncate_after="layer4", source=source, weights_sha256=SHA
+    )
     rng = np.random.default_rng(0)
     return SimpleNamespace(
         backbone=backbone,

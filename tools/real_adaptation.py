@@ -42,7 +42,7 @@ were chosen on drawn symbols, none on these images. "Oracle" is the best epoch b
 def main(folder: Path) -> None:
     path = folder / "weights" / "resnet18_tv_layers123_bnfolded.pth"
     network, bare = (
-        load_backbone("resnet18", path, last="layer3", bias_free=bias_free)
+        load_backbone("resnet18", path, truncate_after="layer3", bias_free=bias_free)
         for bias_free in (False, True)
     )
     wanted = EMBEDDED.ewc_lambda * upstream_fisher(load_backbone(), progress=False).mean()

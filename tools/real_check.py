@@ -30,7 +30,9 @@ WITHIN = 0.03
 
 def main(folder: Path) -> int:
     network = load_backbone(
-        "resnet18", folder / "weights" / "resnet18_tv_layers123_bnfolded.pth", last="layer3"
+        "resnet18",
+        folder / "weights" / "resnet18_tv_layers123_bnfolded.pth",
+        truncate_after="layer3",
     )
     cifar = folder / "cifar10"
     classes = sorted(path.name for path in (cifar / "test").iterdir())

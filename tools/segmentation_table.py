@@ -201,7 +201,7 @@ def drawn(seeds) -> str:
 
 def real(folder: Path) -> str:
     weights = folder / "weights" / "resnet18_tv_layers123_bnfolded.pth"
-    backbone = load_backbone("resnet18", weights, last="layer3")
+    backbone = load_backbone("resnet18", weights, truncate_after="layer3")
     lines = [
         "# Segmentation on real images",
         "",

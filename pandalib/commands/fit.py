@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--weights",
         help="embedded, imagenet, or a file (.safetensors, .pth); with --add-to, where the file is now",
     )
-    parser.add_argument("--last", help="cut the network after this stage, as layer3")
+    parser.add_argument("--truncate-after", help="cut the network after this stage, as layer3")
     parser.add_argument(
         "--size",
         type=int,
@@ -77,7 +77,7 @@ def main(options: dict) -> int:
             for key in (
                 "tier",
                 "backbone",
-                "last",
+                "truncate_after",
                 "size",
                 "layers",
                 "n_images",
@@ -120,7 +120,7 @@ def main(options: dict) -> int:
         )
     rate, network = inspector.false_alarm_rate, inspector.backbone
     print(
-        f"{target}  {len(inspector.features_)} normal images ({news}{len(inspector.unreadable_)} unreadable)  {network.name} up to {network.last}, "
+        f"{target}  {len(inspector.features_)} normal images ({news}{len(inspector.unreadable_)} unreadable)  {network.name} up to {network.truncate_after}, "
         f"weights {network.weights_sha256[:12]}  threshold {inspector.threshold():.4g} at a false-alarm rate of {rate:g}"
     )
     return 0
@@ -146,7 +146,9 @@ def _new(options: dict):
         settings["layers"] = [layer.strip() for layer in options["layers"].split(",")]
     size, resize = (options["size"], None) if options["size"] is not None else (None, tier.resize)
     return Inspector(
-        load_backbone(backbone, weights, last=options["last"] or tier.last),
+        load_backbone(
+            backbone, weights, truncate_after=options["truncate_after"] or tier.truncate_after
+        ),
         size=size,
         resize=resize,
         **settings,

@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights", help="embedded, imagenet, random, or a file (.safetensors, .pth)"
     )
-    parser.add_argument("--last", help="cut the network after this stage, as layer3")
+    parser.add_argument("--truncate-after", help="cut the network after this stage, as layer3")
     parser.add_argument(
         "--adapt-from",
         default="layer3",

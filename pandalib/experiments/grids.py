@@ -7,7 +7,7 @@
     tasks = ["pictograms"]               # a data set means each of its classes in turn; "pictograms:star" is one task,
     methods = ["early", "ewc"]           # "pictograms:star+heart" one with two normal classes
     seeds = [0, 1]                       # default [0]
-    backbones = ["glyphs_resnet4"]       # default: the tier's; or tables { name = "resnet18", weights = "FILE", last = "layer3" }
+    backbones = ["glyphs_resnet4"]       # default: the tier's; or tables { name = "resnet18", weights = "FILE", truncate_after = "layer3" }
 
     [settings]                           # options of `pandalib.run`, the same in every run
     checkpoints = 1
@@ -42,7 +42,7 @@ from pandalib.io import data_folder
 DEFAULT = "default"
 MOST_RUNS = 100_000  # of one block: more are a mistake, and would fill the memory
 _DATA = {"size", "n_train", "n_test", "missing_masks", "level"}
-_NETWORK = _DATA | {"backbone", "weights", "last"}
+_NETWORK = _DATA | {"backbone", "weights", "truncate_after"}
 _ADAPTED = _NETWORK | {"adapt_from", "k", "epochs", "lr", "max_grad_norm", "bf16", "checkpoints"}
 CONCERNS = {  # the options of `pandalib.run` that change a run of the method
     "pixels": _DATA | {"k"},
@@ -303,9 +303,9 @@ def _block(block: dict, where: str, everyone: list[str]) -> dict:
             isinstance(value, str) for value in backbone.values()
         ):
             raise ValueError(
-                f"backbones of {where} hold {backbone!r}: expected names, or tables of name, weights and last."
+                f"backbones of {where} hold {backbone!r}: expected names, or tables of name, weights and truncate_after."
             )
-        _known(backbone, ("backbone", "name", "weights", "last"), "a backbone")
+        _known(backbone, ("backbone", "name", "weights", "truncate_after"), "a backbone")
         backbones.append(
             {"backbone" if key == "name" else key: value for key, value in backbone.items()}
         )

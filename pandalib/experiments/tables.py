@@ -78,9 +78,9 @@ def _cell(settings: dict) -> tuple:
     options = {
         key: value
         for key, value in settings.items()
-        if key not in ("task", "seed", "method", "tier", "backbone", "last")
+        if key not in ("task", "seed", "method", "tier", "backbone", "truncate_after")
     }
-    network = settings.get("backbone"), settings.get("last")
+    network = settings.get("backbone"), settings.get("truncate_after")
     return (
         source,
         pooled,

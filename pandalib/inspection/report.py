@@ -199,7 +199,7 @@ def _facts(inspector, rate: float, threshold: float, when: datetime) -> str:
         "Normal images": f"{len(inspector.features_)}, of which {len(inspector.kept_)} serve the heat maps and the threshold",
         "False-alarm rate": f"{100 * rate:.3g} %, about {_one_in(rate)} normal images",
         "Threshold": f"{threshold:.4g}, where 1 is what one normal image in ten exceeds in either part",
-        "Network": f"{network.name} up to {network.last}, weights: {source}",
+        "Network": f"{network.name} up to {network.truncate_after}, weights: {source}",
         "SHA-256 of the weights": network.weights_sha256,
         "Images read at": f"{width} × {height} pixels",
         "Heat maps": f"{', '.join(inspector.layers)}; {inspector.n_images} nearest images; blur of {inspector.sigma:g} pixels",

@@ -43,7 +43,7 @@ def facts_of(inspector) -> dict:
         format=FORMAT,
         version=VERSION,
         backbone=network.name,
-        last=network.last,
+        truncate_after=network.truncate_after,
         weights=dict(
             source=network.source,
             sha256=network.weights_sha256,
@@ -150,9 +150,9 @@ def load(cls, folder, *, weights=None, backbone: Backbone | None = None):
                 f"{where} was fitted with {what} of SHA-256 {facts['weights'][key][:12]}..., and {given} {has[:12]}...: "
                 f"give the right file with weights=FILE, or the network itself with backbone=."
             )
-    if network.last != facts["last"]:
+    if network.truncate_after != facts["truncate_after"]:
         raise ValueError(
-            f"{where} was fitted with a network up to {facts['last']}, the given one reaches to {network.last}."
+            f"{where} was fitted with a network up to {facts['truncate_after']}, the given one reaches to {network.truncate_after}."
         )
     tensors = _read_tensors(folder, facts)
     try:
@@ -287,7 +287,10 @@ def _network(facts: dict, where: Path, weights) -> Backbone:
                 f"{path} is not the file of weights with which {where} was fitted (SHA-256 {expected[:12]}...): give that one with weights=FILE (--weights FILE)."
             )
     return load_backbone(
-        name, chosen, last=facts["last"], adapt_from=facts["weights"]["adapt_from"]
+        name,
+        chosen,
+        truncate_after=facts["truncate_after"],
+        adapt_from=facts["weights"]["adapt_from"],
     )
 
 
@@ -327,7 +330,7 @@ def _number(check):
 
 _ENTRIES = {  # key -> check, and what is expected, in words
     "backbone": (_word, "a name"),
-    "last": (_word, "a name"),
+    "truncate_after": (_word, "a name"),
     "weights.source": (
         lambda value: value is None or _word(value),
         "embedded, imagenet, random, a file or null",
