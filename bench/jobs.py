@@ -171,7 +171,7 @@ class OfPandalib:
         return self
 
     def maps(self, images):
-        from pandalib.methods.spade import image_scores
+        from pandalib.methods.distances import image_scores
 
         maps = self.detector.maps(images)
         return maps, image_scores(maps)

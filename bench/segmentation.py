@@ -131,9 +131,7 @@ def compare(name: str, network, images: np.ndarray, rounds: int) -> tuple[str, s
             (
                 "features",
                 seconds(
-                    lambda: Pyramids.of(
-                        network, images[-1:], detector.layers, dtype=np.float32, like=normal
-                    ),
+                    lambda: Pyramids.of(network, images[-1:], detector.layers, dtype=np.float32),
                     times=3,
                 )[0],
             ),

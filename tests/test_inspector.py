@@ -24,7 +24,7 @@ from pandalib.__main__ import main
 from pandalib.io import sha256_of
 from pandalib.inspection.inspector import _sample
 from pandalib.sealed import sealed, unsealed
-from pandalib.methods.spade import image_scores
+from pandalib.methods.distances import image_scores
 from pandalib.datasets.found import find_images, open_images
 from pandalib.datasets.images import ImageError, ImageFolder
 

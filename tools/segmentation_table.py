@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from pandalib import SPADE, PatchCore, load_backbone, load_task, pixel_roc_auc, pro, roc_auc  # noqa: E402
 from pandalib.io import write_atomically  # noqa: E402
-from pandalib.methods.spade import image_scores  # noqa: E402
+from pandalib.methods.distances import image_scores  # noqa: E402
 from pandalib.datasets.synthetic import surfaces  # noqa: E402
 
 SEEDS, TUNING_SEEDS = (0, 1, 2), (100,)

@@ -345,9 +345,7 @@ class Inspector:
         images, names = open_images(images, self.size, self.resize, recursive=recursive)
         self._check_size(images)
         for numbers, batch in _batches(images, self.spade_._images_at_once(), names, unreadable):
-            pyramids = Pyramids.of(
-                self.backbone, batch, self.layers, dtype=np.float32, like=self.spade_.normal_
-            )
+            pyramids = Pyramids.of(self.backbone, batch, self.layers, dtype=np.float32)
             maps = self.spade_.maps_of(pyramids)
             raw = dict(image=self.knn_.score(pyramids.pooled), place=image_scores(maps))
             parts = {part: raw[part] / self.usual_[part] for part in PARTS}

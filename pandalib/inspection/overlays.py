@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 from scipy.ndimage import binary_dilation
 
-from pandalib.interpolation import enlargement
+from pandalib.methods.distances import enlargement
 
 SIDE = 320  # pixels of the longer side that an overlay has at least: a line needs some
 REACH = 2.0  # the darkest colour, in thresholds

@@ -1,4 +1,13 @@
-"""A bank of patches in place of the nearest images: the idea of PatchCore (Roth et al., CVPR 2022), and the coreset that thins it out."""
+"""PatchCore (Roth et al., CVPR 2022): a bank of patches of all normal images, thinned by a coreset.
+
+A patch is the mean of a layer over 3 x 3 positions, the layers side by side at the resolution of
+the finest. The bank M holds some of the normal images' patches, chosen so that every patch has one
+near. A patch p of a test image scores
+
+    d(p) = min over m in M of ||p - m||^2
+
+and the map of d is enlarged and blurred. Left out here: PatchCore's reweighting of the image score.
+"""
 
 from __future__ import annotations
 
@@ -9,29 +18,46 @@ import torch
 import torch.nn.functional as F
 
 from pandalib.backbones import Backbone
-from pandalib.methods.distances import MapDetector, Nearest, check_settings, enlarged
-from pandalib.interpolation import enlargement
+from pandalib.methods.distances import MapDetector, Nearest, enlarged, enlargement
 from pandalib.progress import progress as bar
 
 
 class PatchCore(MapDetector):
-    """A bank of patches of all normal images, thinned out by a coreset: the idea of PatchCore (Roth et al., CVPR 2022).
-
-    A patch is the mean of a layer over 3 x 3 positions, zeros beyond the border, the layers laid side by side at the resolution
-    of the first one.
-    Each patch is compared with the whole bank; there is no retrieval of images. Left out of PatchCore: the reweighting
-    of the image score.
+    """Compare each patch with a memory bank of normal patches.
 
     Parameters
     ----------
-    layers : from fine to coarse.
-    share : of the patches that stay in the bank, chosen greedily so that each patch has a chosen one near.
-    sigma, memory_mb : as in `SPADE`.
-    seed : of the random projection in which the choice is made, and of its first patch.
+    backbone : Backbone
+        The pretrained network, which is not adapted.
+    layers : sequence of str
+        From fine to coarse.
+    coreset_ratio : float, above 0 and at most 1
+        The part of the patches that stay in the bank.
+    sigma : float
+        Of the Gaussian blur, in pixels of the image.
+    memory_mb : float
+        About how much the features of the images being scored may take.
+    seed : int
+        Of the coreset.
+    progress : bool
+        Show a progress bar.
 
     Attributes
     ----------
-    bank_ : float32 tensor (M, C).
+    memory_bank_ : tensor, shape (M, C), float32
+    image_size_ : (int, int)
+        Height and width of the normal images.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from pandalib import PatchCore, load_backbone
+    >>> images = np.random.default_rng(0).integers(90, 99, (6, 3, 64, 64), dtype=np.uint8)
+    >>> detector = PatchCore(load_backbone(), layers=["layer1", "layer2"]).fit(images[:5])
+    >>> images[5, :, 40:, 40:] = 255  # a white corner
+    >>> row, column = np.unravel_index(detector.maps(images[5:])[0].argmax(), (64, 64))
+    >>> bool(row > 32 and column > 32)
+    True
     """
 
     def __init__(
@@ -45,63 +71,53 @@ class PatchCore(MapDetector):
         seed: int = 0,
         progress: bool = True,
     ):
-        check_settings(layers, sigma, memory_mb)
-        if not 0 < coreset_ratio <= 1:
-            raise ValueError(
-                f"share={share!r}: expected the part of the patches that stay in the bank, above 0 and at most 1."
-            )
-        (
-            self.backbone,
-            self.layers,
-            self.coreset_ratio,
-            self.sigma,
-            self.memory_mb,
-            self.seed,
-            self.progress,
-        ) = backbone, tuple(layers), coreset_ratio, sigma, memory_mb, seed, progress
+        self.backbone = backbone
+        self.layers = layers
+        self.coreset_ratio = coreset_ratio
+        self.sigma = sigma
+        self.memory_mb = memory_mb
+        self.seed = seed
+        self.progress = progress
 
-    def fit(self, normal_images) -> PatchCore:
+    def fit(self, normal_images, y=None) -> PatchCore:
         """Choose the bank among the patches of normal images, uint8 (N, 3, H, W)."""
+        self._check_settings()
+        if not 0 < self.coreset_ratio <= 1:
+            raise ValueError(f"coreset_ratio={self.coreset_ratio!r}: expected above 0, at most 1.")
         patches = self._patches(normal_images)
-        self.image_size_, self._grid = tuple(np.shape(normal_images[:1])[-2:]), patches.shape[1:3]
+        self._grid = patches.shape[1:3]
         patches = patches.flatten(0, 2)
         n_kept = max(1, round(self.coreset_ratio * len(patches)))
         if n_kept < len(patches):
             patches = patches[coreset(patches, n_kept, seed=self.seed, progress=self.progress)]
+        self.memory_bank_ = patches
         self._mean = patches.mean(dim=0)
-        self.bank_ = patches
+        self.image_size_ = tuple(np.shape(normal_images[:1])[2:])
         return self
-
-    def _bytes_per_image(self) -> int:
-        return 12 * self._grid[0] * self._grid[1] * self.bank_.shape[1]
 
     def _maps_of(self, images) -> np.ndarray:
         patches = self._patches(images)
-        nearest = Nearest(patches.flatten(1, 2) - self._mean, 1)
-        nearest.update(self.bank_ - self._mean, range(len(patches)))
-        return enlarged(
-            nearest.squared().numpy().reshape(-1, *self._grid), self.image_size_, self.sigma
-        )
+        nearest = Nearest(patches.flatten(1, 2) - self._mean)
+        nearest.update(self.memory_bank_ - self._mean, range(len(patches)))
+        maps = nearest.squared().numpy().reshape(-1, *self._grid)
+        return enlarged(maps, self.image_size_, self.sigma)
 
     def _patches(self, images) -> torch.Tensor:
-        """(n, h, w, C): mean over 3 x 3 positions, layers enlarged to the first one's grid and laid side by side."""
+        """The patches (n, h, w, C) of images, on the grid of the first layer."""
         parts = []
         for found in self.backbone.iter_layers(images, self.layers, pooled=False):
-            # What lies outside counts as zero, as in PatchCore: a mean over fewer positions would vary more, and borders score higher.
+            # Zeros beyond the border: means over fewer positions would vary more and score higher.
             maps = [F.avg_pool2d(found[name].float().cpu(), 3, 1, 1) for name in self.layers]
-            size = maps[0].shape[2:]
-            maps[1:] = [
-                _matrix(enlargement, map.shape[2], size[0])
-                @ map
-                @ _matrix(enlargement, map.shape[3], size[1]).T
-                for map in maps[1:]
-            ]
+            height, width = maps[0].shape[2:]
+            for number, coarse in enumerate(maps[1:], start=1):
+                rows = torch.from_numpy(enlargement(coarse.shape[2], height))
+                columns = torch.from_numpy(enlargement(coarse.shape[3], width))
+                maps[number] = rows @ coarse @ columns.T
             parts.append(torch.cat(maps, dim=1).permute(0, 2, 3, 1))
-            if not parts[-1].isfinite().all():
-                raise ValueError(
-                    "features hold NaN or infinite values: look for what produced them, as damaged weights or a learning rate too high."
-                )
         return torch.cat(parts)
+
+    def _bytes_per_image(self) -> int:
+        return 12 * self._grid[0] * self._grid[1] * self.memory_bank_.shape[1]
 
 
 def coreset(
@@ -112,42 +128,45 @@ def coreset(
     seed: int = 0,
     progress: bool = True,
 ) -> torch.Tensor:
-    """Greedy k-centre: numbers of `n_kept` rows such that every row has a chosen one near (Sener and Savarese 2018).
+    """Choose rows such that every row has a chosen one near (Sener and Savarese 2018).
 
-    Each step takes the row that is farthest from all chosen so far. One matrix-vector product a step, in a random
-    projection to `n_projected` dimensions, which keeps distances nearly (Johnson and Lindenstrauss).
+    The greedy k-centre algorithm: each step takes the row that is farthest from all those chosen so
+    far. Distances are taken in a random projection, which nearly keeps them (Johnson and
+    Lindenstrauss).
 
     Parameters
     ----------
-    features : (n, d), float32.
+    features : tensor, shape (n, d), float32
+    n_kept : int
+        1 to n.
+    n_projected : int
+        Dimensions of the projection; features of no more dimensions are taken as they are.
+    seed : int
+        Of the projection and of the first row.
+    progress : bool
+        Show a progress bar.
 
     Returns
     -------
-    int64 (n_kept,), in the order of choice.
-
-    Raises ValueError unless n_kept lies between 1 and n.
+    chosen : tensor, shape (n_kept,), int64
+        Row numbers in the order of choice.
     """
-    if not 1 <= n_kept <= len(features):
-        raise ValueError(f"n_kept={n_kept}: expected 1 to {len(features)}, the number of features.")
+    n, d = features.shape
+    if not 1 <= n_kept <= n:
+        raise ValueError(f"n_kept={n_kept}: expected 1 to {n}, the number of features.")
     generator = torch.Generator().manual_seed(seed)
     features = features - features.mean(dim=0)
-    if features.shape[1] > n_projected:
-        features = (
-            features
-            @ torch.randn(features.shape[1], n_projected, generator=generator)
-            / n_projected**0.5
-        )
-    own = features.square().sum(dim=1)
-    farthest = int(torch.randint(len(features), (), generator=generator))
-    distance, chosen = torch.full_like(own, torch.inf), []
+    if d > n_projected:
+        projection = torch.randn(d, n_projected, generator=generator)
+        features = features @ projection / n_projected**0.5
+    norms = features.square().sum(dim=1)
+    distances = torch.full_like(norms, torch.inf)  # squared, to the nearest chosen row
+    farthest = int(torch.randint(n, (), generator=generator))
+    chosen = []
     for _ in bar(range(n_kept), "coreset", shown=progress):
         chosen.append(farthest)
-        new = own + own[farthest] - 2 * (features @ features[farthest])
-        torch.minimum(distance, new, out=distance)
-        distance[farthest] = -torch.inf  # rounding must not let it be chosen twice
-        farthest = int(distance.argmax())
+        to_new = norms + norms[farthest] - 2 * (features @ features[farthest])
+        torch.minimum(distances, to_new, out=distances)
+        distances[farthest] = -torch.inf  # rounding must not let it be chosen twice
+        farthest = int(distances.argmax())
     return torch.tensor(chosen)
-
-
-def _matrix(function, *arguments) -> torch.Tensor:
-    return torch.from_numpy(function(*arguments))

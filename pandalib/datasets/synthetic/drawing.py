@@ -16,8 +16,6 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from pandalib.interpolation import enlargement
-
 FONT_FILES = ("DejaVuSans.ttf", "DejaVuSans-Bold.ttf")
 MASK_SIZE = 128  # pixels of a glyph mask: twice the image, so that shrunk glyphs keep smooth edges
 FONT_SIZE = 80
@@ -110,6 +108,17 @@ class TextureBank:
         field = 1 / (1 + np.exp(-(wave @ self.out[number] + self.out_bias[number])))
         enlarge = enlargement(half, size)
         return enlarge @ field.T.reshape(2, half, half) @ enlarge.T
+
+
+@functools.cache
+def enlargement(small: int, large: int) -> np.ndarray:
+    """Matrix E, float32 (large, small), of bilinear interpolation: E @ image @ E.T enlarges."""
+    at = np.clip((np.arange(large) + 0.5) * small / large - 0.5, 0, small - 1)
+    left = np.minimum(at.astype(int), small - 2)
+    matrix = np.zeros((large, small), dtype=np.float32)
+    matrix[np.arange(large), left] = 1 - (at - left)
+    matrix[np.arange(large), left + 1] = at - left
+    return matrix
 
 
 @functools.cache
