@@ -1,87 +1,112 @@
-"""Image files: each becomes uint8 (3, size, size), a list of them a lazy sequence.
+"""Image files: each becomes uint8 (3, size, size), many of them a lazy sequence.
 
-One geometry everywhere, the paper's "resize, then centre crop": the shorter side becomes `resize` pixels and the
-central size x size square is kept. It is done in one step, by resampling only the source rectangle under the crop, so
-that a strip of 20000 x 20 pixels never swells to 224000 x 224.
+One geometry everywhere, the paper's "resize, then centre crop": the shorter side becomes `resize`
+pixels and the central size x size square is kept. Only the part of the source under the crop is
+resampled, so that a strip of 20000 x 20 pixels never swells to 224000 x 224.
 """
 
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
 import operator
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from pandalib.validation import as_images
+
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm")
-# Pillow chooses a reader by content, not by name, and some of its readers start other programs: allow these only.
+# Pillow chooses a reader by content, not by name, and some of its readers start other programs.
 _READERS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
-# Part of every fingerprint: raise it when the same file would give other pixels, so that caches are made anew.
+# Part of every fingerprint: raise it when the same file would give other pixels.
 _READING_RULES = "pandalib folder images 1"
+FEW = 500  # images below which no worker processes are started to decode them
 
 
 class ImageError(ValueError):
-    """A file cannot be used as an image; the message is one sentence that names the file and the cause, which also stands alone in `.cause`."""
+    """A file cannot be used as an image; `cause` says why in a few words."""
 
     cause = ""
 
 
-@contextmanager
-def _naming(path):
-    """Turn whatever fails inside into one ImageError; damaged files make Pillow raise a dozen different types."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            yield
-    except Exception as error:
-        if not os.path.exists(path):
-            cause = (
-                "it is a link to a file that does not exist"
-                if os.path.islink(path)
-                else "there is no such file"
-            )
-        elif os.path.isdir(path):
-            cause = "it is a folder"
-        elif isinstance(error, PermissionError):
-            cause = "there is no permission to read it"
-        elif os.path.getsize(path) == 0:
-            cause = "it is empty (0 bytes)"
-        elif isinstance(error, UnidentifiedImageError):
-            cause = f"its content is none of {', '.join(_READERS)}, or is damaged"
-        elif isinstance(error, (Image.DecompressionBombWarning, Image.DecompressionBombError)):
-            cause = f"it has more than {Image.MAX_IMAGE_PIXELS} pixels"
-        else:
-            cause = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-        problem = ImageError(
-            f"cannot read {str(path)!r} as an image: {cause}; mend, convert or remove this file."
-        )
-        problem.cause = cause
-        raise problem from error
+def read_image(path, size: int, resize: int | None = None) -> np.ndarray:
+    """Read one picture file.
+
+    Grey becomes three equal channels; 16-bit grey keeps its upper 8 bits, since a stretch would hide
+    that an image is too dark. Transparent parts are laid on white, CMYK is converted without a
+    colour profile, EXIF rotation is applied. Of several frames or pages the first is read.
+
+    Parameters
+    ----------
+    path : path-like
+        PNG, JPEG, BMP, TIFF, WebP, GIF, PPM or PGM.
+    size : int
+        Side of the result in pixels.
+    resize : int, optional
+        Shorter side before the centre crop, at least `size` (default: `size`; the paper: 256 for 224).
+
+    Returns
+    -------
+    image : uint8 array (3, size, size), RGB
+
+    Raises
+    ------
+    ImageError
+        Naming the file and the cause: missing, empty, truncated, no image, too many pixels, 32 bits.
+    """
+    size, resize = check_geometry(size, resize)
+    with _naming(path):
+        return _to_square(_open(path), size, resize)
 
 
-def _open(path) -> Image.Image:
-    """The first frame, decoded and turned upright (EXIF); `.format` is kept."""
-    with Image.open(path, formats=_READERS) as image:
-        upright = ImageOps.exif_transpose(image)  # always a decoded copy, never the open file
-        upright.format = image.format
-    return upright
+def read_mask(path, size: int, resize: int | None = None, *, image=None) -> np.ndarray:
+    """Read the mask of anomalous pixels, with the geometry of `read_image` and nearest neighbours.
 
+    Anomalous is every pixel that is not black (label images count), except in JPEG, which leaves
+    noise in the black: there it is 128 and above. Transparent pixels are normal.
 
-def _crop_box(width: int, height: int, size: int, resize: int) -> tuple[float, float, float, float]:
-    """The rectangle of the source that ends up in the crop, with torchvision's rounding of Resize and CenterCrop."""
-    short = min(width, height)
-    new_width, new_height = int(resize * width / short), int(resize * height / short)
-    left, top = round((new_width - size) / 2), round((new_height - size) / 2)
-    x, y = width / new_width, height / new_height
-    return left * x, top * y, min((left + size) * x, width), min((top + size) * y, height)
+    Parameters
+    ----------
+    path, size, resize
+        As in `read_image`.
+    image : path-like, optional
+        The image that the mask belongs to: other proportions would shift it without a word.
+
+    Returns
+    -------
+    mask : bool array (size, size)
+
+    Raises
+    ------
+    ImageError
+        As `read_image`, and for a mask without the proportions of `image`.
+    """
+    size, resize = check_geometry(size, resize)
+    if image is not None:
+        with _naming(image):
+            width, height = _open(image).size
+    with _naming(path):
+        mask = _open(path)
+        if image is not None:
+            off = abs(mask.width - mask.height * width / height)
+            if off > max(1, 0.01 * mask.width):
+                raise ValueError(
+                    f"as a mask of {Path(image).name!r} it must have the image's proportions, "
+                    f"{width} x {height} pixels, but it has {mask.width} x {mask.height}"
+                )
+        anomalous = Image.fromarray(_not_black(mask).astype(np.uint8))
+        box = _crop_box(*mask.size, size, resize)
+        return np.asarray(anomalous.resize((size, size), Image.Resampling.NEAREST, box=box)) > 0
 
 
 def check_geometry(size, resize) -> tuple[int, int]:
+    """`size` and `resize` as integers, `resize` filled in."""
     size = operator.index(size)
     resize = size if resize is None else operator.index(resize)
     if not 1 <= size <= resize:
@@ -89,164 +114,187 @@ def check_geometry(size, resize) -> tuple[int, int]:
     return size, resize
 
 
-def _wide_to_8_bit(image: Image.Image) -> Image.Image:
-    """Grey of 16 or 32 bits to 8 bits, by a fixed factor: a stretch would hide that an image is too dark."""
-    values = np.asarray(image)
-    if image.mode != "F" and (
-        image.mode != "I" or image.format in ("PNG", "PPM")
-    ):  # declared as 16 bit
-        return Image.fromarray((values >> 8).astype(np.uint8))
-    low, high = values.min(), values.max()
-    limits = (1, 255, 65535) if image.mode == "F" else (255, 65535)
-    limit = next(
-        (limit for limit in limits if low >= 0 and high <= limit), None
-    )  # NaN passes no comparison
-    if limit is None:
-        raise ValueError(
-            f"its 32-bit values go from {low:g} to {high:g}, where 0 to {', '.join(map(str, limits))} is expected"
+@contextmanager
+def _naming(path) -> Iterator[None]:
+    """Turn whatever fails inside into one ImageError: damaged files raise a dozen other types."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            yield
+    except Exception as error:
+        cause = _cause(path, error)
+        problem = ImageError(
+            f"cannot read {str(path)!r} as an image: {cause}; mend, convert or remove this file."
         )
-    factor = {1: 255, 255: 1, 65535: 1 / 256}[limit]
-    return Image.fromarray((values * factor + (0.5 if limit == 1 else 0)).astype(np.uint8))
+        problem.cause = cause
+        raise problem from error
 
 
-def squeeze_box(
-    width: int, height: int, size: int, resize: int
-) -> tuple[float, float, float, float]:
-    """As `_crop_box`, for an image that is first squeezed to a square: its centre, in the image's own proportions."""
-    margin = (resize - size) / 2 / resize
-    return width * margin, height * margin, width * (1 - margin), height * (1 - margin)
+def _cause(path, error: Exception) -> str:
+    if not os.path.exists(path):
+        link = "it is a link to a file that does not exist"
+        return link if os.path.islink(path) else "there is no such file"
+    if os.path.isdir(path):
+        return "it is a folder"
+    if isinstance(error, PermissionError):
+        return "there is no permission to read it"
+    if os.path.getsize(path) == 0:
+        return "it is empty (0 bytes)"
+    if isinstance(error, UnidentifiedImageError):
+        return f"its content is none of {', '.join(_READERS)}, or is damaged"
+    if isinstance(error, (Image.DecompressionBombWarning, Image.DecompressionBombError)):
+        return f"it has more than {Image.MAX_IMAGE_PIXELS} pixels"
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
 
 
-def fit(image: Image.Image, size: int, box: tuple[float, float, float, float]) -> np.ndarray:
-    """The rectangle `box` (left, top, right, bottom) of an image as uint8 (3, size, size), as told in `read_image`."""
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        image = _wide_to_8_bit(image)
+def _open(path) -> Image.Image:
+    """The first frame, decoded and turned upright; `.format` is kept."""
+    with Image.open(path, formats=_READERS) as image:
+        upright = ImageOps.exif_transpose(image)  # always a decoded copy, never the open file
+        upright.format = image.format
+    return upright
+
+
+def _crop_box(width: int, height: int, size: int, resize: int) -> tuple[float, ...]:
+    """Left, top, right and bottom of the part of an image that becomes the square."""
+    short = min(width, height)  # rounded as by torchvision's Resize and CenterCrop
+    new_width, new_height = int(resize * width / short), int(resize * height / short)
+    left, top = round((new_width - size) / 2), round((new_height - size) / 2)
+    x, y = width / new_width, height / new_height
+    return left * x, top * y, min((left + size) * x, width), min((top + size) * y, height)
+
+
+def _to_square(image: Image.Image, size: int, resize: int) -> np.ndarray:
+    if _is_wide(image):
+        if image.mode == "F" or image.mode == "I" and image.format not in ("PNG", "PPM"):
+            raise ValueError("its 32-bit values declare no range: expected 8 or 16 bits")
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    box = _crop_box(*image.size, size, resize)
     image = image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR, box=box)
     return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
 
 
-def read_image(path, size: int, resize: int | None = None) -> np.ndarray:
-    """Read one picture file as uint8 (3, size, size), RGB.
-
-    The shorter side is resized to `resize` (bilinear, antialiased), then the centre is cropped.
-
-    - Grey becomes three equal channels; 16-bit grey keeps its upper 8 bits.
-    - 32-bit grey (TIFF) declares no range: the smallest of 0..1 (float only), 0..255 and 0..65535 that holds the image
-      is taken. Where very dark images occur, save as 8 or 16 bits instead.
-    - Transparent parts (palette, grey or RGB) are laid on white. CMYK is converted without a colour profile.
-    - EXIF rotation is applied. Of several frames or pages the first is read.
-
-    Parameters
-    ----------
-    path : file of type png, jpg, bmp, tif, webp, gif, ppm or pgm.
-    size : side of the result in pixels.
-    resize : shorter side before the crop, at least `size` (default: `size`; the paper: 256 for 224).
-
-    Raises
-    ------
-    ImageError naming the file and the cause: missing, empty, truncated, not an image, too many pixels.
-    """
-    size, resize = check_geometry(size, resize)
-    with _naming(path):
-        image = _open(path)
-        return fit(image, size, _crop_box(*image.size, size, resize))
+def _not_black(mask: Image.Image) -> np.ndarray:
+    if _is_wide(mask):
+        return np.asarray(mask) != 0
+    colours = np.asarray(mask.convert("RGBA"))  # a palette's numbers mean nothing, its colours do
+    smallest = 128 if mask.format == "JPEG" else 1
+    return (colours[..., :3] >= smallest).any(-1) & (colours[..., 3] > 0)
 
 
-def read_mask(path, size: int, resize: int | None = None) -> np.ndarray:
-    """Read the mask of anomalous pixels as bool (size, size), with the geometry of `read_image` and nearest neighbours.
-
-    Anomalous is every pixel that is not black (label images count), except in JPEG, which leaves noise in the black:
-    there it is 128 and above. Transparent pixels are normal.
-
-    Raises
-    ------
-    ImageError as in `read_image`.
-    """
-    size, resize = check_geometry(size, resize)
-    with _naming(path):
-        mask = _open(path)
-        return fit_mask(mask, size, _crop_box(*mask.size, size, resize))
+def _is_wide(image: Image.Image) -> bool:
+    """Grey of 16 or 32 bits."""
+    return image.mode in ("I", "F") or image.mode.startswith("I;16")
 
 
-def fit_mask(image: Image.Image, size: int, box: tuple[float, float, float, float]) -> np.ndarray:
-    smallest = 128 if image.format == "JPEG" else 1
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        anomalous = np.asarray(image) != 0
-    else:
-        colours = np.asarray(
-            image.convert("RGBA")
-        )  # a palette's numbers mean nothing, its colours do
-        anomalous = (colours[..., :3] >= smallest).any(-1) & (colours[..., 3] > 0)
-    mask = Image.fromarray(anomalous.astype(np.uint8))
-    return np.asarray(mask.resize((size, size), Image.Resampling.NEAREST, box=box)) > 0
-
-
-def read_mask_of(image_path: Path, mask_path: Path, size: int, resize: int) -> np.ndarray:
-    """A mask after a check that it lies on its image: another proportion would shift it without a word."""
-    with _naming(image_path):
-        image_box = _crop_box(*(image_size := _open(image_path).size), size, resize)
-    with _naming(mask_path):
-        mask = _open(mask_path)
-        if mask.size != image_size:
-            mask_box = _crop_box(*mask.size, size, resize)
-            scale = np.array(image_size * 2) / np.array(mask.size * 2)
-            if np.abs(mask_box * scale - image_box).max() > 0.01 * max(image_size):
-                raise ValueError(
-                    f"as a mask of {image_path.name!r} it must have the image's proportions, "
-                    f"{image_size[0]} x {image_size[1]} pixels, but it has {mask.size[0]} x {mask.size[1]}"
-                )
-        return fit_mask(mask, size, _crop_box(*mask.size, size, resize))
-
-
-def list_images(folder) -> list[Path]:
-    """Image files directly in `folder`, sorted by name (code points: the same order on every machine).
-
-    Hidden files, subfolders and files with other endings are left out. Links count, even broken ones, so that reading
-    names them.
-
-    Raises
-    ------
-    FileNotFoundError, NotADirectoryError; ValueError where there is no image, naming the accepted endings.
-    """
-    found = image_names(folder)
-    if not found:
-        raise ValueError(
-            f"the folder {str(folder)!r} holds no images: expected files ending in {' '.join(ENDINGS)}."
-        )
-    return [Path(folder, name) for name in found]
-
-
-def visible_entries(folder) -> list[os.DirEntry]:
-    if not os.path.exists(folder):
-        raise FileNotFoundError(f"there is no folder {str(folder)!r}: check the path.")
-    if not os.path.isdir(folder):
-        raise NotADirectoryError(
-            f"{str(folder)!r} is a file: expected the folder that holds the images."
-        )
-    with os.scandir(folder) as entries:
-        return sorted(
-            (entry for entry in entries if not entry.name.startswith(".")),
-            key=lambda entry: entry.name,
-        )
-
-
-def image_names(folder) -> list[str]:
-    return [
-        e.name
-        for e in visible_entries(folder)
-        if e.name.lower().endswith(ENDINGS) and not e.is_dir()
-    ]
+# ---------------------------------------------------------------- folders
 
 
 def subfolders(folder) -> list[str]:
-    return [entry.name for entry in visible_entries(folder) if entry.is_dir()]
+    """Names of the folders in a folder, hidden ones left out, sorted by code points."""
+    return [path.name for path in _visible(folder) if path.is_dir()]
+
+
+def image_files(folder, *, recursive: bool = False) -> list[Path]:
+    """Paths of the image files in a folder, sorted by code points: the same order on every machine.
+
+    Hidden files are left out. Broken links count, so that reading names them; links to folders are
+    not followed with `recursive`, so that a loop of them does no harm.
+    """
+    files = [
+        path
+        for path in _visible(folder)
+        if path.name.lower().endswith(ENDINGS) and not path.is_dir()
+    ]
+    for path in _visible(folder) if recursive else ():
+        if path.is_dir() and not path.is_symlink():
+            files += image_files(path, recursive=True)
+    return sorted(files, key=lambda path: path.parts)
+
+
+def list_images(path, *, recursive: bool = False) -> list[Path]:
+    """As `image_files`, of a file itself; raises ValueError where there is no image."""
+    path = Path(path).expanduser()
+    files = [path] if path.is_file() else image_files(path, recursive=recursive)
+    if not files:
+        hint = "" if recursive else " Subfolders are searched with recursive=True (--recursive)."
+        endings = " ".join(ENDINGS)
+        raise ValueError(
+            f"{str(path)!r} holds no images: expected files ending in {endings}.{hint}"
+        )
+    return files
+
+
+def _visible(folder) -> list[Path]:
+    folder = Path(folder)
+    if not folder.exists():
+        raise FileNotFoundError(f"there is no folder {str(folder)!r}: check the path.")
+    if not folder.is_dir():
+        raise NotADirectoryError(f"{str(folder)!r} is a file: expected a folder of images.")
+    visible = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    return sorted(visible, key=lambda path: path.name)
+
+
+def open_images(
+    images, size: int, resize: int | None = None, *, recursive: bool = False, normal: bool = False
+) -> tuple[Sequence, list[str]]:
+    """Whatever a user calls "my images", as one sequence with a name for each.
+
+    Parameters
+    ----------
+    images : path-like, list of paths, or sequence of images
+        A folder or a file; a list of files; or images as `pandalib.validation.as_images` takes them.
+    size, resize : int
+        Of files, as in `read_image`.
+    recursive : bool
+        Search subfolders too.
+    normal : bool
+        Of a folder in MVTec's layout take train/good.
+
+    Returns
+    -------
+    images : sequence whose slices are uint8 (n, 3, H, W)
+    names : list of str
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        There are no images, or something else was given.
+    """
+    top = None
+    if isinstance(images, (str, os.PathLike)):
+        root = Path(images).expanduser()
+        top = root if root.is_dir() else root.parent
+        if normal and (root / "train" / "good").is_dir():
+            root = root / "train" / "good"
+        images = ImageFolder(list_images(root, recursive=recursive), size, resize)
+    elif isinstance(images, (list, tuple)) and images:
+        if all(isinstance(file, (str, os.PathLike)) for file in images):
+            images = ImageFolder([Path(file).expanduser() for file in images], size, resize)
+    images = as_images(images)
+    if not isinstance(images, ImageFolder):
+        return images, [f"image {number}" for number in range(len(images))]
+    files = [os.path.abspath(file) for file in images.files]
+    top = top or os.path.commonpath([os.path.dirname(file) for file in files])
+    return images, [_printable(Path(os.path.relpath(file, top)).as_posix()) for file in files]
+
+
+def _printable(name: str) -> str:
+    """With control characters, marks that turn text around and bytes that are no text escaped."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in name)
+
+
+# ---------------------------------------------------------------- lazy sequences
 
 
 class LazyImages(Sequence):
-    """A sequence of images that are made when they are asked for: `__len__` and `_read(number)` say which."""
+    """Images that are made when they are asked for; a subclass has `size`, `__len__` and `_read`.
+
+    `images[3]` is uint8 (3, size, size); `images[10:20]` and `images[[4, 1]]` are (n, 3, size, size).
+    """
 
     size: int
 
@@ -255,31 +303,106 @@ class LazyImages(Sequence):
         return len(self), 3, self.size, self.size
 
     def __getitem__(self, index) -> np.ndarray:
-        if isinstance(index, slice):
-            chosen = range(len(self))[index]
-        elif np.ndim(index) == 0:
-            return self._read(range(len(self))[operator.index(index)])
-        else:
-            index = np.asarray(index)
-            chosen = np.arange(len(self))[
-                index if len(index) else []
-            ]  # numpy's own rules for masks, negatives, errors
-        images = np.empty((len(chosen), 3, self.size, self.size), np.uint8)
-        for row, number in enumerate(chosen):
-            images[row] = self._read(int(number))
-        return images
+        numbers = np.arange(len(self))[index]  # numpy's own rules for masks, negatives and errors
+        if numbers.ndim == 0:
+            return self._read(int(numbers))
+        return self._stack([self._read(int(number)) for number in numbers])
+
+    def _stack(self, images: list[np.ndarray]) -> np.ndarray:
+        return np.stack(images) if images else np.empty((0, *self.shape[1:]), np.uint8)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self)} images, {self.size} x {self.size} pixels)"
+
+    def iter_batches(self, batch_size: int, *, workers: int | None = None) -> Iterator[np.ndarray]:
+        """Yield uint8 (n, 3, size, size) in order, decoded ahead while the caller computes.
+
+        Parameters
+        ----------
+        batch_size : int
+        workers : int, optional
+            Processes that decode; 0: this one. None: PANDALIB_WORKERS, else 0 for fewer than 500
+            images or where processes cannot be forked, else at most 4.
+
+        Raises
+        ------
+        ImageError
+            At the batch that holds an unreadable file.
+        """
+        for _, images, errors in self.iter_readable(batch_size, workers=workers):
+            for error in errors.values():
+                raise error
+            yield images
+
+    def iter_readable(self, batch_size: int, *, workers: int | None = None) -> Iterator[tuple]:
+        """As `iter_batches`, but leave unreadable files out and say which.
+
+        Yields
+        ------
+        numbers : list of int
+        images : uint8 array (n, 3, size, size), those with these numbers
+        errors : dict of int to ImageError, of the other numbers of the batch
+        """
+        import torch  # takes a second or two, and a list of files does not need it
+        from torch.utils.data import DataLoader
+
+        yield from DataLoader(
+            _Batches(self, batch_size),
+            batch_size=None,
+            num_workers=_default_workers(len(self)) if workers is None else workers,
+            collate_fn=_unchanged,  # arrays go through a pipe, since /dev/shm is small in containers
+            generator=torch.Generator(),  # torch's own random numbers stay as they were
+        )
+
+
+class _Batches:
+    """A torch data set of batches. Errors are returned: torch would wrap them in a traceback."""
+
+    def __init__(self, images: LazyImages, batch_size: int):
+        self.images, self.batch_size = images, batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self.images) // self.batch_size)
+
+    def __getitem__(self, batch: int) -> tuple[list[int], np.ndarray, dict[int, ImageError]]:
+        read, errors = {}, {}
+        for number in range(len(self.images))[batch * self.batch_size :][: self.batch_size]:
+            try:
+                read[number] = self.images[number]
+            except ImageError as error:
+                errors[number] = error
+        return list(read), self.images._stack(list(read.values())), errors
+
+
+def _unchanged(batch):
+    return batch
+
+
+def _default_workers(n_images: int) -> int:
+    if "PANDALIB_WORKERS" in os.environ:
+        return int(os.environ["PANDALIB_WORKERS"])
+    started = multiprocessing.get_start_method(allow_none=True)
+    method = started or multiprocessing.get_all_start_methods()[0]
+    # Without fork each worker imports torch anew, and a script without a main guard would fail.
+    if n_images < FEW or method != "fork" or multiprocessing.current_process().daemon:
+        return 0
+    return min(4, (os.cpu_count() or 1) - 1)
 
 
 class ImageFolder(LazyImages):
-    """A lazy sequence of image files: an image is decoded when it is asked for, and not kept.
-
-    `folder[3]` is uint8 (3, size, size); `folder[10:20]` and `folder[[4, 1]]` are uint8 (n, 3, size, size).
-    So 20,000 files cost no more memory than the slice in hand. An unreadable file raises ImageError when it is reached.
+    """Image files, each decoded when it is asked for and not kept: 20,000 cost no more than a slice.
 
     Parameters
     ----------
-    files : paths, in the order of the sequence.
-    size, resize : as in `read_image`.
+    files : iterable of path-like
+        In the order of the sequence. An unreadable one raises ImageError when it is reached.
+    size, resize : int
+        As in `read_image`.
+
+    Examples
+    --------
+    >>> ImageFolder(["a.png", "b.png"], 224).shape
+    (2, 3, 224, 224)
     """
 
     def __init__(self, files: Iterable, size: int, resize: int | None = None):
@@ -292,16 +415,70 @@ class ImageFolder(LazyImages):
     def _read(self, number: int) -> np.ndarray:
         return read_image(self.files[number], self.size, self.resize)
 
-    def __repr__(self) -> str:
-        return f"ImageFolder({len(self)} files, {self.size} x {self.size} pixels)"
-
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of the files' bytes in order and of the geometry: a key for caches, without decoding.
+        """SHA-256 of the files' bytes in order and of the geometry: a key for caches.
 
-        Names and places of the files do not matter. Computed anew on each call, because files may change.
+        Names and places do not matter. Computed again on each call, because files may change.
         """
         whole = hashlib.sha256(f"{_READING_RULES} {self.size} {self.resize}".encode())
         for path in self.files:
             with _naming(path), open(path, "rb") as file:
                 whole.update(hashlib.file_digest(file, "sha256").digest())
         return whole.hexdigest()
+
+
+class ImageArray(LazyImages):
+    """Small images held at their own size: 50,000 of 32 x 32 are 150 MB, at 224 x 224 7.5 GB.
+
+    Parameters
+    ----------
+    pixels : uint8 array (N, h, w, 3), or (N, h, w) for grey
+    size, resize : int
+        As in `read_image`.
+
+    Examples
+    --------
+    >>> ImageArray(np.zeros((5, 32, 32, 3), np.uint8), 224)[:2].shape
+    (2, 3, 224, 224)
+    """
+
+    def __init__(self, pixels, size: int, resize: int | None = None):
+        self.pixels = np.asarray(pixels)
+        if self.pixels.dtype != np.uint8 or self.pixels.shape[3:] not in ((), (3,)):
+            given = f"{self.pixels.dtype} {self.pixels.shape}"
+            raise ValueError(f"pixels are {given}: expected uint8 (N, h, w, 3) or (N, h, w).")
+        self.size, self.resize = check_geometry(size, resize)
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def _read(self, number: int) -> np.ndarray:
+        return _to_square(Image.fromarray(self.pixels[number]), self.size, self.resize)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the pixels and of the geometry: a key for caches."""
+        kind = f"{_READING_RULES} array {self.size} {self.resize} {self.pixels.shape}"
+        whole = hashlib.sha256(kind.encode())
+        whole.update(np.ascontiguousarray(self.pixels))
+        return whole.hexdigest()
+
+
+def take(images, numbers: Sequence[int]):
+    """Some images of an array, an ImageFolder or an ImageArray, as one of the same kind."""
+    if isinstance(images, ImageFolder):
+        return ImageFolder([images.files[n] for n in numbers], images.size, images.resize)
+    if isinstance(images, ImageArray):
+        return ImageArray(images.pixels[np.asarray(numbers, int)], images.size, images.resize)
+    return images[np.asarray(numbers, int)]
+
+
+def join(parts: Sequence):
+    """Arrays, ImageFolders or ImageArrays of one geometry, one after the other."""
+    first = parts[0]
+    if isinstance(first, ImageFolder):
+        files = [file for part in parts for file in part.files]
+        return ImageFolder(files, first.size, first.resize)
+    if isinstance(first, ImageArray):
+        pixels = np.concatenate([part.pixels for part in parts])
+        return ImageArray(pixels, first.size, first.resize)
+    return np.concatenate(parts)

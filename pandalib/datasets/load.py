@@ -1,35 +1,42 @@
-"""The one-class task: learn from normal images only, then rank test images by how anomalous they are."""
+"""Tasks by name: "SOURCE:CLASS", where the class is normal.
+
+"pictograms:star+heart" has two normal classes, and what is neither is anomalous: a harder experiment
+than one class at a time, whose figures are not those of the single classes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
+from pandalib.datasets import folder, public
+from pandalib.datasets.images import join, take
+from pandalib.datasets.synthetic import pictograms, surfaces
+from pandalib.datasets.task import OneClassTask
 
-@dataclass(frozen=True)
-class OneClassTask:
-    """Training images without labels, because all are normal, and a labelled test set that chooses nothing.
 
-    Attributes
-    ----------
-    name : for example "pictograms:star" or "folder:parts:good".
-    train : uint8 (N, 3, H, W), normal images only; an array, or a sequence whose slices are such arrays.
-    test : uint8 (n_test, 3, H, W), likewise.
-    labels : int64 (n_test,), 0 normal, 1 anomalous.
-    kinds : the class or defect of each test image.
-    masks : bool (n_test, H, W) where the anomalous pixels are known, else None.
-    files : the path of each test image, for images from a folder.
-    """
+class Source(NamedTuple):
+    """What loads a class by name, with options, and what names the classes that can be normal."""
 
-    name: str
-    train: Sequence
-    test: Sequence
-    labels: np.ndarray
-    kinds: tuple[str, ...]
-    masks: np.ndarray | None = None
-    files: tuple[str, ...] | None = None
+    load: Callable[..., OneClassTask]
+    classes: Callable[..., Sequence[str]]
+
+
+SOURCES = {
+    "pictograms": Source(pictograms.load_task, lambda name: list(pictograms.SYMBOLS)),
+    "surfaces": Source(surfaces.load_task, lambda name: surfaces.KINDS),
+    "folder": Source(folder.load_task, folder.class_specs),
+}
+for _name in public.SETS:
+    SOURCES[_name] = Source(
+        functools.partial(public.load_task, _name),
+        lambda name, source=_name: public.names_of(source),
+    )
 
 
 def load_task(
@@ -43,118 +50,137 @@ def load_task(
     missing_masks: str = "error",
     level: str | None = None,
     defects: Sequence[str] | None = None,
+    download: bool | None = None,
 ) -> OneClassTask:
-    """Load a task by name.
+    """Load a task by name. An option that is None stays at the source's default.
 
     Parameters
     ----------
-    spec : "pictograms:star" (any of the ten symbols), "surfaces:weave" (any of the six kinds), "folder:PATH" (MVTec
-        layout), "folder:PATH:CLASS" (one folder per class; CLASS is normal), or a class of a public data set, as
-        "cifar10:airplane" (`pandalib.datasets.public`; `python -m pandalib data` lists them). "pictograms:star+heart" has
-        two normal classes (`pandalib.datasets.pooling`), each with its `n_train` images.
-    seed : draws the images (pictograms, surfaces) or the split and the sample (folder).
-    n_train, n_test : number of training images, and of test images per class or defect; None: the source's default.
-    size : side of the square image in pixels, for folders and public data sets (default 224) and surfaces (64 to 256, default 128).
+    spec : str
+        "pictograms:star" (any of the ten symbols), "surfaces:weave" (any of the six kinds),
+        "folder:PATH" (MVTec's layout), "folder:PATH:CLASS" (one folder per class), or a class of a
+        public data set, as "cifar10:airplane". With + several classes are normal.
+    seed : int
+        Draws the images, or the split and the sample of files.
+    n_train, n_test : int, optional
+        Number of training images of each normal class, and of test images per class or defect.
+    size : int, optional
+        Side of the square image in pixels: 224 for files, 64 to 256 for surfaces (default 128).
         Pictograms are 64.
-    resize : of the shorter side before the centre crop (default `size`: the whole central square; the paper: 256 for 224).
-    missing_masks : for folders in MVTec layout, what to do about anomalous images without a mask: "error", "drop" or "none".
-    level : difficulty of the pictograms, or how visible the defects of surfaces are.
-    defects : which defects of a surface to test on; None: all but the logical ones.
+    resize : int, optional
+        Of the shorter side before the centre crop (default `size`; the paper: 256 for 224).
+    missing_masks : {"error", "drop", "none"}
+        For folders in MVTec's layout, what to do about anomalous images without a mask.
+    level : str, optional
+        Difficulty of the pictograms, or how visible the defects of surfaces are.
+    defects : sequence of str, optional
+        Which defects of a surface to test on; None: all but the logical ones.
+    download : bool, optional
+        Download a public data set that is not here; None: only if PANDALIB_DOWNLOAD=1.
+
+    Returns
+    -------
+    task : OneClassTask
 
     Raises
     ------
-    ValueError naming what was given and what there is, when the source or the class is unknown.
+    ValueError
+        The source or the class is unknown, or an option does not concern it.
+
+    Examples
+    --------
+    >>> load_task("pictograms:star", n_train=4, n_test=1).train.shape
+    (4, 3, 64, 64)
     """
-    from pandalib.datasets.pooling import classes_of, pool
-
-    if classes_of(spec):
-        options = dict(
-            seed=seed,
-            n_train=n_train,
-            n_test=n_test,
-            size=size,
-            resize=resize,
-            missing_masks=missing_masks,
-            level=level,
-            defects=defects,
-        )
-        return pool(spec, lambda part: load_task(part, **options))
-    source, _, name = spec.partition(":")
-    counts = {
-        key: value for key, value in (("n_train", n_train), ("n_test", n_test)) if value is not None
-    }
-    if defects is not None and source != "surfaces":
-        raise ValueError(
-            f"defects={defects!r}: only surfaces have defects to choose. Leave them out."
-        )
-    if source == "pictograms":
-        from pandalib.datasets.synthetic import pictograms
-
-        if size not in (None, 64):
-            raise ValueError(f"size={size}: pictograms are 64 x 64. Leave the size out.")
-        return pictograms.load_task(
-            name, seed=seed, **counts, **({"level": level} if level else {})
-        )
-    if source == "surfaces":
-        from pandalib.datasets.synthetic import surfaces
-
-        options = {
-            key: value for key, value in (("level", level), ("size", size)) if value is not None
-        }
-        return surfaces.load_task(name, seed=seed, defects=defects, **counts, **options)
-    if source == "folder":
-        from pandalib.datasets import folder as folders
-
-        if level:
-            raise ValueError(
-                f"level={level!r}: only pictograms and surfaces have levels. Leave it out."
-            )
-        if not name:
-            raise ValueError(
-                f"task {spec!r} names no folder: expected folder:PATH or folder:PATH:CLASS."
-            )
-        return folders.load_task(
-            name, seed=seed, size=size or 224, resize=resize, missing_masks=missing_masks, **counts
-        )
-    from pandalib.datasets import public
-
-    if source in public.SETS:
-        if level:
-            raise ValueError(
-                f"level={level!r}: only pictograms and surfaces have levels. Leave it out."
-            )
-        return public.load_task(
-            spec, seed=seed, size=size or 224, resize=resize, missing_masks=missing_masks, **counts
-        )
-    raise _unknown(spec, public.SETS)
+    options = dict(
+        seed=seed,
+        n_train=n_train,
+        n_test=n_test,
+        size=size,
+        resize=resize,
+        missing_masks=None if missing_masks == "error" else missing_masks,
+        level=level,
+        defects=defects,
+        download=download,
+    )
+    options = {name: value for name, value in options.items() if value is not None}
+    if classes := classes_of(spec):
+        return _pool(spec, [load_task(part, **options) for part in classes])
+    load = _source(spec).load
+    for name in options.keys() - inspect.signature(load).parameters.keys():
+        raise ValueError(f"{name}={options[name]!r} does not concern {spec}: leave it out.")
+    return load(spec.partition(":")[2], **options)
 
 
 def sibling_tasks(spec: str) -> list[str]:
     """The tasks of the same data set, each class normal in turn: results are averaged over these.
 
-    Pooling several classes as one normal set is another, harder experiment.
+    Examples
+    --------
+    >>> sibling_tasks("surfaces:weave")[:2]
+    ['surfaces:weave', 'surfaces:wood']
     """
     source, _, name = spec.partition(":")
-    if source == "pictograms":
-        from pandalib.datasets.synthetic.pictograms import SYMBOLS
-
-        return [f"pictograms:{symbol}" for symbol in SYMBOLS]
-    if source == "surfaces":
-        from pandalib.datasets.synthetic.surfaces import KINDS
-
-        return [f"surfaces:{kind}" for kind in KINDS]
-    if source == "folder":
-        from pandalib.datasets import folder as folders
-
-        return [f"folder:{task}" for task in folders.class_specs(name)]
-    from pandalib.datasets import public
-
-    if source in public.SETS:
-        return [f"{source}:{name}" for name in public.names_of(source)]
-    raise _unknown(spec, public.SETS)
+    return [f"{source}:{sibling}" for sibling in _source(spec).classes(name)]
 
 
-def _unknown(spec: str, sets) -> ValueError:
-    return ValueError(
-        f"task {spec!r} is unknown: expected pictograms:SYMBOL, surfaces:KIND, folder:PATH, folder:PATH:CLASS, or SET:CLASS with SET one of {', '.join(sets)}."
+def _source(spec: str) -> Source:
+    source = spec.partition(":")[0]
+    if source not in SOURCES:
+        raise ValueError(
+            f"task {spec!r} is unknown: expected folder:PATH, folder:PATH:CLASS, or SOURCE:CLASS with "
+            f"SOURCE one of {', '.join(name for name in SOURCES if name != 'folder')}."
+        )
+    return SOURCES[source]
+
+
+def classes_of(spec: str) -> list[str]:
+    """The tasks that a pooled one is made of; [] for a single class.
+
+    Examples
+    --------
+    >>> classes_of("pictograms:star+heart")
+    ['pictograms:star', 'pictograms:heart']
+    """
+    head, _, names = spec.rpartition(":")
+    if "+" not in names or head in ("", "folder"):  # folder:PATH names no class
+        return []
+    root = Path(head.removeprefix("folder:")).expanduser()
+    if head.startswith("folder:") and any((root / part / names).is_dir() for part in ("", "train")):
+        return []  # a class with a + in its name
+    return [f"{head}:{name}" for name in names.split("+")]
+
+
+def _pool(spec: str, tasks: list[OneClassTask]) -> OneClassTask:
+    """The task whose normal class is several classes of one data set.
+
+    Each class's own split says which of its images are for training, so that none is both learned
+    from and tested.
+    """
+    names = [task.name.rpartition(":")[2] for task in tasks]  # as the data set writes them
+    if len(set(names)) < len(names):
+        raise ValueError(f"task {spec!r}: expected different classes between the + signs.")
+    if not all(set(names) <= set(task.kinds) for task in tasks):
+        raise ValueError(
+            f"task {spec!r}: only data sets can be pooled whose test images are of the classes that "
+            f"can be normal; here they are {', '.join(dict.fromkeys(tasks[0].kinds))}."
+        )
+    # Of each task its own normal images, and of the first the classes that are normal in none.
+    rows = [[kind == name for kind in task.kinds] for task, name in zip(tasks, names, strict=True)]
+    rows.append([kind not in names for kind in tasks[0].kinds])
+    rows = [np.flatnonzero(chosen).tolist() for chosen in rows]
+    if not rows[-1]:
+        raise ValueError(f"task {spec!r}: all classes are normal, and none is left as anomalous.")
+    tested = list(zip([*tasks, tasks[0]], rows, strict=True))
+    kinds = tuple(task.kinds[row] for task, chosen in tested for row in chosen)
+    files = None
+    if tasks[0].files is not None:
+        files = tuple(task.files[row] for task, chosen in tested for row in chosen)
+    return OneClassTask(
+        name=f"{tasks[0].name.rpartition(':')[0]}:{'+'.join(names)}",
+        train=join([task.train for task in tasks]),
+        test=join([take(task.test, chosen) for task, chosen in tested]),
+        labels=np.array([kind not in names for kind in kinds], np.int64),
+        kinds=kinds,
+        files=files,
     )

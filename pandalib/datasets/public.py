@@ -1,60 +1,98 @@
-"""The public data sets as one-class tasks: one class is normal, the others of the same set are anomalous.
+"""The public data sets as one-class tasks: one class is normal, the others are anomalous.
 
-Trained on: the training images of the normal class. Tested on: all test images. Which split that is, and what of it is
-unverified, stands in the `protocol` of each row of the registry; how a set lies on the disk, in `pandalib.datasets.layouts`.
+Trained on are the training images of the normal class, tested on all test images. What a set is,
+where it comes from and which split that means stands in data/data_sets.toml. torchvision downloads
+and reads some; the others are downloaded manually and read as `pandalib.datasets.folder` reads yours.
+A set NAME lies in PANDALIB_DATASETS/NAME, by default data/public/NAME. Nothing is downloaded unless
+asked for: by `python -m pandalib data NAME`, by download=True, or by PANDALIB_DOWNLOAD=1.
+
+CIFAR's files are pickles, which can run code: torchvision compares each with its MD5 before it
+opens it, and nothing else here is ever unpickled.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
+import os
+import tomllib
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
-from pandalib.datasets import layouts
-from pandalib.datasets.folder import _sample
-from pandalib.datasets.images import check_geometry
-from pandalib.datasets.registry import how_to_get, require
-from pandalib.datasets.load import OneClassTask
+from pandalib.datasets import folder as folders
+from pandalib.datasets.images import ImageArray, ImageFolder, LazyImages, take
+from pandalib.datasets.task import OneClassTask, choose
+from pandalib.io import ROOT, atomic_folder, data_folder
 
-# Sources of tasks -> the data set in the registry.
-SETS = {
-    "cifar10": "cifar10",
-    "cifar100": "cifar100",
-    "cifar100fine": "cifar100",
-    "fashion_mnist": "fashion_mnist",
-    "pets": "pets",
-    "catsdogs": "catsdogs",
-    "flowers102": "flowers102",
-    "cub200": "cub200",
-    "dior": "dior",
-    "wbc": "wbc",
-    "mvtec": "mvtec",
-    "ksdd": "ksdd",
-    "chexpert": "chexpert",
-}
-MVTEC = (
-    "bottle",
-    "cable",
-    "capsule",
-    "carpet",
-    "grid",
-    "hazelnut",
-    "leather",
-    "metal_nut",
-    "pill",
-    "screw",
-    "tile",
-    "toothbrush",
-    "transistor",
-    "wood",
-    "zipper",
-)
-FIRST_NUMBER = {"wbc": 1}  # where a set's own numbers do not begin with 0
+_TABLE = tomllib.loads((ROOT / "data" / "data_sets.toml").read_text(encoding="utf-8"))
+# Sources of tasks -> the data set whose files they read, and what the table says of it.
+SETS = {source: row.get("files_of", source) for source, row in _TABLE.items()}
+ROWS = {source: _TABLE[SETS[source]] | row for source, row in _TABLE.items()}
+
+
+def row_of(name: str) -> dict:
+    """What data/data_sets.toml says of a data set. Raises ValueError for an unknown name."""
+    if name not in ROWS:
+        raise ValueError(f"data set {name!r} is unknown: choose one of {', '.join(ROWS)}.")
+    return ROWS[name]
+
+
+def folder_of(name: str) -> Path:
+    """Where the files of a data set lie, or will."""
+    root = os.environ.get("PANDALIB_DATASETS") or data_folder() / "public"
+    return Path(root).expanduser() / SETS[name]
+
+
+def is_here(name: str) -> bool:
+    """Whether the folder of a data set holds anything."""
+    folder = folder_of(name)
+    return folder.is_dir() and any(folder.iterdir())
+
+
+def how_to_get(name: str) -> str:
+    """The command, the page, the folder and its layout, in a sentence."""
+    row = row_of(name)
+    command = f"run `python -m pandalib data {name}`, or " if "torchvision" in row else ""
+    place = f"{str(folder_of(name))!r}: {row['layout']}"
+    return f"{command}download it manually from {row['page']} into {place}."
+
+
+def require(name: str, *, download: bool | None = None) -> Path:
+    """The folder of a data set, downloaded first where that is asked for (None: PANDALIB_DOWNLOAD=1).
+
+    Raises
+    ------
+    FileNotFoundError
+        It is not here; the message says how to get it.
+    OSError
+        The download failed.
+    """
+    if download is None:
+        download = os.environ.get("PANDALIB_DOWNLOAD") == "1"
+    if not is_here(name) and download:
+        return fetch(name)
+    if not is_here(name):
+        raise FileNotFoundError(f"{row_of(name)['title']} is not here: {how_to_get(name)}")
+    return folder_of(name)
+
+
+def fetch(name: str) -> Path:
+    """Download a data set, whole or not at all, unless it is here. Raises as `require`."""
+    row, folder = row_of(name), folder_of(name)
+    if is_here(name) or "torchvision" not in row:
+        return require(name, download=False)
+    try:
+        with atomic_folder(folder.resolve()) as temporary:
+            _torchvision(row, temporary, row["splits"][0], download=True)
+    except Exception as error:  # of the network, the disk, the archive: a dozen types
+        raise OSError(f"{name} could not be downloaded ({error}): {how_to_get(name)}") from error
+    return folder
 
 
 def load_task(
-    spec: str,
+    source: str,
+    name: str,
     *,
     size: int = 224,
     resize: int | None = None,
@@ -64,157 +102,106 @@ def load_task(
     missing_masks: str = "error",
     download: bool | None = None,
 ) -> OneClassTask:
-    """A task of a public data set, with lazy images: each is read and resized when it is asked for.
+    """A task of a public data set, with images that are read and resized when they are asked for.
 
     Parameters
     ----------
-    spec : "SET:CLASS", for example "cifar10:airplane"; CLASS is normal. SET is one of `SETS`; a class goes by its name
-        (lower case, _ for blanks and signs) or its number. "ksdd:all" and "chexpert:no_finding" have one task each.
-    size, resize : in pixels, as in `pandalib.datasets.images.read_image`.
-    seed : draws the samples and, where a set has no official split (wbc, ksdd), the split.
-    n_train : at most so many training images (None: all). A smaller sample is part of the larger one.
-    n_test : at most so many test images per class or defect (None: all).
-    missing_masks : for mvtec, as in `pandalib.datasets.folder.load_task`.
-    download : fetch a set that is not here (None: only if PANDALIB_DOWNLOAD=1).
+    source : str
+        One of `SETS`.
+    name : str
+        The normal class, by its name or its number.
+    size, resize, seed, n_train, n_test, missing_masks
+        As in `pandalib.datasets.folder.load_task`.
+    download : bool, optional
+        Download a set that is not here; None: only if PANDALIB_DOWNLOAD=1.
 
     Returns
     -------
-    OneClassTask; the test images of the normal class come first, then the others in the set's order. mvtec and ksdd
-    have masks; sets of image files have `files`.
+    task : OneClassTask
+        The test images of the normal class come first, then the others in the set's order.
 
     Raises
     ------
-    FileNotFoundError for a set that is not here, which says how to get it; ValueError for an unknown set or class, for
-    files that are not as the set has them, or too few of them.
+    FileNotFoundError
+        The set is not here; the message says how to get it.
+    ValueError
+        An unknown set or class, files that are not as the set has them, or too few of them.
     """
-    source, _, given = spec.partition(":")
-    if source not in SETS:
-        raise ValueError(f"data set {source!r} is unknown: choose one of {', '.join(SETS)}.")
-    size, resize = check_geometry(size, resize)
-    for name, number, least in (("n_train", n_train, 2), ("n_test", n_test, 1)):
-        if number is not None and number < least:
-            raise ValueError(f"{name}={number}: expected at least {least}, or None for all.")
-    if source != "cub200":  # the names of its classes come with it
-        normal = _class_number(source, given, names_of(source))
-    place = require(SETS[source], download=download)
-    if source == "mvtec":
-        return _mvtec(
-            MVTEC[normal],
-            place,
-            size=size,
-            resize=resize,
-            seed=seed,
-            n_train=n_train,
-            n_test=n_test,
-            missing_masks=missing_masks,
+    row, names = row_of(source), names_of(source)
+    name = _class_name(source, name, names)
+    place = require(source, download=download)
+    sample = dict(seed=seed, n_train=n_train, n_test=n_test)
+    if "folder" in row:
+        spec = row["folder"].format(place=place, name=name)
+        task = folders.load_task(
+            spec, size=size, resize=resize, missing_masks=missing_masks, **sample
         )
-    try:
-        layout = layouts.LOADERS[source](place, seed)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"the data set {source} in {str(place)!r} is not whole: {error}"
-        ) from error
-    if source == "cub200":
-        normal = _class_number(source, given, layout.classes)
-    return _one_class(
-        source, layout, normal, size=size, resize=resize, seed=seed, n_train=n_train, n_test=n_test
+        return replace(task, name=f"{source}:{name}")
+
+    (train_images, train_labels), (test_images, test_labels) = (
+        _read(source, place, split, size, resize) for split in row["splits"]
     )
-
-
-def _one_class(
-    source: str,
-    layout: layouts.Layout,
-    normal: int,
-    *,
-    size: int,
-    resize: int,
-    seed: int,
-    n_train,
-    n_test,
-) -> OneClassTask:
-    classes, train, test = layout
-    order = [normal, *(label for label in range(len(classes)) if label != normal)]
-    train_numbers = np.flatnonzero(train.labels == normal).tolist()
-    test_numbers = {label: np.flatnonzero(test.labels == label).tolist() for label in order}
-    if len(train_numbers) < 2:
-        raise ValueError(
-            f"{source} has {len(train_numbers)} training image(s) of {classes[normal]}: at least 2 are needed. Choose another class."
-        )
-    if not test_numbers[normal] or not any(
-        numbers for label, numbers in test_numbers.items() if label != normal
-    ):
-        raise ValueError(
-            f"{source} has no {'anomalous' if test_numbers[normal] else 'normal'} test image for {classes[normal]}: are its files complete?"
-        )
-    chosen = [
-        number
-        for label, numbers in test_numbers.items()
-        for number in _sample(numbers, n_test, seed, f"test:{classes[label]}")
-    ]
-    images = test.pick(chosen, size, resize)
+    train = np.flatnonzero(train_labels == names.index(name))
+    tests = {kind: np.flatnonzero(test_labels == label) for label, kind in enumerate(names)}
+    train, test, kinds = choose(train, tests, name, where=source, **sample)
+    test_images = take(test_images, test)
     return OneClassTask(
-        name=f"{source}:{names_of(source)[normal] if source in ('ksdd', 'chexpert') else classes[normal]}",
-        train=train.pick(_sample(train_numbers, n_train, seed, "train"), size, resize),
-        test=images,
-        labels=(test.labels[chosen] != normal).astype(np.int64),
-        kinds=tuple(classes[label] for label in test.labels[chosen]),
-        masks=None
-        if test.masks is None
-        else np.stack([images.mask(row, test.masks[number]) for row, number in enumerate(chosen)]),
-        files=tuple(map(str, images.files)) if hasattr(images, "files") else None,
-    )
-
-
-def _mvtec(kind: str, place, **options) -> OneClassTask:
-    from pandalib.datasets import folder as folders
-
-    if not (place / kind).is_dir():
-        raise FileNotFoundError(
-            f"MVTec AD is in {str(place)!r} without {kind}. {how_to_get('mvtec')}"
-        )
-    return dataclasses.replace(
-        folders.load_task(str(place / kind), **options), name=f"mvtec:{kind}"
+        name=f"{source}:{name}",
+        train=take(train_images, train),
+        test=test_images,
+        labels=np.array([kind != name for kind in kinds], np.int64),
+        kinds=kinds,
+        files=getattr(test_images, "files", None) and tuple(map(str, test_images.files)),
     )
 
 
 def names_of(source: str) -> tuple[str, ...]:
-    """The classes that can be normal. Those of cub200 and flowers102 are read from the set and from torchvision.
-
-    Raises ValueError for an unknown set, FileNotFoundError for cub200 where it is not here.
-    """
-    if source == "flowers102":
-        from torchvision.datasets import Flowers102
-
-        return tuple(map(layouts.canonical, Flowers102.classes))
-    if source == "cub200":
-        return layouts.cub200(require("cub200"), 0).classes
-    known = {
-        "cifar10": layouts.CIFAR10,
-        "cifar100": tuple(layouts.CIFAR100),
-        "cifar100fine": layouts.CIFAR100_FINE,
-        "fashion_mnist": layouts.FASHION,
-        "pets": ("cat", "dog"),
-        "catsdogs": ("cat", "dog"),
-        "dior": layouts.DIOR,
-        "wbc": layouts.WBC,
-        "mvtec": MVTEC,
-        "ksdd": ("all",),
-        "chexpert": ("no_finding",),
-    }
-    if source not in known:
-        raise ValueError(f"data set {source!r} is unknown: choose one of {', '.join(SETS)}.")
-    return known[source]
+    """The classes that can be normal; those of cub200 are read from its folder."""
+    row = row_of(source)
+    if "classes" in row:
+        return tuple(row["classes"])
+    return tuple(spec.rpartition(":")[2] for spec in folders.class_specs(require(source)))
 
 
-def _class_number(source: str, given: str, names: tuple[str, ...]) -> int:
-    wanted, first = layouts.canonical(given), FIRST_NUMBER.get(source, 0)
-    if wanted in names:
-        return names.index(wanted)
-    if wanted.isdecimal() and first <= int(wanted) < first + len(names):
-        return int(wanted) - first
-    close = difflib.get_close_matches(wanted, names, n=1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
-    numbers = f", or a number from {first} to {first + len(names) - 1}" if len(names) > 1 else ""
-    raise ValueError(
-        f"{source} has no class {given!r}.{hint} Choose one of {', '.join(names)}{numbers}."
-    )
+def _class_name(source: str, given: str, names: Sequence[str]) -> str:
+    wanted = given.lower().replace(" ", "_")
+    if wanted.isdecimal() and int(wanted) < len(names):
+        return names[int(wanted)]
+    if wanted not in names:
+        raise ValueError(f"{source} has no class {given!r}: choose one of {', '.join(names)}.")
+    return wanted
+
+
+def _read(
+    source: str, place: Path, split: dict, size: int, resize: int | None
+) -> tuple[LazyImages, np.ndarray]:
+    """All training or all test images of a set that torchvision reads, and their labels."""
+    row = row_of(source)
+    try:
+        data = _torchvision(row, place, split)
+    except Exception as error:  # damaged files make it raise a dozen types
+        raise ValueError(
+            f"torchvision cannot read {row['title']} in {str(place)!r} ({error}): delete that folder "
+            f"and {how_to_get(source)}"
+        ) from error
+    # Where torchvision keeps its lists to itself (_images), every image would otherwise be decoded
+    # to learn its label. Its version is pinned, and the tests would see a change.
+    images, labels = getattr(data, row["images"]), np.asarray(getattr(data, row["labels"]))
+    if source == "cifar100":  # torchvision knows the fine labels, in alphabetical order
+        coarse = {fine: group for group, fines in row["groups"].items() for fine in fines}
+        labels = np.array([row["classes"].index(coarse[fine]) for fine in sorted(coarse)])[labels]
+    if isinstance(images, list):
+        return ImageFolder(images, size, resize), labels
+    return ImageArray(np.asarray(images), size, resize), labels
+
+
+def _torchvision(row: dict, place: Path, split: dict, **options):
+    from torchvision import datasets  # takes seconds, and most tasks do without
+
+    return getattr(datasets, row["torchvision"])(place, **split, **options)
+
+
+def _coarse(row: dict) -> np.ndarray:
+    """The coarse label of each fine one of CIFAR-100."""
+    coarse = {fine: group for group, fines in row["groups"].items() for fine in fines}
+    return np.array([row["classes"].index(coarse[fine]) for fine in sorted(coarse)])

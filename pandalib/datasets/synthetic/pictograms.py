@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from pandalib.datasets.synthetic.drawing import Style, TextureBank, draw, generator
-from pandalib.datasets.load import OneClassTask
+from pandalib.datasets.task import OneClassTask
 
 SYMBOLS = {
     "star": "★",
@@ -120,32 +120,55 @@ class Pictograms(Sequence):
 
 @functools.lru_cache(maxsize=2)
 def _test_images(n: int, seed: int, level: str) -> np.ndarray:
-    """`n` test images of each symbol. The ten tasks of a seed share them: whoever goes through the classes draws them once."""
+    """`n` test images of each symbol: the ten tasks of a seed share them, and draw them once."""
     return np.concatenate(
         [Pictograms(name, n, split="test", seed=seed, level=level)[:] for name in SYMBOLS]
     )
 
 
 def load_task(
-    symbol: str, *, seed: int = 0, n_train: int = 400, n_test: int = 60, level: str = DEFAULT_LEVEL
+    symbol: str,
+    *,
+    seed: int = 0,
+    n_train: int = 400,
+    n_test: int = 60,
+    level: str = DEFAULT_LEVEL,
+    size: int = 64,
 ) -> OneClassTask:
-    """One symbol is normal: `n_train` normal images to learn from, `n_test` test images of each of the ten symbols.
+    """One symbol is normal, the other nine are anomalous.
 
-    Raises ValueError when the symbol is not one of the ten, or when there are fewer than two training images.
+    Parameters
+    ----------
+    symbol : str
+        A name from `SYMBOLS`.
+    n_train, n_test : int
+        Number of training images, and of test images of each of the ten symbols.
+    seed, level
+        As in `Pictograms`.
+    size : int
+        Only 64.
+
+    Returns
+    -------
+    task : OneClassTask
+
+    Raises
+    ------
+    ValueError
+        An unknown symbol or level, another size, or fewer than 2 training images.
     """
     if symbol not in SYMBOLS:
         raise ValueError(f"pictograms:{symbol} is unknown: choose one of {', '.join(SYMBOLS)}.")
-    if n_train < 2 or n_test < 1:
+    if n_train < 2 or n_test < 1 or size != 64:
         raise ValueError(
-            f"n_train={n_train}, n_test={n_test}: at least 2 training images and 1 test image a symbol are needed."
+            f"n_train={n_train}, n_test={n_test}, size={size}: expected at least 2 training images, "
+            "at least 1 test image a symbol, and 64 x 64 pixels."
         )
     kinds = tuple(name for name in SYMBOLS for _ in range(n_test))
     return OneClassTask(
         name=f"pictograms:{symbol}",
         train=Pictograms(symbol, n_train, split="train", seed=seed, level=level)[:],
-        test=_test_images(
-            n_test, seed, level
-        ).copy(),  # so that nobody changes those of another task
+        test=_test_images(n_test, seed, level).copy(),  # nobody changes those of another task
         labels=np.array([int(kind != symbol) for kind in kinds]),
         kinds=kinds,
     )

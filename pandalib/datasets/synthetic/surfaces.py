@@ -14,7 +14,7 @@ import numpy as np
 from pandalib.datasets.synthetic import defects as drawn
 from pandalib.datasets.synthetic.drawing import generator
 from pandalib.datasets.synthetic.materials import MATERIALS
-from pandalib.datasets.load import OneClassTask
+from pandalib.datasets.task import OneClassTask
 
 KINDS = tuple(MATERIALS)
 DEFECTS = {kind: tuple(drawn.DEFECTS[kind]) for kind in KINDS}
