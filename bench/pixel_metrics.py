@@ -18,7 +18,7 @@ from scipy import ndimage
 from sklearn.metrics import roc_auc_score
 
 from pandalib import pixel_roc_auc, pro, roc_auc
-from pandalib.pixel_metrics import regions
+from pandalib.metrics import regions
 
 PAGE = """# PRO and ROC-AUC: seconds and values
 

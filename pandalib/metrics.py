@@ -1,96 +1,40 @@
-"""How good is a score? ROC-AUC, its curve, its uncertainty, and a threshold from normal images alone.
+"""How good is a score, or a map? ROC-AUC, per-region overlap, uncertainty, thresholds from normals.
 
-Higher score = more anomalous; label 1 = anomalous. The ROC-AUC is the probability that a random anomalous image scores
-above a random normal one, a tie counting one half:
+Higher = more anomalous; label or mask 1 = anomalous. The ROC-AUC is the probability that a random
+anomalous image scores above a random normal one, a tie counting one half:
 
     AUC = (#{s_anomalous > s_normal} + 1/2 #{s_anomalous = s_normal}) / (n_anomalous n_normal)
 
-It is a matter of order only: scores are compared, never rescaled, so raw distances of any size can be passed.
+Over the pixels of all images, one large defect outweighs many small ones. PRO (Bergmann et al.,
+"Uninformed Students", CVPR 2020) gives every defect the same weight. With the regions R_1 .. R_K,
+the connected parts of all masks, and a threshold t,
+
+    overlap(t) = 1/K sum_k #{pixels of R_k with s >= t} / #R_k
+    fpr(t)     = #{normal pixels with s >= t} / #{normal pixels}
+    PRO        = 1/limit * area under overlap over fpr, from fpr = 0 to fpr = limit, usually 0.30
+
+All of these are a matter of order only: scores are compared, never rescaled. Public code often
+takes some 200 evenly spaced thresholds; its PRO then changes with the scale of the scores
+(distances and squared distances differ). Here every distinct score is a threshold, found by one
+sort.
 """
 
 from __future__ import annotations
 
 import math
-import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy import ndimage
+from sklearn.utils import assert_all_finite
 
-from pandalib.validation import as_array
+from pandalib.validation import as_array, check_counts
 
-
-def _check_scores(scores: ArrayLike, name: str = "scores") -> np.ndarray:
-    """Return scores as a one-dimensional real array without NaN or infinities, or raise ValueError."""
-    scores = as_array(scores)
-    if scores.ndim != 1:
-        raise ValueError(
-            f"{name} must be one-dimensional, one number per image; got shape {scores.shape}."
-        )
-    if scores.size == 0:
-        raise ValueError(f"{name} is empty; at least one score is needed.")
-    if scores.dtype.kind not in "biuf":
-        raise ValueError(f"{name} must hold real numbers; got dtype {scores.dtype}.")
-    if not np.isfinite(scores).all():
-        # An infinity could be ranked, but it comes from an overflow or a division by zero: its rank means nothing.
-        for kind, bad in (("NaN", np.isnan(scores)), ("infinite", np.isinf(scores))):
-            if bad.any():
-                raise ValueError(
-                    f"{name} holds {np.count_nonzero(bad)} {kind} values among {scores.size}, the first at index "
-                    f"{np.flatnonzero(bad)[0]}; look for what produced them before measuring anything."
-                )
-    return scores
-
-
-def _check_labels_and_scores(labels: ArrayLike, scores: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """Return labels as booleans (True = anomalous) and scores, or raise ValueError."""
-    scores = _check_scores(scores)
-    labels = as_array(labels)
-    if labels.shape != scores.shape:
-        raise ValueError(
-            f"labels and scores must have one entry per image each; got shapes {labels.shape} and {scores.shape}."
-        )
-    known = (labels == 0) | (labels == 1)
-    if not np.all(known):
-        first = np.flatnonzero(~np.broadcast_to(known, labels.shape))[0]
-        raise ValueError(
-            f"labels must be 0 (normal) or 1 (anomalous); got {labels[[first]].tolist()[0]!r} at index {first}. "
-            "For one class against the rest pass `classes != normal_class`."
-        )
-    anomalous = labels == 1
-    if anomalous.all() or not anomalous.any():
-        kind = "anomalous" if anomalous[0] else "normal"
-        raise ValueError(
-            f"ROC needs normal and anomalous images; all {labels.size} labels are {kind}."
-        )
-    return anomalous, scores
-
-
-def _sort_scores(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Sort once: the order from high to low, and the last place in it of each run of equal scores."""
-    order = np.argsort(scores)[::-1]
-    scores = scores[order]
-    return order, np.flatnonzero(np.append(scores[1:] != scores[:-1], True))
-
-
-def _counts_by_score(
-    anomalous: np.ndarray, scores: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Count at each distinct score, highest first: the score, the number of normal and of anomalous images."""
-    order, last = _sort_scores(scores)
-    caught = np.cumsum(anomalous[order])[last]
-    n_anomalous = np.diff(caught, prepend=0)
-    n_normal = np.diff(last + 1 - caught, prepend=0)
-    return scores[order[last]], n_normal, n_anomalous
-
-
-def _area(n_normal: np.ndarray, n_anomalous: np.ndarray) -> float:
-    """ROC-AUC from the counts at each distinct score, highest first."""
-    normal_below = n_normal.sum() - np.cumsum(n_normal)
-    # Twice the number of pairs in the right order: with ties at one half, this stays a whole number and exact. It fits
-    # int64 up to 4 thousand million scores.
-    twice_right = int((n_anomalous * (2 * normal_below + n_normal)).sum())
-    return twice_right / (2 * int(n_normal.sum()) * int(n_anomalous.sum()))
+# Neighbours are the eight pixels around, within one image; the images before and after it are not.
+_EIGHT_NEIGHBOURS = np.zeros((3, 3, 3), bool)
+_EIGHT_NEIGHBOURS[1] = True
+_ONE = 2.0**62  # an overlap of 1, in the whole numbers in which it is summed
 
 
 def roc_auc(labels: ArrayLike, scores: ArrayLike) -> float:
@@ -106,16 +50,16 @@ def roc_auc(labels: ArrayLike, scores: ArrayLike) -> float:
     Returns
     -------
     auc : float from 0 to 1
-        0.5 when all scores are equal. Pairs are counted in whole numbers, so the order of the images changes no bit.
+        0.5 when all scores are equal. Pairs are counted in whole numbers, so the order of the
+        images changes no bit.
 
     Raises
     ------
     ValueError
-        Labels of one kind only, or other than 0 and 1; shapes that differ or are not (n,); no images; NaN or infinite
-        scores.
+        Labels of one kind only, or other than 0 and 1; shapes that differ or are not (n,); NaN or
+        infinite scores.
     """
-    _, n_normal, n_anomalous = _counts_by_score(*_check_labels_and_scores(labels, scores))
-    return _area(n_normal, n_anomalous)
+    return _area(*_counts_by_score(*_check_labels(labels, scores))[1:])
 
 
 def roc_curve(labels: ArrayLike, scores: ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -128,20 +72,14 @@ def roc_curve(labels: ArrayLike, scores: ArrayLike) -> tuple[np.ndarray, np.ndar
 
     Returns
     -------
-    false_positive_rate : ndarray, shape (m + 1,), float64
-        Share of the normal images with score >= threshold, from 0 to 1; m is the number of distinct scores.
-    true_positive_rate : ndarray, shape (m + 1,), float64
-        Share of the anomalous images with score >= threshold, from 0 to 1.
+    false_positive_rate, true_positive_rate : ndarray, shape (m + 1,), float64
+        Share of the normal and of the anomalous images with score >= threshold, from 0 to 1; m is
+        the number of distinct scores.
     thresholds : ndarray, shape (m + 1,), float64
-        Infinity (nothing alarms), then the distinct scores from high to low. Equal scores make one (slanted) step, so
-        the area under straight lines between the corners is `roc_auc`.
-
-    Raises
-    ------
-    ValueError
-        As `roc_auc`.
+        Infinity (nothing alarms), then the distinct scores from high to low. Equal scores make one
+        slanted step, so the area under straight lines between the corners is `roc_auc`.
     """
-    distinct, n_normal, n_anomalous = _counts_by_score(*_check_labels_and_scores(labels, scores))
+    distinct, n_normal, n_anomalous = _counts_by_score(*_check_labels(labels, scores))
     false_positive_rate = np.append(0, np.cumsum(n_normal)) / n_normal.sum()
     true_positive_rate = np.append(0, np.cumsum(n_anomalous)) / n_anomalous.sum()
     return false_positive_rate, true_positive_rate, np.append(np.inf, distinct.astype(np.float64))
@@ -156,21 +94,23 @@ def bootstrap_interval(
     level: float = 0.95,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Percentile interval of a metric by the stratified bootstrap (Efron and Tibshirani 1993, chapter 13).
+    """Percentile interval of a metric by the stratified bootstrap (Efron and Tibshirani 1993).
 
-    Normal and anomalous images are drawn again with replacement, each among their own kind, so every resample has as
-    many of either as the test set. The interval answers one question: how much would the figure move with *other test
-    images of the same kind*, the detector staying as it is? It does not cover another training set, another seed of
-    the training, another choice of the normal class, or images that are not independent (frames of one film). With
-    few images of either kind it is too narrow, and where the two kinds separate perfectly it has no width: (1.0, 1.0).
+    Normal and anomalous images are drawn with replacement, each among their own kind, so every
+    resample has as many of either as the test set. The interval answers one question: how much
+    would the number move with *other test images of the same kind*, the detector staying as it is?
+    It does not cover another training set, another seed of the training, another choice of the
+    normal class, or images that are not independent (frames of one film). With few images of either
+    kind it is too narrow, and where the two kinds separate perfectly it has no width: (1.0, 1.0).
 
     Parameters
     ----------
     labels, scores : arrays or tensors, shape (n,)
         As for `roc_auc`.
     metric : callable
-        `metric(labels, scores) -> float`, called once per resample; labels come as booleans, normal images first.
-    n_resamples : int, at least 1
+        `metric(labels, scores) -> float`, called once per resample; labels come as booleans, normal
+        images first.
+    n_resamples : int
     level : float between 0 and 1
         The share of the resampled values that the interval contains.
     seed : int
@@ -178,49 +118,67 @@ def bootstrap_interval(
     Returns
     -------
     low, high : float
-
-    Raises
-    ------
-    ValueError
-        As `roc_auc`; `n_resamples` below 1; `level` not between 0 and 1.
     """
-    anomalous, scores = _check_labels_and_scores(labels, scores)
-    if operator.index(n_resamples) < 1:
-        raise ValueError(f"n_resamples must be at least 1; got {n_resamples}.")
-    if not 0 < level < 1:
-        raise ValueError(f"level must lie between 0 and 1, for example 0.95; got {level}.")
-    rng = np.random.default_rng(seed)
-    normal, abnormal = scores[~anomalous], scores[anomalous]
-    labels = np.repeat([False, True], [normal.size, abnormal.size])
-    values = [
-        metric(
-            labels,
-            np.concatenate([rng.choice(normal, normal.size), rng.choice(abnormal, abnormal.size)]),
-        )
-        for _ in range(n_resamples)
+    labels, scores = _check_labels(labels, scores)
+    drawn = _resamples(labels, n_resamples, seed)
+    return _percentiles([metric(labels[images], scores[images]) for images in drawn], level)
+
+
+def paired_interval(
+    labels: ArrayLike,
+    scores_a: ArrayLike,
+    scores_b: ArrayLike,
+    *,
+    n_resamples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Bootstrap interval of ROC-AUC(a) - ROC-AUC(b) of two detectors on the same images.
+
+    Both are measured on the same resamples, so what makes an image hard for both cancels: the
+    interval is narrower than two separate ones suggest. Where it excludes 0, the difference is more
+    than the choice of test images explains. What it does not cover: see `bootstrap_interval`.
+
+    Parameters
+    ----------
+    labels, scores_a, scores_b : arrays or tensors, shape (n,)
+        As for `roc_auc`.
+    n_resamples, level, seed
+        As for `bootstrap_interval`, whose resamples are the same.
+
+    Returns
+    -------
+    low, high : float
+    """
+    anomalous, scores_a = _check_labels(labels, scores_a)
+    _, scores_b = _check_labels(labels, scores_b)
+    differences = [
+        roc_auc(anomalous[images], scores_a[images]) - roc_auc(anomalous[images], scores_b[images])
+        for images in _resamples(anomalous, n_resamples, seed)
     ]
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    return _percentiles(differences, level)
 
 
 def threshold_at(normal_scores: ArrayLike, false_alarm_rate: float) -> float:
-    """The score above which to raise an alarm, from normal images only (split conformal prediction).
+    """The score above which to raise an alarm, from normal images only.
 
-    t = the ceil((1 - rate) (n + 1))-th smallest of the n scores; alarm when score > t. If the next normal image and
-    these n are exchangeable (same source, scored in the same way), it alarms with probability at most
-    `false_alarm_rate`, whatever the distribution of scores (Vovk, Gammerman and Shafer 2005; Lei et al. 2018, theorem
-    2.2). This is an average over draws of the normal images: with one given set of n, the rate seen later varies around
-    it, by about sqrt(rate (1 - rate) / n).
+    Split conformal prediction: t = the ceil((1 - rate) (n + 1))-th smallest of the n scores; alarm
+    when score > t. If the next normal image and these n are exchangeable (same source, scored in
+    the same way), it alarms with probability at most `false_alarm_rate`, whatever the distribution
+    of scores (Vovk, Gammerman and Shafer 2005; Lei et al. 2018, theorem 2.2). This is an average
+    over draws of the normal images: with one given set of n, the rate seen later varies around it,
+    by about sqrt(rate (1 - rate) / n).
 
-    It holds exactly for scores of held-out normal images. Leave-one-out scores of the gallery use every image twice
-    and miss one neighbour each, so for them it holds nearly: measured, not proven. It does not hold for scores of
-    training images that were not left out, nor for a detector that was adapted on these same images: hold some out.
+    It holds exactly for scores of held-out normal images. Leave-one-out scores of the gallery use
+    every image twice and miss one neighbour each, so for them it holds nearly: measured, not
+    proven. It does not hold for scores of training images that were not left out, nor for a
+    detector that was adapted on these same images: hold some out.
 
     Parameters
     ----------
     normal_scores : array or tensor, shape (n,)
-        Leave-one-out scores of normal training images (`pandalib.methods.knn.KNN.leave_one_out`), or scores of held-out
-        normals. Never scores of test images.
+        Leave-one-out scores of normal training images (`KNN.leave_one_out`), or scores of held-out
+        normal images. Never scores of test images.
     false_alarm_rate : float between 0 and 1
         Share of the normal images that may alarm, for example 0.05.
 
@@ -231,22 +189,228 @@ def threshold_at(normal_scores: ArrayLike, false_alarm_rate: float) -> float:
     Raises
     ------
     ValueError
-        Scores not of shape (n,), empty, NaN or infinite; a rate outside (0, 1); fewer images than the rate needs,
-        which is 1 / rate - 1.
+        Fewer images than the rate needs, which is 1 / rate - 1.
     """
-    scores = _check_scores(normal_scores, "normal_scores")
-    if not 0 < false_alarm_rate < 1:
-        raise ValueError(
-            f"false_alarm_rate must lie between 0 and 1, for example 0.05; got {false_alarm_rate}."
-        )
-    # ceil((1 - rate)(n + 1)) = n + 1 - floor(rate (n + 1)); the 1e-9 keeps a rate such as 1 - 0.9 = 0.0999... from
-    # costing a rank.
+    scores = _check_scores(normal_scores, "normal_scores", ndim=1)
+    _check_share("false_alarm_rate", false_alarm_rate)
+    # ceil((1 - rate)(n + 1)) = n + 1 - floor(rate (n + 1)); the 1e-9 keeps a rate such as
+    # 1 - 0.9 = 0.0999... from costing a rank.
     n_above = math.floor(false_alarm_rate * (scores.size + 1) + 1e-9)
     if n_above < 1:
         needed = math.ceil(1 / false_alarm_rate - 1 - 1e-9)
         raise ValueError(
-            f"A false-alarm rate of {false_alarm_rate:g} needs at least {needed} normal images; got {scores.size}. "
-            f"Add normal images, or ask for a rate of {math.ceil(1000 / (scores.size + 1)) / 1000:g} or more."
+            f"A false-alarm rate of {false_alarm_rate:g} needs at least {needed} normal images; "
+            f"got {scores.size}. Add normal images, or ask for a rate of "
+            f"{math.ceil(1000 / (scores.size + 1)) / 1000:g} or more."
         )
     rank = scores.size + 1 - n_above
     return float(np.partition(scores, rank - 1)[rank - 1])
+
+
+def pixel_roc_auc(masks: ArrayLike, maps: ArrayLike) -> float:
+    """Area under the ROC curve over all pixels of all images (`roc_auc`).
+
+    Parameters
+    ----------
+    masks : array or tensor, shape (n, H, W)
+        0 or False: normal. 1 or True: anomalous. Normal images have masks of zeros.
+    maps : array or tensor, shape (n, H, W)
+        Higher = more anomalous, in any unit, the same one for all images.
+
+    Returns
+    -------
+    auc : float from 0 to 1
+
+    Raises
+    ------
+    ValueError
+        Shapes that differ or are not (n, H, W); masks with values other than 0 and 1, or without
+        any anomalous or any normal pixel; NaN or infinite maps.
+    """
+    masks, maps = _check_masks(masks, maps)
+    return _area(*_counts_by_score(masks.ravel(), maps.ravel())[1:])
+
+
+def pro(masks: ArrayLike, maps: ArrayLike, *, limit: float = 0.30) -> float:
+    """Area under the per-region overlap up to a false-positive rate (Bergmann et al. 2020).
+
+    Parameters
+    ----------
+    masks : array or tensor, shape (n, H, W)
+        As for `pixel_roc_auc`. Every 8-connected region counts the same, whatever its size. A mask
+        of zeros adds normal pixels only; a mask of ones adds one region and no normal pixel.
+    maps : array or tensor, shape (n, H, W)
+    limit : float, above 0 and at most 1
+        The false-positive rate at which the area ends. A result says little without its limit.
+
+    Returns
+    -------
+    pro : float from 0 to 1
+        The area by trapezoids, linear between corners and at the limit, divided by `limit`.
+        Constant maps make a single step from (0, 0) to (1, 1) and give limit / 2: usually, 0.15 is
+        chance.
+    """
+    if limit != 1:
+        _check_share("limit", limit)
+    false_positives, overlap, _ = _corners(*_check_masks(masks, maps))
+    # In pixels rather than rates: whole numbers, so perfect maps give exactly 1.
+    end = float(limit) * int(false_positives[-1])
+    n_corners = np.searchsorted(false_positives, end, side="right") + 1  # with one behind the limit
+    x = np.append(0, false_positives[:n_corners])
+    y = np.append(0, overlap[:n_corners])
+    y_end = np.interp(end, x, y)
+    x, y = np.append(x[:n_corners], end), np.append(y[:n_corners], y_end)
+    return float(np.trapezoid(y, x) / end)
+
+
+def pro_curve(masks: ArrayLike, maps: ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The curve under which PRO is the area, exact: one corner for every distinct score.
+
+    Parameters
+    ----------
+    masks, maps : arrays or tensors, shape (n, H, W)
+        As for `pro`.
+
+    Returns
+    -------
+    false_positive_rate : ndarray, shape (m + 1,), float64
+        Share of the normal pixels of all images with score >= threshold, from 0 to 1.
+    per_region_overlap : ndarray, shape (m + 1,), float64
+        Mean over all regions of the share of the region with score >= threshold, from 0 to 1.
+    thresholds : ndarray, shape (m + 1,), float64
+        As for `roc_curve`.
+    """
+    masks, maps = _check_masks(masks, maps)
+    false_positives, overlap, pixel = _corners(masks, maps)
+    false_positive_rate = np.append(0, false_positives) / false_positives[-1]
+    thresholds = np.append(np.inf, maps.ravel()[pixel].astype(np.float64))
+    return false_positive_rate, np.append(0, overlap), thresholds
+
+
+def regions(masks: ArrayLike) -> np.ndarray:
+    """Number the anomalous regions: pixels that touch at a side or a corner belong together.
+
+    Parameters
+    ----------
+    masks : array or tensor, shape (n, H, W)
+        0 or False: normal. 1 or True: anomalous.
+
+    Returns
+    -------
+    labels : ndarray, shape (n, H, W), int32
+        0: normal. 1, 2, ...: the region, numbered through all images, none reaching over two
+        images.
+    """
+    masks = _as_binary(masks, "masks")
+    if masks.ndim != 3:
+        raise ValueError(f"masks are of shape {masks.shape}: expected (n, H, W).")
+    return ndimage.label(masks, _EIGHT_NEIGHBOURS, output=np.int32)[0]
+
+
+def _sort_scores(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The order from high to low, and the last place in it of each run of equal scores."""
+    order = np.argsort(scores)[::-1]
+    scores = scores[order]
+    return order, np.flatnonzero(np.append(scores[1:] != scores[:-1], True))
+
+
+def _counts_by_score(
+    anomalous: np.ndarray, scores: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Each distinct score, highest first, with its number of normal and of anomalous images."""
+    order, last = _sort_scores(scores)
+    caught = np.cumsum(anomalous[order])[last]
+    n_anomalous = np.diff(caught, prepend=0)
+    n_normal = np.diff(last + 1 - caught, prepend=0)
+    return scores[order[last]], n_normal, n_anomalous
+
+
+def _area(n_normal: np.ndarray, n_anomalous: np.ndarray) -> float:
+    """ROC-AUC from the counts at each distinct score, highest first."""
+    normal_below = n_normal.sum() - np.cumsum(n_normal)
+    # Twice the number of pairs in the right order: with ties at one half, this stays a whole number
+    # and exact. It fits int64 up to 4 thousand million scores.
+    twice_right = int((n_anomalous * (2 * normal_below + n_normal)).sum())
+    return twice_right / (2 * int(n_normal.sum()) * int(n_anomalous.sum()))
+
+
+def _corners(masks: np.ndarray, maps: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """At each distinct score, highest first: false positives, overlap, a pixel with that score."""
+    order, last = _sort_scores(maps.ravel())
+    labels = regions(masks).ravel()
+    size = np.bincount(labels)
+    # The part of the mean that one pixel of each region brings. Summed in whole numbers of 2^-62,
+    # so that a million parts add up without error and in any order.
+    part = np.rint(_ONE / (size * (len(size) - 1.0))).astype(np.int64)
+    part[0] = 0  # normal pixels
+    labels = labels[order]
+    overlap = np.cumsum(part[labels])[last]
+    return np.cumsum(labels == 0)[last], overlap / overlap[-1], order[last]
+
+
+def _resamples(anomalous: np.ndarray, n_resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """Yield image numbers: as many normal and anomalous ones as there are, with replacement."""
+    # scipy.stats.bootstrap draws in another order: other intervals from the same seed.
+    check_counts(n_resamples=n_resamples)
+    rng = np.random.default_rng(seed)
+    normals, anomalies = np.flatnonzero(~anomalous), np.flatnonzero(anomalous)
+    for _ in range(n_resamples):
+        yield np.concatenate([rng.choice(each, each.size) for each in (normals, anomalies)])
+
+
+def _percentiles(values: list[float], level: float) -> tuple[float, float]:
+    _check_share("level", level)
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def _check_share(name: str, value: float) -> None:
+    if not 0 < value < 1:
+        raise ValueError(f"{name}={value!r}: expected a number between 0 and 1.")
+
+
+def _check_scores(scores: ArrayLike, name: str, ndim: int) -> np.ndarray:
+    """Return scores as a real, finite array."""
+    scores = as_array(scores)
+    if scores.ndim != ndim or scores.size == 0 or scores.dtype.kind not in "biuf":
+        shape = "(n,)" if ndim == 1 else "(n, H, W)"
+        raise ValueError(
+            f"{name} are {scores.dtype} {scores.shape}: expected real numbers of shape {shape}."
+        )
+    # An infinity could be ranked, but it comes from an overflow or a division by zero.
+    assert_all_finite(scores, input_name=name)
+    return scores
+
+
+def _as_binary(values: ArrayLike, name: str) -> np.ndarray:
+    """Return labels or masks as booleans, True = anomalous."""
+    values = as_array(values)
+    anomalous = values == 1
+    unknown = values[~(anomalous | (values == 0))]
+    if unknown.size:
+        raise ValueError(f"{name} hold {unknown[0]!r}: expected 0 (normal) or 1 (anomalous) only.")
+    return anomalous
+
+
+def _check_pair(
+    truth: ArrayLike, scores: ArrayLike, names: tuple[str, str], ndim: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return booleans (True = anomalous) of both kinds, and as many scores."""
+    scores = _check_scores(scores, names[1], ndim)
+    truth = _as_binary(truth, names[0])
+    if truth.shape != scores.shape:
+        raise ValueError(
+            f"{names[0]} {truth.shape} and {names[1]} {scores.shape}: expected the same shape."
+        )
+    if truth.all() or not truth.any():
+        kind = "anomalous" if truth.all() else "normal"
+        raise ValueError(f"{names[0]} are all {kind}: expected both normal and anomalous ones.")
+    return truth, scores
+
+
+def _check_labels(labels: ArrayLike, scores: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    return _check_pair(labels, scores, ("labels", "scores"), ndim=1)
+
+
+def _check_masks(masks: ArrayLike, maps: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    return _check_pair(masks, maps, ("masks", "maps"), ndim=3)

@@ -29,8 +29,7 @@ from pandalib.io import ROOT, write_atomically
 from pandalib.experiments.grids import MOST_RUNS, load_grid
 from pandalib.inspection.inspector import Inspector
 from pandalib.methods.knn import leave_one_out_scores
-from pandalib.metrics import bootstrap_interval, roc_auc
-from pandalib.pixel_metrics import pixel_roc_auc, pro
+from pandalib.metrics import bootstrap_interval, pixel_roc_auc, pro, roc_auc
 from pandalib.sealed import read_tensors
 from pandalib.methods.spade import SPADE
 from pandalib.datasets.images import ImageError, read_image

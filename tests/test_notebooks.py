@@ -261,8 +261,8 @@ def test_lesson_05_agrees_with_the_library():
 def test_lesson_06_agrees_with_the_library():
     import torch
 
-    from pandalib import pixel_metrics
-    from pandalib.methods import spade as segment
+    from pandalib import metrics
+    from pandalib.methods import distances
 
     nearest, by_broadcasting = functions_of(
         "06_segmentation.ipynb", "nearest_distance", "by_broadcasting"
@@ -272,7 +272,7 @@ def test_lesson_06_agrees_with_the_library():
         rng.normal(size=(150, 9)).astype(np.float32),
         rng.normal(size=(400, 9)).astype(np.float32),
     )
-    expected = segment.nearest_squared(
+    expected = distances.nearest_squared(
         torch.from_numpy(positions), torch.from_numpy(gallery)
     ).numpy()
     assert np.allclose(nearest(positions, gallery), expected, atol=1e-4) and np.allclose(
@@ -284,7 +284,7 @@ def test_lesson_06_agrees_with_the_library():
     for limit in (0.3, 0.05, 1.0):
         masks, maps = rng.random((4, 9, 11)) < 0.2, np.round(rng.random((4, 9, 11)), 1)
         assert by_hand(masks, maps, limit) == pytest.approx(
-            pixel_metrics.pro(masks, maps, limit=limit), abs=1e-12
+            metrics.pro(masks, maps, limit=limit), abs=1e-12
         )
 
 
