@@ -9,15 +9,16 @@ ARGS ?=
 
 # Quoted throughout: the folders may have spaces in their names.
 RUN = "$(VENV)/bin/python"
-# The address in place of the file's name: then it is also the one that --no-browser prints. The settings: no pop-up that asks about news and updates.
-LAB = $(RUN) -m jupyterlab --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb \
-	--LabApp.app_settings_dir="$(CURDIR)/tools/lab_settings"
+# The settings: no pop-up that asks about news and updates. The address in place of the file's name:
+# then it is also the one that --no-browser prints.
+LAB = $(RUN) -m jupyterlab --ServerApp.root_dir="$(CURDIR)" \
+	--LabApp.app_settings_dir="$(CURDIR)/tools/lab_settings" --LabApp.default_url=/lab/tree
 # Of a run of all tests; some tests alone reach some lines only.
 COVERAGE = $(if $(ARGS),,--cov=pandalib --cov-report=term --cov-fail-under=95)
 # Jupyter refuses to run as root, as in a container, unless told so.
 AS_ROOT = $(if $(filter 0,$(shell id -u)),--allow-root)
 
-.PHONY: help install lab test test-fast mutate notebooks student nbgrader book slides bench doctor lock clean
+.PHONY: help install lab teach test test-fast mutate notebooks student nbgrader book slides bench doctor lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -26,14 +27,18 @@ help: ## this list
 	@echo '  PYTHON=python3      the Python it is made with, 3.11 or newer (now: $(PYTHON))'
 	@echo '  TORCH_INDEX=        address of an index of CPU-only torch, or a folder of wheels: no CUDA, under 2 GB in place of 6;'
 	@echo '                      remembered until `make clean`'
-	@echo '  ARGS=               more arguments for lab, test, test-fast, mutate, notebooks, student, book, slides, bench, doctor, lock:'
+	@echo '  ARGS=               more arguments for lab, teach, test, test-fast, mutate, notebooks, student, book, slides, bench, doctor, lock:'
 	@echo '                      make lab ARGS="--no-browser --port 8899"'
 
 install: ## build the virtual environment from requirements.lock; quick when nothing has changed
 	@"$(PYTHON)" tools/install.py --venv "$(VENV)" --torch-index "$(TORCH_INDEX)" $(PYTHON_GIVEN)
 
-lab: install ## install, then open the course in JupyterLab
-	$(LAB) $(AS_ROOT) $(ARGS)
+lab: install ## install, then open your copy of the lessons, in my/, in JupyterLab
+	@$(RUN) tools/student.py --my
+	$(LAB)/my/00_start_here.ipynb $(AS_ROOT) $(ARGS)
+
+teach: install ## as lab, with the originals: solutions and outputs
+	$(LAB)/notebooks/00_start_here.ipynb $(AS_ROOT) $(ARGS)
 
 test: install ## install, then run every test and every notebook with the network cut
 	$(RUN) tools/offline.py $(RUN) -m pytest $(COVERAGE) $(ARGS)

@@ -16,6 +16,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 NORMAL, ANOMALOUS, NEUTRAL = "#0072B2", "#D55E00", "#4D4D4D"
 REFERENCE = "#6E6E6E"  # lines to compare with: chance, guessing, a marked moment
@@ -54,6 +55,8 @@ def show(fig: Figure, alt: str) -> None:
 def slider(draw: Callable, values: Sequence, *, start, label: str) -> None:
     """A figure that a slider redraws, caption and all; in files and under tests (PANDALIB_QUIET=1) the figure alone.
 
+    Without ipywidgets it is the figure alone too, and a line says what sliders need.
+
     Parameters
     ----------
     draw : value -> (figure, alt), as `show` takes them. The sentence has to hold for its value: it is read aloud anew at each step.
@@ -72,7 +75,12 @@ def slider(draw: Callable, values: Sequence, *, start, label: str) -> None:
         )
     if os.environ.get("PANDALIB_QUIET") == "1":
         return _display(*draw(start))
-    from ipywidgets import Layout, SelectionSlider
+    try:
+        from ipywidgets import Layout, SelectionSlider
+    except ImportError:
+        _display(*draw(start))
+        print("sliders need ipywidgets: pip install ipywidgets")
+        return
     from IPython.display import display
 
     control = SelectionSlider(
@@ -104,25 +112,25 @@ def _display(fig: Figure, alt: str, *, name: str | None = None, update: bool = F
         if name is None
         else ({"display_id": f"{part}-{name}", "update": update} for part in ("picture", "caption"))
     )
-    display({"image/png": png(fig)}, raw=True, metadata={"image/png": {"alt": alt}}, **picture)
+    display({"image/png": png(fig, alt)}, raw=True, metadata={"image/png": {"alt": alt}}, **picture)
     display(Markdown(f"*Figure: {alt}*"), **caption)
 
 
-def png(fig: Figure) -> bytes:
+def png(fig: Figure, description: str | None = None) -> bytes:
+    """The picture as a PNG that carries its sentence, so it is known wherever the file goes."""
+    words = PngInfo()  # takes the place of matplotlib's own entry, its version
+    if description is not None:
+        words.add_text("Description", description)
+    settings = dict(dpi=DPI, bbox_inches="tight", facecolor="white")
     buffer = io.BytesIO()
-    fig.savefig(
-        buffer,
-        format="png",
-        dpi=DPI,
-        bbox_inches="tight",
-        facecolor="white",
-        metadata={"Software": None},
-    )
+    fig.savefig(buffer, format="png", pil_kwargs={"pnginfo": words}, **settings)
     if getattr(fig, "few_colours", False):
         # 256 colours out of all: hardly seen on photographs of one kind, and well under half the file.
         whole = Image.open(buffer).convert("RGB")
         buffer = io.BytesIO()
-        whole.quantize(256, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
+        whole.quantize(256, dither=Image.Dither.NONE).save(
+            buffer, "PNG", optimize=True, pnginfo=words
+        )
     return buffer.getvalue()
 
 

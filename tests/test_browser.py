@@ -1,4 +1,4 @@
-"""Two lessons in a real JupyterLab, started as `make lab` does, in a real browser: run, looked through, a slider moved.
+"""Two lessons in a real JupyterLab, started as `make teach` does, in a real browser: run, looked through, a slider moved.
 
 The browser is Chromium or Chrome with its chromedriver, of the system: `apt install chromium chromium-driver`. Everything
 runs on a copy of the notebooks, since JupyterLab saves what it has opened, and over loopback only.
@@ -49,7 +49,7 @@ pytestmark = [
         not DRIVER, reason="no chromedriver on this machine: apt install chromium-driver"
     ),
     pytest.mark.skipif(
-        not shutil.which("make"), reason="no make on this machine, so no `make lab`"
+        not shutil.which("make"), reason="no make on this machine, so no `make teach`"
     ),
 ]
 
@@ -88,7 +88,7 @@ def until(condition, seconds, what):
 
 
 class Lab:
-    """JupyterLab on a copy of the course, with the command line of `make lab`."""
+    """JupyterLab on a copy of the course, with the command line of `make teach`."""
 
     def __init__(self, root: Path):
         self.root, self.token = root / "a course", secrets.token_hex(8)
@@ -121,7 +121,7 @@ class Lab:
             environment["PANDALIB_CACHE"] = os.environ["PANDALIB_CACHE"]
         arguments = f"--no-browser --ip=127.0.0.1 --port={port} --ServerApp.port_retries=0 --IdentityProvider.token={self.token}"
         shown = subprocess.run(
-            ["make", "-n", "lab", f"ARGS={arguments}"],
+            ["make", "-n", "teach", f"ARGS={arguments}"],
             cwd=self.root,
             env=environment,
             capture_output=True,
@@ -245,7 +245,7 @@ class Lesson:
         )
 
     def open(self):
-        # Lesson 00 is where `make lab` leads; `reset` forgets what was open before.
+        # Lesson 00 is where `make teach` leads; `reset` forgets what was open before.
         where = "/?" if self.name.startswith("00") else f"/lab/tree/notebooks/{self.name}?reset&"
         self.browser.get(f"{self.lab.address}{where}token={self.lab.token}")
         until(self.cells, PAGE, f"{self.name} to be shown")

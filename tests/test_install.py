@@ -274,6 +274,73 @@ def test_a_changed_lock_is_installed(done, quick, world, tmp_path):
     assert quick(venv, lock=changed) is None
 
 
+@pytest.fixture
+def another_clone(monkeypatch, tmp_path):
+    """From here on tools/install.py is that of another clone; returns its folder."""
+    clone = tmp_path / "clone"
+    clone.mkdir()
+    monkeypatch.setattr(installer, "ROOT", clone)
+    return clone
+
+
+def found_by(venv):
+    (pth,) = venv.rglob("pandalib.pth")
+    return pth.read_text().strip()
+
+
+def test_the_environment_of_another_clone_is_relinked(quick, tmp_path, another_clone, monkeypatch):
+    clone, venv = another_clone, tmp_path / "venv"
+    with monkeypatch.context() as patch:
+        patch.setattr(installer, "ROOT", ROOT)
+        assert quick(venv)
+    (venv / "in use").touch()
+    monkeypatch.setattr(installer, "install_packages", lambda *a: pytest.fail("installed again"))
+    (line,) = quick(venv)
+    assert f"now finds {clone}, no longer {ROOT}" in line and found_by(venv) == str(clone)
+    assert quick(venv) is None
+    owned = re.escape(f"made by the clone in {ROOT}, so it is not deleted")
+    with pytest.raises(installer.Trouble, match=owned):
+        installer.remove(venv)
+    monkeypatch.setattr(installer, "ROOT", ROOT)  # the owner comes back
+    assert len(quick(venv)) == 1 and found_by(venv) == str(ROOT) and quick(venv) is None
+    assert (venv / "in use").exists()
+
+
+def test_a_moved_clone_keeps_its_environment(quick, tmp_path, another_clone, monkeypatch):
+    clone, venv = another_clone, tmp_path / "venv"
+    with monkeypatch.context() as patch:
+        patch.setattr(installer, "ROOT", tmp_path / "gone")
+        assert quick(venv)
+    assert quick(venv) and found_by(venv) == str(clone)
+    assert installer.read_state(venv)["root"] == str(clone)
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"lock": "0"}, "another requirements.lock"),
+        ({"python": "3.8"}, "another Python"),
+        ({"torch_index": "/wheels"}, "another TORCH_INDEX"),
+        ({"complete": False}, "unfinished"),
+        ({}, "its Python does not run"),
+    ],
+)
+def test_the_environment_of_another_clone_is_refused_if_it_does_not_fit(
+    quick, world, tmp_path, another_clone, changed, reason
+):
+    venv = tmp_path / "venv"
+    lock = hashlib.sha256((world / "lock").read_bytes()).hexdigest()
+    version = "%d.%d" % sys.version_info[:2]
+    state = dict(lock=lock, python=version, torch_index=None, root=str(ROOT), complete=True)
+    installer.write_state(venv, {**state, **changed})
+    before = sorted(venv.rglob("*")), installer.read_state(venv)
+    with pytest.raises(installer.Trouble) as trouble:
+        quick(venv, index="/other" if "torch_index" in changed else "")
+    assert f"made by the clone in {ROOT}" in str(trouble.value) and reason in str(trouble.value)
+    assert "make install VENV=" in str(trouble.value)
+    assert (sorted(venv.rglob("*")), installer.read_state(venv)) == before
+
+
 def test_a_wrong_hash_is_refused_and_the_next_run_repeats(quick, world, tmp_path):
     venv, bad = tmp_path / "venv", tmp_path / "lock"
     bad.write_text(

@@ -1,5 +1,9 @@
 """Figures: a sentence with each, the same bytes each time; a slider moves both. Colours: tests/test_accessibility.py."""
 
+import re
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -147,6 +151,24 @@ def test_a_slider_that_is_moved_replaces_picture_and_caption(shown, monkeypatch)
         and new_words["update"]
         and picture["display_id"] != words["display_id"]
     )
+
+
+def test_without_ipywidgets_a_slider_is_its_figure_and_a_line(shown, monkeypatch, capsys):
+    monkeypatch.delenv("PANDALIB_QUIET", raising=False)
+    monkeypatch.setitem(sys.modules, "ipywidgets", None)  # its import fails
+    plots.slider(stepping, range(5), start=2, label="step")
+    (picture, options), (caption, _) = shown
+    assert picture["image/png"].startswith(b"\x89PNG") and "display_id" not in options
+    assert caption.data == f"*Figure: {stepping(2)[1]}*"
+    assert capsys.readouterr().out == "sliders need ipywidgets: pip install ipywidgets\n"
+
+
+def test_no_other_place_needs_ipywidgets():
+    root = Path(plots.__file__).parent
+    texts = [*root.rglob("*.py"), *(root.parent / "notebooks").rglob("*.ipynb")]
+    pattern = re.compile(r"(?:from|import) ipywidgets")
+    users = [path.name for path in texts if pattern.search(path.read_text(encoding="utf-8"))]
+    assert users == ["plots.py"]
 
 
 def test_two_sliders_do_not_answer_for_each_other(shown, monkeypatch):

@@ -10,6 +10,8 @@ what the solution does: so the two are compared on the inputs of the checks, and
 import ast
 import importlib.util
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import nbformat
@@ -282,7 +284,100 @@ def test_drift_is_found_by_content(a_course, capsys):
     nbformat.write(copy, path)
     assert student.main(["--check"]) == 1
     assert capsys.readouterr().err == "out of date: 00_start_here.ipynb. Run `make student`.\n"
+    assert student.main(["--force"]) == 0 and student.main(["--check"]) == 0
+
+
+NAME = "00_start_here.ipynb"
+
+
+def change(path):
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells[0].source += "\n\nA sentence more."
+    nbformat.write(notebook, path)
+    return path.read_bytes()
+
+
+def git(*arguments, cwd):
+    settings = ("user.name=test", "user.email=test@example.org", "commit.gpgsign=false")
+    options = [part for setting in settings for part in ("-c", setting)]
+    subprocess.run(["git", *options, *arguments], cwd=cwd, check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("state", ["no git", "not in git", "in git"])
+def test_answers_are_overwritten_only_by_force(a_course, capsys, monkeypatch, state):
+    if state == "no git":
+        monkeypatch.setattr(student.shutil, "which", lambda name: None)
+    elif not shutil.which("git"):
+        pytest.skip("no git on this machine")
+    else:
+        git("init", "--quiet", cwd=a_course)
+    if state == "in git":
+        git("add", ".", cwd=a_course)
+        git("commit", "--quiet", "-m", "a course", cwd=a_course)
+    copy = a_course / "student" / NAME
+    answers = change(copy)
+    assert student.main([]) == 1 and copy.read_bytes() == answers
+    said = capsys.readouterr().err
+    assert f"notebooks/student/{NAME} holds text that git does not" in said
+    assert "copy it into my/" in said and "ARGS=--force" in said
+    assert student.main(["--force"]) == 0 and student.main(["--check"]) == 0
+
+
+def test_a_copy_that_git_holds_follows_its_lesson(a_course):
+    if not shutil.which("git"):
+        pytest.skip("no git on this machine")
+    git("init", "--quiet", cwd=a_course)
+    git("add", ".", cwd=a_course)
+    change(a_course / NAME)
+    assert student.main(["--check"]) == 1
     assert student.main([]) == 0 and student.main(["--check"]) == 0
+
+
+# --- my/, where a student works -----------------------------------------------------------------
+
+
+def test_my_folder_is_filled_once_and_its_links_lead_somewhere(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(student, "ROOT", tmp_path)
+    shutil.copytree(ROOT / "notebooks" / "student", tmp_path / "notebooks" / "student")
+    my, given = tmp_path / "my", tmp_path / "notebooks" / "student" / NAME
+    assert student.main(["--my"]) == 0
+    assert sorted(path.name for path in my.glob("*.ipynb")) == list(LESSONS)
+    n_outside = 0
+    for path in my.glob("*.ipynb"):
+        notebook = nbformat.read(path, as_version=4)
+        assert code(notebook) == code(COPIES[path.name])
+        text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+        for target in re.findall(r"\]\(([^)\s#:]+)[:#)]", text):
+            if not target.startswith("http"):
+                outside = target.startswith("../")
+                n_outside += outside
+                assert (ROOT / target[3:] if outside else my / target).exists(), (path.name, target)
+    assert n_outside > 3
+    answers = change(my / NAME)
+    assert student.main(["--my"]) == 0 and (my / NAME).read_bytes() == answers
+    assert capsys.readouterr().out == ""
+
+    change(given)  # a newer version came with `git pull`
+    assert student.main(["--my"]) == 0 and (my / NAME).read_bytes() == answers
+    (line,) = capsys.readouterr().out.splitlines()
+    assert f"newer version of my/{NAME};" in line and "rename yours" in line
+    (my / NAME).rename(my / "mine.ipynb")
+    assert student.main(["--my"]) == 0 and student.main(["--my"]) == 0
+    assert capsys.readouterr().out == "" and "A sentence more." in (my / NAME).read_text()
+    assert (my / "mine.ipynb").read_bytes() == answers
+
+
+def test_lab_opens_the_students_copy_and_teach_the_original():
+    def commands(target):
+        shown = subprocess.check_output(["make", "-n", target], cwd=ROOT, text=True)
+        return shown.replace("\\\n", " ").splitlines()
+
+    *_, fill, lab = commands("lab")
+    assert fill.endswith("tools/student.py --my")
+    assert f"default_url=/lab/tree/my/{NAME} " in lab
+    *_, teach = commands("teach")
+    assert f"default_url=/lab/tree/notebooks/{NAME} " in teach
+    assert "/my/" in (ROOT / ".gitignore").read_text().splitlines()
 
 
 def test_a_copy_of_no_lesson_is_named(a_course, capsys):

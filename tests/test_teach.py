@@ -1,5 +1,6 @@
 """Exercises answer back: right in two spellings, each known mistake by name, anything else in one line."""
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pandalib.experiments import config as tiers
+from pandalib.experiments.sweep import config as tiers
 from pandalib.teach import (
     CheckFailed,
     OutOfBand,
@@ -52,6 +53,10 @@ def leave_one_out_by_loop(features, k):
     return result  # a list is as good as an array
 
 
+def compactness_by_rows(features, centre):
+    return sum((row - centre) @ (row - centre) for row in features) / features.numel()
+
+
 def effective_rank_by_covariance(features):
     from scipy.stats import entropy
 
@@ -81,9 +86,13 @@ def overlap_by_counting(regions, alarm):
     return (np.bincount(regions[alarm], minlength=len(sizes)) / sizes)[1:].mean()
 
 
-def area_by_a_fine_grid(false_alarms, overlap, limit):
-    at = np.union1d(false_alarms[false_alarms < limit], np.linspace(0, limit, 5))
-    return np.trapezoid(np.interp(at, false_alarms, overlap), at) / limit
+def area_by_segments(false_alarms, overlap, limit):
+    area = 0.0
+    for x0, x1, y0, y1 in zip(false_alarms, false_alarms[1:], overlap, overlap[1:]):
+        if x0 < limit and x1 > x0:
+            end = min(x1, limit)
+            area += (end - x0) * (y0 + (y1 - y0) * (end - x0) / (x1 - x0) / 2)
+    return area / limit
 
 
 def mean_by_dictionary(classes, values):
@@ -104,23 +113,15 @@ OTHER_SOLUTIONS = {
     "threshold_from_normals": threshold_by_partition,
     "squared_distances": distances_by_scipy,
     "leave_one_out": leave_one_out_by_loop,
-    "compactness_loss": lambda features, centre: np.mean(
-        [np.dot(row - centre, row - centre) / len(centre) for row in features]
-    ),
-    "clip_gradient": lambda gradient, limit: (
-        gradient / max(1.0, np.sqrt(gradient @ gradient) / limit)
-    ),
+    "compactness_loss": compactness_by_rows,
+    "clip_gradient": lambda gradient, limit: gradient / max(1.0, gradient.norm().item() / limit),
     "effective_rank": effective_rank_by_covariance,
     "fisher_diagonal": lambda gradients: (
         np.einsum("ij,ij->j", gradients, gradients) / len(gradients)
     ),
-    "penalty_gradient": lambda theta, start, fisher, ewc_lambda: (
-        np.diag(ewc_lambda * fisher) @ theta - ewc_lambda * fisher * start
-    ),
+    "penalty_gradient": lambda theta, start, fisher, x: (theta.sub(start) * fisher).mul(x),
     "translate_strength": lambda ewc_lambda, theirs, ours: ewc_lambda / (ours.sum() / theirs.sum()),
-    "epochs_for_work": lambda minibatches, n, batch: max(
-        1, int(minibatches / -(-n // batch) + 0.5)
-    ),
+    "epochs_for_work": lambda work, n, batch=32: max(1, int(work / -(-n // batch) + 0.5)),
     "sample_wise_scores": sample_wise_by_loop,
     "pick_then_judge": pick_by_ranks,
     "binary_cross_entropy": lambda logits, targets: np.mean(
@@ -132,7 +133,7 @@ OTHER_SOLUTIONS = {
         axis=1
     ),
     "region_overlap": overlap_by_counting,
-    "area_up_to": area_by_a_fine_grid,
+    "area_up_to": area_by_segments,
     "mean_over_classes": mean_by_dictionary,
     "class_interval": interval_by_sorting,
     "fair": lambda ours, theirs: (
@@ -174,7 +175,7 @@ def test_tables_and_checks_name_the_same_mistakes(key):
 
 @checkpoint_every
 def test_a_stub_never_passes(key):
-    def stub(*arguments):
+    def stub(*arguments, **named):
         raise NotImplementedError("your turn")
 
     with pytest.raises(NotSolved, match=f"Not yet, {key} is still the stub"):
@@ -185,21 +186,24 @@ def test_a_stub_never_passes(key):
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        (lambda *a: None, "returned None. Is the `return` missing"),
-        (lambda *a: "0.5", "returned str: expected numbers"),
-        (lambda *a: {"auc": 1}, "returned dict: expected numbers"),
-        (lambda *a: [[1.0], [1.0, 2.0]], "returned list: expected numbers"),
-        (lambda *a: 0.5 + 0.1j, "returned complex: expected numbers"),
-        (lambda *a: (number for number in a), "returned generator: expected numbers"),
-        (lambda *a: np.zeros((2, 3, 4, 5)), r"returned an array of shape \(2, 3, 4, 5\): expected"),
+        (lambda *a, **named: None, "returned None. Is the `return` missing"),
+        (lambda *a, **named: "0.5", "returned str: expected numbers"),
+        (lambda *a, **named: {"auc": 1}, "returned dict: expected numbers"),
+        (lambda *a, **named: [[1.0], [1.0, 2.0]], "returned list: expected numbers"),
+        (lambda *a, **named: 0.5 + 0.1j, "returned complex: expected numbers"),
+        (lambda *a, **named: (number for number in a), "returned generator: expected numbers"),
         (
-            lambda *a: np.full(np.shape(EXERCISES["leave_one_out"].solution) or 3, np.nan),
+            lambda *a, **named: np.zeros((2, 3, 4, 5)),
+            r"returned an array of shape \(2, 3, 4, 5\): expected",
+        ),
+        (
+            lambda *a, **named: np.full(np.shape(EXERCISES["leave_one_out"].solution) or 3, np.nan),
             "array of shape|NaN",
         ),
-        (lambda *a: 1 / 0, "raised ZeroDivisionError: division by zero"),
-        (lambda *a: int("two\nlines"), "raised ValueError: invalid literal"),
-        (lambda *a: sys.exit("enough"), "raised SystemExit: enough"),
-        (lambda *a: {}["no such key" * 99], r"raised KeyError: .* \.\.\. "),
+        (lambda *a, **named: 1 / 0, "raised ZeroDivisionError: division by zero"),
+        (lambda *a, **named: int("two\nlines"), "raised ValueError: invalid literal"),
+        (lambda *a, **named: sys.exit("enough"), "raised SystemExit: enough"),
+        (lambda *a, **named: {}["no such key" * 99], r"raised KeyError: .* \.\.\. "),
         (lambda: 0.5, "raised TypeError"),
         (7, "hand over the function itself"),
     ],
@@ -255,10 +259,7 @@ def test_nan_is_named():
 @pytest.mark.filterwarnings("error")
 def test_recognising_a_mistake_warns_of_nothing(key):
     with pytest.raises(CheckFailed):
-        check(
-            key,
-            lambda *arguments: np.full(np.shape(EXERCISES[key].solution(*arguments)), 0.123456789),
-        )
+        check(key, like(key, lambda right: np.full(np.shape(right), 0.123456789)))
 
 
 def sentences(entry):
@@ -330,7 +331,185 @@ def test_the_library_stands_in_for_nothing_else():
     assert "library" not in str(failure.value) and space["epochs_for_work"]() == 1
 
 
-@pytest.mark.parametrize("key", ["compactness_loss", "clip_gradient", "penalty_gradient"])
+# --- what a later cell relies on: right values alone do not pass -------------------------------------------------
+
+
+def solutions():
+    """Exercise -> the teacher's function, out of the lessons."""
+    found = {}
+    for path in sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb")):
+        space = {}
+        exec("import math, numpy as np, torch, torch.nn.functional as F, pandalib", space)
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+            source = "".join(cell["source"])
+            if "### BEGIN SOLUTION" in source:
+                exec(source, space)
+            if match := re.match(r'check\("(\w+)", (\w+)\)', source):
+                found[match[1]] = space[match[2]]
+    return found
+
+
+SOLUTIONS = solutions()
+TENSORS = [key for key, exercise in EXERCISES.items() if exercise.given]
+
+
+@checkpoint_every
+def test_the_teachers_solution_passes(key, capsys):
+    check(key, SOLUTIONS[key])
+    assert capsys.readouterr().out.startswith("Right: ")
+
+
+@pytest.mark.parametrize("key", TENSORS)
+def test_a_solution_that_reads_its_inputs_as_arrays_fails(key):
+    def by_numpy(*case):
+        case = [np.asarray(part) if hasattr(part, "shape") else part for part in case]
+        return SOLUTIONS[key](*case)
+
+    with pytest.raises(CheckFailed) as failure:
+        check(key, by_numpy)
+    given = "tensors with gradients" if key == "compactness_loss" else "tensors, perhaps on a GPU"
+    assert str(failure.value) == (
+        f"Not yet, {key}: your function works on numpy arrays, but the lesson will hand it "
+        f"{given}: use torch's own operations in the line "
+        '`case = [np.asarray(part) if hasattr(part, "shape") else part for part in case]`.'
+    )
+
+
+@checkpoint_every
+def test_inputs_stay_as_they_are(key):
+    case = EXERCISES[key].cases()[-1]
+    numbers = [i for i, part in enumerate(case) if isinstance(part, (np.ndarray, list, dict))]
+
+    def spoils(*arguments, **named):
+        result = SOLUTIONS[key](*arguments, **named)
+        if numbers:
+            part = [*arguments, *named.values()][numbers[0]]
+            if isinstance(part, dict):
+                part.clear()
+            elif hasattr(part, "detach"):
+                part.data.mul_(2)
+            elif not isinstance(part, float):  # a number in some cases, an array in others
+                part[:] = part[::-1].copy()
+        return result
+
+    if not numbers:  # nothing but numbers goes in
+        return check(key, spoils)
+    with pytest.raises(CheckFailed) as failure:
+        check(key, spoils)
+    assert str(failure.value) == (
+        f"Not yet, {key}: your function changes argument {numbers[0] + 1} in place. "
+        "Leave the inputs as they are: later cells may use them again."
+    )
+
+
+def as_parameter(features, centre):
+    import torch
+
+    return torch.tensor(float(((features - centre) ** 2).mean()), requires_grad=True)
+
+
+def rank_with_zeros(features):
+    centred = np.float64(features) - np.float64(features).mean(axis=0)
+    share = np.abs(np.linalg.eigvalsh(centred.T @ centred))
+    share = np.where(share < 1e-12 * share.max(), 0, share) / share.sum()
+    return np.exp(-(share * np.log(share)).sum())
+
+
+def overlap_by_pixels(regions, alarm):
+    covered, size = np.zeros(regions.max() + 1), np.bincount(regions.ravel())
+    for row in range(regions.shape[0]):
+        for column in range(regions.shape[1]):
+            covered[regions[row, column]] += alarm[row, column]
+    return (covered / size)[1:].mean()
+
+
+def area_by_unique_corners(false_alarms, overlap, limit):
+    x, first = np.unique(false_alarms, return_index=True)
+    return EXERCISES["area_up_to"].solution(x, overlap[first], limit)
+
+
+def alike_without_method(ours, theirs):
+    ours, theirs = dict(ours), dict(theirs)
+    for row in (ours, theirs):
+        del row["method"], row["ROC-AUC"]
+    return ours == theirs
+
+
+def alike_in_order(ours, theirs):
+    result = ("method", "ROC-AUC")
+    return [ours[k] for k in ours if k not in result] == [
+        theirs[k] for k in theirs if k not in result
+    ]
+
+
+def true_alarms_with_a_guard(caught, false_alarms, anomalous):
+    if anomalous == 0:
+        return 0.0
+    return EXERCISES["true_alarms"].solution(caught, false_alarms, anomalous)
+
+
+def like(key, change):
+    """The solution with its result changed in kind."""
+    return lambda *case, **named: change(SOLUTIONS[key](*case, **named))
+
+
+BY_NUMPY = "works on numpy arrays, but the lesson will hand it tensors"
+CRASHES_LATER = [
+    ("compactness_loss", lambda f, c: np.mean(np.sum((f - c) ** 2, axis=1)) / len(c), BY_NUMPY),
+    ("compactness_loss", lambda f, c: np.linalg.norm(f - c) ** 2 / f.size, BY_NUMPY),
+    (
+        "compactness_loss",
+        like("compactness_loss", float),
+        "returned float: a later cell needs a tensor",
+    ),
+    ("compactness_loss", lambda f, c: ((f - c) ** 2).mean().detach(), "no gradient leads back"),
+    ("compactness_loss", as_parameter, "no gradient leads back"),
+    ("clip_gradient", lambda g, limit: g * min(1, limit / np.linalg.norm(g)), BY_NUMPY),
+    ("clip_gradient", like("clip_gradient", lambda g: g.tolist()), "cell needs a tensor"),
+    ("penalty_gradient", lambda t, s, f, ewc_lambda: ewc_lambda * np.multiply(f, t - s), BY_NUMPY),
+    ("penalty_gradient", lambda t, s, f, x: (x * f).diag() @ (t - s), r"tensor \(3, 2, 2, 2\)"),
+    ("roc_auc_by_pairs", like("roc_auc_by_pairs", np.float32), "right to a few digits only"),
+    ("threshold_from_normals", lambda s, share: np.quantile(s, share), "keyword argument 'rate'"),
+    ("squared_distances", like("squared_distances", np.float32), "right to a few digits only"),
+    ("squared_distances", like("squared_distances", list), "a numpy array, .* returned list"),
+    ("leave_one_out", lambda f, count: np.sort(f)[:, 0], "keyword argument 'k'"),
+    ("effective_rank", rank_with_zeros, "contains NaN"),
+    ("fisher_diagonal", like("fisher_diagonal", list), "needs a numpy array, .* returned list"),
+    ("epochs_for_work", like("epochs_for_work", float), "expected an integer type, got float64"),
+    ("epochs_for_work", lambda m, n, b: round(m / np.ceil(n / b)), "missing 1 required positional"),
+    ("sample_wise_scores", like("sample_wise_scores", list), "a numpy array, .* returned list"),
+    ("outlier_rows", like("outlier_rows", np.float64), "expected an integer type, got float64"),
+    ("auc_on_unseen", lambda s, k, seen: (k != seen[:, None]).all(axis=0), "list indices"),
+    ("region_overlap", overlap_by_pixels, r"array \(3, 6, 6\)"),
+    ("area_up_to", area_by_unique_corners, "not the area up to the limit"),
+    ("area_up_to", like("area_up_to", np.float32), "right to a few digits only"),
+    ("fair", alike_without_method, "raised KeyError: 'method'"),
+    ("fair", alike_in_order, "not for every pair of rows"),
+    ("most_anomalous", like("most_anomalous", np.float64), "expected an integer type, got float64"),
+    ("larger_part", like("larger_part", np.float32), "right to a few digits only"),
+    ("true_alarms", true_alarms_with_a_guard, r"raised ValueError: .*array \(5,\)|ambiguous"),
+    ("true_alarms", like("true_alarms", float), "raised TypeError"),
+]
+
+
+@pytest.mark.parametrize(("key", "function", "words"), CRASHES_LATER)
+@pytest.mark.filterwarnings("ignore")
+def test_what_would_crash_in_a_later_cell_is_not_right(key, function, words):
+    with pytest.raises(CheckFailed, match=words) as failure:
+        check(key, function)
+    assert "\n" not in str(failure.value) and not session.solved[key]
+
+
+def test_torch_functions_are_right_where_the_lesson_has_tensors(capsys):
+    import torch
+
+    check("compactness_loss", lambda f, c: torch.nn.functional.mse_loss(f, c.expand_as(f)))
+    check("clip_gradient", lambda g, limit: g * torch.clamp(limit / g.norm(), max=1))
+    check("penalty_gradient", lambda t, s, f, x: torch.mul(f.detach(), torch.sub(t, s)) * x)
+    assert capsys.readouterr().out.count("Right: ") == 3
+
+
+@pytest.mark.parametrize("key", TENSORS)
 def test_what_stands_in_takes_tensors_where_the_lesson_hands_them_over(key):
     import torch
 
@@ -362,12 +541,10 @@ def test_a_function_that_changes_its_arguments_cannot_fool_the_check():
 def test_a_tensor_is_as_good_as_an_array():
     import torch
 
-    check(
-        "squared_distances",
-        lambda gallery, queries: (
-            torch.cdist(torch.from_numpy(queries), torch.from_numpy(gallery)) ** 2
-        ),
-    )
+    def nearest(*case):
+        return (torch.cdist(*map(torch.from_numpy, case)) ** 2).amin(dim=1)
+
+    check("nearest_distance", nearest)
 
 
 def test_unknown_keys_are_answered():

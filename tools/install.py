@@ -156,13 +156,40 @@ def make_venv(venv):
         raise Trouble("`%s -m venv %s` failed; its message stands above." % (sys.executable, venv))
 
 
+def python_version(venv):
+    """The version of the Python in `venv`, such as 3.12; None if it does not run."""
+    code = "import json, sys; print(json.dumps('%d.%d' % sys.version_info[:2]))"
+    return ask(python_of(venv), code)
+
+
+def relink(venv, state, wanted, log):
+    """Let an environment that holds what is wanted find this clone in place of another."""
+    before = state.get("linked", state["root"])
+    link(python_of(venv))
+    # It stays with the clone that made it, as long as that is there.
+    root = state["root"] if os.path.isdir(state["root"]) else wanted["root"]
+    write_state(venv, dict(state, root=root, linked=wanted["root"]))
+    log(
+        "`import pandalib` in %s now finds %s, no longer %s; `make install` there turns it back."
+        % (venv, wanted["root"], before)
+    )
+
+
+def refuse_another_clones(venv, state, wanted):
+    names = {"lock": "requirements.lock", "python": "Python", "torch_index": "TORCH_INDEX"}
+    differs = ", ".join(names[key] for key in names if state.get(key) != wanted[key])
+    reason = "another " + differs if differs else "unfinished, or its Python does not run"
+    raise Trouble(
+        "VENV=%s was made by the clone in %s and does not fit this one (%s), so it stays.\n"
+        "Choose another name: make install VENV=.venv\n"
+        "Or, if nobody needs it any more, delete that folder and repeat."
+        % (venv, state["root"], reason)
+    )
+
+
 def own_venv(venv, state, wanted, log):
     """Bring `venv` to the point where packages can go in: keep it, remake it, or refuse to touch what is not ours."""
-    python = (
-        ask(python_of(venv), "import json, sys; print(json.dumps('%d.%d' % sys.version_info[:2]))")
-        if python_of(venv).exists()
-        else None
-    )
+    python = python_version(venv)
     if state is None and venv.exists() and not venv.is_dir():
         raise Trouble(
             "VENV=%s is a file; a folder was expected. Choose another name: make install VENV=.venv"
@@ -195,8 +222,6 @@ def own_venv(venv, state, wanted, log):
                 state.get("torch_index") or "the usual index",
                 wanted["torch_index"] or "the usual index",
             )
-        elif state.get("root") != wanted["root"]:
-            reason = "it belongs to a copy of this project in another folder"
         if reason:
             log("Making %s anew: %s." % (venv, reason))
             shutil.rmtree(str(venv))
@@ -365,8 +390,19 @@ def install(venv, index, this_python, lock_path, log=print):
         wanted["torch_index"] = state.get("torch_index")
     if state and not this_python and python_of(venv).exists():
         wanted["python"] = state.get("python")
-    if state == dict(wanted, complete=True) and python_of(venv).exists():
+    # An environment that does not say which clone it finds finds the one that made it.
+    owner = (state or {}).get("root", wanted["root"])
+    linked = (state or {}).get("linked", owner)
+    fits = state is not None and all(
+        state.get(key) == value for key, value in dict(wanted, root=owner, complete=True).items()
+    )
+    if fits and linked == wanted["root"] and python_of(venv).exists():
         return False
+    if fits and linked != wanted["root"] and python_version(venv) == wanted["python"]:
+        relink(venv, state, wanted, log)
+        return True
+    if owner != wanted["root"]:
+        refuse_another_clones(venv, state, wanted)
     if wanted["python"] != "%d.%d" % sys.version_info[:2]:
         # The environment's own Python does the work, so that "this Python" means the same everywhere.
         base = python_of(venv).resolve()
@@ -397,10 +433,16 @@ def remove(venv, log=print):
     """Delete the environment, if it was made here."""
     if not venv.exists():
         return
-    if read_state(venv) is None:
+    state = read_state(venv)
+    if state is None:
         raise Trouble(
             "VENV=%s was not made by `make install`, so it is not deleted. Delete it yourself if you do not need it."
             % venv
+        )
+    if state.get("root", str(ROOT)) != str(ROOT):
+        raise Trouble(
+            "VENV=%s was made by the clone in %s, so it is not deleted. Use `make clean` there, "
+            "or delete it yourself if nobody needs it." % (venv, state["root"])
         )
     log("Deleting %s" % venv)
     shutil.rmtree(str(venv))

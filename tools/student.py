@@ -1,6 +1,8 @@
 """Students' copies of the notebooks: solutions cut to stubs, outputs removed: `make student`.
 
     python tools/student.py              writes notebooks/student/*.ipynb from notebooks/*.ipynb
+    python tools/student.py --force      the same, also over text that git does not hold
+    python tools/student.py --my         copies lessons that my/ lacks there; a student works in it
     python tools/student.py --check      writes nothing; exit 1 when a committed copy differs from what it should be
     python tools/student.py --execute [NAME ...]   runs the copies as they are; exit 1 when any cell but the check of a
                                          stub fails. All of them take as long as `make notebooks`.
@@ -13,7 +15,10 @@ nbgrader can assign the originals directly. What is compared is the content, not
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -22,7 +27,7 @@ import nbformat
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from pandalib.io import write_atomically  # noqa: E402
+from pandalib.io import sha256_of, write_atomically  # noqa: E402
 
 BEGIN, END = "### BEGIN SOLUTION", "### END SOLUTION"
 STUB = 'raise NotImplementedError("your turn")'
@@ -108,10 +113,51 @@ def execute_all(names: list[str]) -> int:
     return int(failed)
 
 
+def held_by_git(folder: Path) -> set[str]:
+    """Names of the files in `folder` whose text is as git has it; none without git."""
+    if not shutil.which("git"):
+        return set()
+
+    def listed(which: str) -> set[str]:
+        command = ["git", "ls-files", which]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+        return set(done.stdout.splitlines())
+
+    return listed("--cached") - listed("--modified")
+
+
+def fill_my_folder() -> None:
+    """Copy each lesson that is not yet in my/, which git ignores; never touch what is there."""
+    my = ROOT / "my"
+    my.mkdir(exist_ok=True)
+    record = my / ".copied.json"  # lesson -> hash of the copy that was given out
+    given = json.loads(record.read_text()) if record.is_file() else {}
+    changed = []
+    for path in sorted((ROOT / "notebooks" / "student").glob("*.ipynb")):
+        target, now = my / path.name, sha256_of(path)
+        if target.exists():
+            if given.get(path.name, now) != now:
+                changed.append(f"my/{path.name}")
+            continue
+        # my/ lies one folder higher than notebooks/student/
+        write_atomically(target, path.read_bytes().replace(b"](../../", b"](../"))
+        given[path.name] = now
+        write_atomically(record, json.dumps(given, indent=1).encode())
+    if changed:
+        print(
+            f"The course has a newer version of {', '.join(changed)}; yours stays as it is. "
+            "To get the new one beside it, rename yours and repeat `make lab`."
+        )
+
+
 def main(arguments: list[str]) -> int:
     if "--execute" in arguments:
         return execute_all([argument for argument in arguments if argument != "--execute"])
-    only_check, stale = "--check" in arguments, []
+    if "--my" in arguments:
+        fill_my_folder()
+        return 0
+    only_check, force = "--check" in arguments, "--force" in arguments
+    stale, refused = [], False
     originals = sorted((ROOT / "notebooks").glob("*.ipynb"))
     for path in originals:
         target = path.parent / "student" / path.name
@@ -121,9 +167,20 @@ def main(arguments: list[str]) -> int:
         ):  # by content: how the JSON is laid out is nobody's concern
             continue
         stale.append(target.name)
-        if not only_check:
-            write_atomically(target, (nbformat.writes(copy) + "\n").encode())
-            print(f"wrote {target.relative_to(ROOT)}")
+        if only_check:
+            continue
+        safe = force or not target.is_file() or target.name in held_by_git(target.parent)
+        if not safe:
+            refused = True
+            print(
+                f"notebooks/student/{target.name} holds text that git does not, answers perhaps, "
+                "and was not overwritten. To keep it, copy it into my/ under another name; "
+                "`make student ARGS=--force` then overwrites it.",
+                file=sys.stderr,
+            )
+            continue
+        write_atomically(target, (nbformat.writes(copy) + "\n").encode())
+        print(f"wrote {target.relative_to(ROOT)}")
     left_over = {path.name for path in (ROOT / "notebooks" / "student").glob("*.ipynb")} - {
         path.name for path in originals
     }
@@ -135,7 +192,7 @@ def main(arguments: list[str]) -> int:
         return 1
     for name in left_over:
         print(f"notebooks/student/{name} is the copy of no lesson: delete it.", file=sys.stderr)
-    return 0
+    return int(refused)
 
 
 if __name__ == "__main__":

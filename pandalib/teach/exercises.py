@@ -18,6 +18,13 @@ class Exercise:
     solution : the right result for such a tuple. It also stands in for a stub in the lesson, so it takes what the lesson
         hands over (tensors, where that says so) and needs no more memory than the lesson's own.
     wrong : name in the strings table -> the result that this mistake gives.
+    tolerance : relative to the largest number in a result; no wider than the lesson's own.
+
+    The others say how a later cell uses the function, so no answer is right here and crashes there:
+
+    given : "tensors", or "gradients" where the result is differentiated. Empty: the cases as is.
+    returns : "array" where a later cell needs an array's methods, "whole" where it is an index.
+    by_name : the last arguments, where the lesson passes them by name.
     """
 
     def __init__(
@@ -26,8 +33,12 @@ class Exercise:
         solution: Callable,
         wrong: dict[str, Callable],
         tolerance: float = 1e-5,
+        given: str = "",
+        returns: str = "",
+        by_name: tuple[str, ...] = (),
     ):
         self.cases, self.solution, self.wrong, self.tolerance = cases, solution, wrong, tolerance
+        self.given, self.returns, self.by_name = given, returns, by_name
 
 
 EXERCISES: dict[str, Exercise] = {}
@@ -67,6 +78,7 @@ EXERCISES["roc_auc_by_pairs"] = Exercise(
         ),
         "accuracy": _accuracy,
     },
+    tolerance=1e-9,
 )
 
 
@@ -96,6 +108,7 @@ EXERCISES["threshold_from_normals"] = Exercise(
         "gaussian": lambda scores, rate: float(scores.mean() + 2 * scores.std()),
     },
     tolerance=1e-9,
+    by_name=("rate",),
 )
 
 # --- lesson 01 ---------------------------------------------------------------------------------------------------
@@ -130,7 +143,8 @@ EXERCISES["squared_distances"] = Exercise(
         "product_only": lambda gallery, queries: queries @ gallery.T,
         "mean": lambda gallery, queries: _squared(gallery, queries) / queries.shape[1],
     },
-    tolerance=1e-6,
+    tolerance=1e-9,
+    returns="array",
 )
 
 
@@ -168,7 +182,8 @@ EXERCISES["leave_one_out"] = Exercise(
         ),
         "sign": lambda features, k: -_nearest_sums(features, k, drop="self"),
     },
-    tolerance=1e-6,
+    tolerance=1e-9,
+    by_name=("k",),
 )
 # k = 1 makes sum, mean and last the same: a mistake must agree on every case, so the other cases decide.
 
@@ -200,7 +215,8 @@ EXERCISES["compactness_loss"] = Exercise(
             ((features.mean(axis=0) - centre) ** 2).mean()
         ),
     },
-    tolerance=1e-6,
+    tolerance=1e-5,
+    given="gradients",
 )
 
 
@@ -231,18 +247,20 @@ EXERCISES["clip_gradient"] = Exercise(
         "untouched": lambda gradient, limit: gradient,
     },
     tolerance=1e-5,
+    given="tensors",
 )
 
 
 def _features_off_centre() -> list[tuple]:
     rng = np.random.default_rng(11)
-    return [
-        (rng.normal(size=(n, d)) * np.geomspace(3, 0.3, d) + 2.0,)
-        for n, d in ((40, 5), (12, 4), (60, 16))
-    ]
+    sizes = (40, 5), (12, 4), (60, 16), (6, 9)
+    features = [rng.normal(size=(n, d)) * np.geomspace(3, 0.3, d) + 2.0 for n, d in sizes]
+    features[2][:, 3] = 0.0  # a dead channel; and the last one has fewer images than channels
+    return [(features[0],), (features[1],), (np.float32(features[2]),), (np.float32(features[3]),)]
 
 
 def _rank(features, *, centred: bool = True, power: float = 2.0, result: str = "exp") -> float:
+    features = np.float64(features)
     if centred:
         features = features - features.mean(axis=0)
     weights = np.linalg.svd(features, compute_uv=False) ** power
@@ -297,14 +315,17 @@ EXERCISES["fisher_diagonal"] = Exercise(
         "matrix": lambda gradients: gradients.T @ gradients / len(gradients),
     },
     tolerance=1e-6,
+    returns="array",
 )
 
 
 def _moved_parameters() -> list[tuple]:
     rng = np.random.default_rng(42)
+    # The lesson hands over a layer at a time, so one of them has the shape of a convolution.
+    shapes = ((4,), 10.0), ((3, 2, 2, 2), 0.5), ((7,), 3.0)
     return [
-        (rng.normal(size=n), rng.normal(size=n), rng.gamma(1.0, size=n), ewc_lambda)
-        for n, ewc_lambda in ((4, 10.0), (30, 0.5), (7, 3.0))
+        (rng.normal(size=shape), rng.normal(size=shape), rng.gamma(1.0, size=shape), ewc_lambda)
+        for shape, ewc_lambda in shapes
     ]
 
 
@@ -325,7 +346,8 @@ EXERCISES["penalty_gradient"] = Exercise(
             ewc_lambda / 2 * (fisher * (theta - start) ** 2).sum()
         ),
     },
-    tolerance=1e-6,
+    tolerance=1e-5,
+    given="tensors",
 )
 
 
@@ -362,19 +384,13 @@ EXERCISES["translate_strength"] = Exercise(
 
 
 def _amounts_of_work() -> list[tuple]:
-    return [
-        (2300, 5000, 32),
-        (39, 400, 32),
-        (40, 100, 32),
-        (30, 65, 16),
-        (3, 1000, 32),
-        (44, 400, 32),
-        (100, 450, 32),
-    ]
+    # Without a batch size as well, as the lesson asks.
+    by_default = [(2300, 5000), (39, 400)]
+    return [*by_default, (40, 100, 32), (30, 65, 16), (3, 1000, 32), (44, 400, 32), (100, 450, 32)]
 
 
 def _whole_epochs(
-    minibatches, n_images, batch_size, *, per_epoch=np.ceil, whole=round, least=1
+    minibatches, n_images, batch_size=32, *, per_epoch=np.ceil, whole=round, least=1
 ) -> float:
     return max(least, whole(minibatches / per_epoch(n_images / batch_size)))
 
@@ -389,18 +405,17 @@ EXERCISES["epochs_for_work"] = Exercise(
         "none_at_all": lambda *case: _whole_epochs(*case, least=0),
         "rounded_down": lambda *case: _whole_epochs(*case, whole=np.floor),
         "rounded_up": lambda *case: _whole_epochs(*case, whole=np.ceil),
-        "images": lambda minibatches, n_images, batch_size: max(1, round(minibatches / n_images)),
-        "one_batch_size": lambda minibatches, n_images, batch_size: _whole_epochs(
-            minibatches, n_images, 32
-        ),
+        "images": lambda minibatches, n_images, *batch_size: max(1, round(minibatches / n_images)),
+        "one_batch_size": lambda work, n_images, *batch_size: _whole_epochs(work, n_images),
     },
+    returns="whole",
 )
 
 
 def _courses_with_held_out() -> list[tuple]:
     rng = np.random.default_rng(12)
     cases = []
-    for n_checkpoints, n, m in ((5, 7, 4), (21, 60, 40), (9, 30, 6)):
+    for n_checkpoints, n, m in ((5, 7, 4), (21, 60, 40), (9, 30, 6), (2, 5, 3)):
         # All scores shrink, at a pace that differs from image to image, as they do when features are drawn together.
         shrink = np.exp(-np.linspace(0, 2, n_checkpoints))[:, None]
         test = shrink ** rng.uniform(0.5, 1.5, size=n) * rng.gamma(5, 0.4, size=(n_checkpoints, n))
@@ -432,6 +447,8 @@ EXERCISES["sample_wise_scores"] = Exercise(
         ),
         "each_image": lambda test, held_out: _ratios(test, held_out).max(axis=1),
     },
+    tolerance=1e-6,
+    returns="array",
 )
 
 
@@ -545,6 +562,7 @@ EXERCISES["outlier_rows"] = Exercise(
         "start_alone": lambda start, n, count: start % n + np.arange(count),
         "jumps": lambda start, n, count: (start * count + np.arange(count)) % n,
     },
+    returns="whole",
 )
 
 
@@ -555,7 +573,7 @@ def _scores_by_kind() -> list[tuple]:
         kinds = rng.integers(0, n_kinds, size=n)
         kinds[:n_kinds] = np.arange(n_kinds)
         scores = rng.normal(size=n) + (kinds > 0) + np.isin(kinds, seen)
-        cases.append((scores, kinds, np.array(seen)))
+        cases.append((scores, kinds, seen))  # a list, as in the lesson
     return cases
 
 
@@ -577,13 +595,11 @@ EXERCISES["auc_on_unseen"] = Exercise(
             np.mean(
                 [
                     _auc_on(scores, kinds, (kinds == 0) | (kinds == kind))
-                    for kind in set(kinds.tolist()) - {0, *seen.tolist()}
+                    for kind in set(kinds.tolist()) - {0, *seen}
                 ]
             )
         ),
-        "kinds_counted": lambda scores, kinds, seen: float(
-            len(set(kinds.tolist()) - {0, *seen.tolist()})
-        ),
+        "kinds_counted": lambda scores, kinds, seen: float(len(set(kinds.tolist()) - {0, *seen})),
     },
 )
 
@@ -627,7 +643,10 @@ def _regions_with_alarms() -> list[tuple]:
         alarm[size // 2 :, size // 2 :] |= rng.random((size - size // 2, size - size // 2)) < 0.6
         alarm[1, 1] = True
         cases.append((regions, alarm))
-    return cases
+    regions, alarm = (np.stack([part[:6, :6] for part in pair]) for pair in zip(*cases))
+    regions[2, 0, 5] = 4
+    alarm[2, 0, 5] = False  # a stack of images, as in the lesson, whose last region raises no alarm
+    return [*cases, (np.int32(regions), alarm)]
 
 
 def _share_of_region(regions, alarm, combine) -> np.ndarray:
@@ -661,6 +680,7 @@ EXERCISES["region_overlap"] = Exercise(
         "each_region": lambda regions, alarm: _share_of_region(regions, alarm, _covered),
         "largest": lambda regions, alarm: float(_share_of_region(regions, alarm, _covered)[1]),
     },
+    tolerance=1e-9,
 )
 
 
@@ -670,6 +690,8 @@ def _curves_with_a_limit() -> list[tuple]:
     for n, limit in ((5, 0.3), (12, 0.3), (40, 0.05)):
         false_alarms = np.concatenate([[0], np.sort(rng.random(n - 2)) ** 2, [1]])
         overlap = np.concatenate([[0], np.sort(rng.random(n - 2)) ** 0.5, [1]])
+        if n > 5:  # where only defects are added, the overlap rises and the false alarms do not
+            false_alarms[1:3], false_alarms[6] = 0, false_alarms[5]
         cases.append((false_alarms, overlap, limit))
     return cases
 
@@ -715,6 +737,7 @@ EXERCISES["area_up_to"] = Exercise(
             _cut_at(false_alarms, overlap, limit)[1].mean()
         ),
     },
+    tolerance=1e-9,
 )
 
 
@@ -809,11 +832,11 @@ def _pairs_of_rows() -> list[tuple]:
     }
     cases = [(row, row | {"ROC-AUC": 0.5}), (row | {"method": "PANDA-EWC"}, row)]
     cases += [(row, row | {key: other[key]}) for key in SETTING]
-    return [
-        *cases,
-        (row | other, row | other),
-        (row | {"level": "pixel"}, row | {"level": "pixel", "method": "SPADE", "ROC-AUC": 0.95}),
-    ]
+    pixel = row | {"level": "pixel"}
+    cases += [(row | other, row | other), (pixel, pixel | {"method": "SPADE", "ROC-AUC": 0.95})]
+    # The lesson's own rows: without method and result, and not always in the same order.
+    bare = {key: row[key] for key in SETTING}
+    return [*cases, (bare, dict(reversed(bare.items()))), (bare, bare | {"outliers": True})]
 
 
 def _equal_but(*ignored):
@@ -828,7 +851,7 @@ EXERCISES["fair"] = Exercise(
     {
         "everything": lambda ours, theirs: ours == theirs,
         "method": lambda ours, theirs: (
-            _equal_but()(ours, theirs) and ours["method"] == theirs["method"]
+            _equal_but()(ours, theirs) and ours.get("method") == theirs.get("method")
         ),
         "level": _equal_but("level"),
         "outliers": _equal_but("outliers"),
@@ -862,6 +885,7 @@ EXERCISES["most_anomalous"] = Exercise(
         "all": lambda scores, n: np.argsort(-scores),
         "in_order_of_files": lambda scores, n: np.sort(np.argsort(-scores)[:n]),
     },
+    returns="whole",
 )
 
 
@@ -893,11 +917,14 @@ EXERCISES["larger_part"] = Exercise(
         "by_the_largest": lambda parts, normal: _in_units(parts, normal, 1.0).max(axis=0),
         "one_number": lambda parts, normal: float(_in_units(parts, normal).max()),
     },
+    tolerance=1e-9,
 )
 
 
 def _rates_of_alarms() -> list[tuple]:
-    return [(0.9, 0.05, 0.001), (1.0, 0.05, 0.5), (0.6, 0.01, 0.02), (0.95, 0.1, 0.2)]
+    many = np.geomspace(0.001, 0.3, 5)  # the lesson draws a curve over such an array
+    numbers = [(0.9, 0.05, 0.001), (1.0, 0.05, 0.5), (0.6, 0.01, 0.02), (0.95, 0.1, 0.2)]
+    return [*numbers, (0.9, 0.05, many)]
 
 
 EXERCISES["true_alarms"] = Exercise(
