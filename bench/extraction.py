@@ -16,15 +16,8 @@ from torch import nn
 from torchvision.transforms import v2
 
 from pandalib import load_backbone, load_task, roc_auc
-from pandalib.backbones import (
-    MEAN,
-    PIXELS_PER_BATCH,
-    STD,
-    embedded_network,
-    normalise,
-    read_state,
-    verify_embedded,
-)
+from pandalib.backbones import MEAN, PIXELS_PER_BATCH, STD, embedded_network, normalise
+from pandalib.weights import read_state, verify_embedded
 
 PAGE = """# Features and their scores
 
@@ -67,7 +60,7 @@ def torchvision_network(name: str, backbone) -> nn.Module:
         network = torchvision.models.get_model(name, weights=None)
         # Nothing is folded in a network without a frozen stem: its stages have torchvision's own tensors.
         whole = load_backbone(name, "random", adapt_from="conv", device="cpu")
-        states = [part.state_dict() for part in (whole.head, whole.classifier)]
+        states = [part.state_dict() for part in (whole.trainable, whole.classifier)]
         stages = {
             key.removeprefix("conv.") if key.startswith("conv.") else key: value
             for state in states

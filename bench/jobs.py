@@ -191,7 +191,8 @@ def _batches(images):
 
 def torchvision_network(weights: str | None):
     """The network as torchvision builds it, with the same weights: this project's own (None), or a file for ResNet-18."""
-    from pandalib.backbones import embedded_network, read_state, verify_embedded
+    from pandalib.backbones import embedded_network
+    from pandalib.weights import read_state, verify_embedded
 
     state = read_state(verify_embedded() if weights is None else Path(weights))
     if weights is None:

@@ -1,16 +1,18 @@
-"""A cache on disk for features of a frozen network: computed once, checked by hash, written whole or not at all.
+"""Two caches for the frozen part's output: on disk from day to day, in memory during a sweep.
 
-Two notebooks may fill one folder at once: each writes a temporary file of its own and renames it, so readers see
-complete files only; an evicted file stays readable to whoever has it open.
+On disk an array is one file of numpy's own format (.npy), float16, with a SHA-256 of everything
+before it as its last 32 bytes. Its name is the hash of all that the numbers depend on: weights,
+transform, images. A file appears whole or not at all; one that is damaged is computed again. So
+several processes may fill one folder, and deleting it is safe.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
+import io
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,8 +20,8 @@ import numpy as np
 
 from pandalib.io import atomic_file, cache_folder
 
-HEADER = 4096  # bytes before the numbers: one line of JSON, padded, so that the numbers are aligned for memory maps
-STALE = 3600  # seconds after which an unfinished file belongs to a process that died
+_HASH_BYTES = 32
+_ABANDONED = 3600  # seconds after which an unfinished file belongs to a process that died
 
 
 class FeatureCache:
@@ -27,186 +29,180 @@ class FeatureCache:
 
     Parameters
     ----------
-    folder : default PANDALIB_CACHE, else data/cache. Deleting it is safe.
-    dtype : "float16" (half the size, rounded) or "float32".
-    limit_gb : when the folder grows beyond this, the files unused for longest go. An array that is larger by
-        itself is computed in memory and not kept.
+    folder : path, optional
+        Default: PANDALIB_CACHE, else data/cache.
+    dtype : str
+        "float16" (half the size, rounded) or "float32".
+    limit_gb : float
+        When the folder grows beyond this, the files unused for longest go; the newest stays.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from pandalib.cache import FeatureCache, content_key
+    >>> images = np.arange(6.0).reshape(3, 2)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     cache, key = FeatureCache(folder), content_key("halved", images)
+    ...     first = cache.get(key, (3, 2), [images[:2] / 2, images[2:] / 2])
+    ...     again = cache.get(key, (3, 2), [])  # nothing is computed
+    ...     again.tolist()
+    [[0.0, 0.5], [1.0, 1.5], [2.0, 2.5]]
     """
 
     def __init__(
         self, folder: Path | str | None = None, *, dtype: str = "float16", limit_gb: float = 4.0
     ):
         if dtype not in ("float16", "float32"):
-            raise ValueError(f"dtype {dtype!r}: expected 'float16' or 'float32'.")
+            raise ValueError(f"dtype={dtype!r}: expected 'float16' or 'float32'.")
         self.folder = Path(folder) if folder is not None else cache_folder()
-        self.dtype, self.limit_gb = np.dtype(dtype), limit_gb
+        self.dtype = np.dtype(dtype)
+        self.limit_gb = limit_gb
 
-    def get(self, key: str, shape: tuple[int, ...], chunks: Iterator[np.ndarray]) -> np.ndarray:
-        """The array stored under `key`; if there is none, or it is damaged, `chunks` are computed, stored and returned.
+    def get(self, key: str, shape: tuple[int, ...], chunks: Iterable[np.ndarray]) -> np.ndarray:
+        """The array stored under `key`; else it is computed, stored and returned.
 
         Parameters
         ----------
-        key : hexadecimal, must name everything that the numbers depend on (see `content_key`).
-        shape : of the whole array, (N, ...).
-        chunks : yields arrays that follow one another along the first axis; only consumed when needed.
+        key : str
+            Names everything that the numbers depend on; see `content_key`.
+        shape : tuple of int
+            Of the whole array, (N, ...).
+        chunks : iterable of arrays
+            Its parts along the first axis, only computed when needed.
 
         Returns
         -------
-        (N, ...) array of the cache's dtype, read-only where it lies on disk.
+        array : ndarray, shape (N, ...), of the cache's dtype
+            Read from the disk as it is used; writing into it changes no file.
 
         Raises
         ------
-        OSError with the folder's name when it cannot be written. Nothing half-written stays behind.
+        OSError
+            The folder cannot be written; nothing unfinished stays behind.
         """
-        path = self.folder / f"{key[:40]}.{self.dtype.name}.features"
-        found = self._read(path, shape)
-        if found is not None:
-            return found
-        size = int(np.prod(shape)) * self.dtype.itemsize
-        if size > self.limit_gb * 1e9:
-            whole = np.empty(shape, self.dtype)
-            for start, chunk in _numbered(chunks):
-                whole[start : start + len(chunk)] = chunk
-            return whole
-        try:
-            self._write(path, shape, chunks)
-        except OSError as error:
-            raise OSError(
-                f"features could not be kept in {self.folder} ({os.strerror(error.errno) if error.errno else error}): free some space there, "
-                f"point PANDALIB_CACHE to another folder, or work with cache=None."
-            ) from error
-        self._evict(keep=path)
-        found = self._read(path, shape)
-        if found is None:
-            raise OSError(
-                f"{path} does not hold what was just written to it: check the disk, or work with cache=None."
-            )
-        return found
+        path = self.folder / f"{key[:40]}.{self.dtype}.npy"
+        array = self._read(path, shape)
+        if array is None:
+            try:
+                self._write(path, shape, chunks)
+            except OSError as error:
+                raise OSError(
+                    f"features cannot be kept: {error} Or point PANDALIB_CACHE to another folder, "
+                    "or work with cache=None."
+                ) from error
+            self._evict(keep=path)
+            array = self._read(path, shape)
+        if array is None:
+            raise OSError(f"{path} does not hold {shape} numbers as just computed.")
+        return array
 
-    def _write(self, path: Path, shape: tuple[int, ...], chunks: Iterator[np.ndarray]) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        digest, rows = hashlib.sha256(), 0
+    def _write(self, path: Path, shape: tuple[int, ...], chunks: Iterable[np.ndarray]) -> None:
+        digest = hashlib.sha256(self._header(shape))
         with atomic_file(path) as file:
-            file.seek(HEADER)
-            for start, chunk in _numbered(chunks):
+            file.write(self._header(shape))
+            for chunk in chunks:
                 numbers = np.ascontiguousarray(chunk, dtype=self.dtype)
                 digest.update(numbers)
                 file.write(numbers)
-                rows = start + len(numbers)
-            if rows != shape[0]:
-                raise ValueError(
-                    f"{rows} rows of features were computed where {shape[0]} were announced."
-                )
-            header = dict(shape=list(shape), dtype=self.dtype.name, sha256=digest.hexdigest())
-            file.seek(0)
-            file.write(json.dumps(header).encode().ljust(HEADER, b"\n"))
+            file.write(digest.digest())
 
     def _read(self, path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
-        """The stored array, or None when it is absent or not what its header says: then it is computed anew."""
+        """The stored array; None where it is absent, damaged or of another shape."""
+        header = self._header(shape)
         try:
-            with open(path, "rb") as file:
-                header = json.loads(file.read(HEADER))
-                # Mapped through the open file: another process may evict the name meanwhile.
-                numbers = np.memmap(
-                    file, dtype=self.dtype, mode="r", offset=HEADER, shape=tuple(shape)
-                )
-            if header["shape"] != list(shape) or header["dtype"] != self.dtype.name:
+            content = np.memmap(path, mode="c")
+            if hashlib.sha256(content[:-_HASH_BYTES]).digest() != bytes(content[-_HASH_BYTES:]):
                 return None
-            if hashlib.sha256(numbers).hexdigest() != header["sha256"]:
+            if bytes(content[: len(header)]) != header:
                 return None
-            with suppress(OSError):  # a folder that is read-only serves all the same
-                os.utime(path)  # used just now: last to be evicted
-            return numbers
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            array = content[len(header) : -_HASH_BYTES].view(self.dtype).reshape(shape)
+        except (OSError, ValueError):
             return None
+        with suppress(OSError):  # a folder that is read-only serves all the same
+            os.utime(path)  # used just now: the last to be evicted
+        return array
+
+    def _header(self, shape: tuple[int, ...]) -> bytes:
+        """The bytes with which numpy begins a .npy file of such an array."""
+        header = io.BytesIO()
+        description = {"descr": self.dtype.str, "fortran_order": False, "shape": tuple(shape)}
+        np.lib.format.write_array_header_1_0(header, description)
+        return header.getvalue()
 
     def _evict(self, keep: Path) -> None:
+        """Delete the files unused for longest, and what killed processes have left."""
         files = []
-        for path in [*self.folder.glob("*.features"), *self.folder.glob(".*.part")]:
-            try:
-                status = path.stat()
-            except FileNotFoundError:  # another process was faster
-                continue
-            if path.suffix == ".part":
-                if time.time() - status.st_mtime > STALE:
-                    path.unlink(missing_ok=True)
-            else:
-                files.append((status.st_mtime, status.st_size, path))
-        total = sum(size for _, size, _ in files)
-        for _, size, path in sorted(files):
-            if total <= self.limit_gb * 1e9:
-                break
-            if path != keep:
-                path.unlink(missing_ok=True)
-                total -= size
+        for path in [*self.folder.glob("*.npy"), *self.folder.glob(".*.part")]:
+            with suppress(OSError):  # another process deleted it first
+                files.append((path.stat().st_mtime, path.stat().st_size, path))
+        excess = sum(size for _, size, _ in files) - self.limit_gb * 1e9
+        for used, size, path in sorted(files):
+            unfinished = path.suffix == ".part"
+            abandoned = unfinished and time.time() - used > _ABANDONED
+            if abandoned or (excess > 0 and not unfinished and path != keep):
+                with suppress(OSError):  # Windows does not delete a file that is in use
+                    path.unlink()
+                    excess -= size
+
+
+class Memory:
+    """Takes the place of `FeatureCache` in a process that does many runs, as of a sweep.
+
+    Numbers are kept as they come, without rounding.
+
+    Parameters
+    ----------
+    limit_mb : float
+        Of arrays: beyond it the ones unused for longest go.
+    n_results : int
+        How many results `recall` keeps.
+    """
+
+    def __init__(self, limit_mb: float = 512, n_results: int = 16):
+        self.limit_mb = limit_mb
+        self.n_results = n_results
+        self._arrays: dict[str, np.ndarray] = {}  # both in the order of their last use
+        self._results: dict[str, object] = {}
+
+    def get(self, key: str, shape: tuple[int, ...], chunks: Iterable[np.ndarray]) -> np.ndarray:
+        """As `FeatureCache.get`."""
+        array = self._arrays.pop(key, None)
+        if array is None:
+            array = np.concatenate(list(chunks))
+        self._arrays[key] = array
+        size = sum(other.nbytes for other in self._arrays.values())
+        while size > self.limit_mb * 2**20 and len(self._arrays) > 1:
+            size -= self._arrays.pop(next(iter(self._arrays))).nbytes
+        return array
+
+    def recall(self, function, *arguments, **options):
+        """`function(*arguments, **options)`, or what it gave the last time with the same ones."""
+        key = repr((function.__module__, function.__qualname__, arguments, sorted(options.items())))
+        result = self._results.pop(key, None)
+        if result is None:
+            result = function(*arguments, **options)
+        self._results[key] = result
+        if len(self._results) > self.n_results:
+            self._results.pop(next(iter(self._results)))
+        return result
 
 
 def content_key(*parts) -> str:
-    """SHA-256 over strings, arrays and lazy image sequences: equal content, equal key.
+    """SHA-256 of strings, arrays and lazy images: equal content, equal key.
 
-    A sequence that knows a cheaper fingerprint of its content (`fingerprint()`, as folders of files do) is asked
-    for it instead of being decoded.
+    A sequence with a method `fingerprint()`, as folders of files have, is not decoded.
     """
     digest = hashlib.sha256()
     for part in parts:
         if isinstance(part, str):
-            piece = part.encode()
+            content = part.encode()
         elif hasattr(part, "fingerprint"):
-            piece = part.fingerprint().encode()
+            content = part.fingerprint().encode()
         else:
             array = np.ascontiguousarray(part)
             digest.update(f"{array.dtype}{array.shape}".encode())
-            piece = array.data
+            content = array.data
         digest.update(b"|")
-        digest.update(piece)
+        digest.update(content)
     return digest.hexdigest()
-
-
-def _numbered(chunks: Iterator[np.ndarray]) -> Iterator[tuple[int, np.ndarray]]:
-    start = 0
-    for chunk in chunks:
-        yield start, chunk
-        start += len(chunk)
-
-
-class Memory:
-    """What one process keeps from one run to the next, so that a sweep draws images and runs the frozen stem once.
-
-    It takes the place of `FeatureCache`, in memory and in the type in which the numbers come, which changes none of them.
-
-    Parameters
-    ----------
-    limit_mb : of activations; the ones unused for longest go.
-    n_results : results of `recall` that are kept.
-    """
-
-    dtype = None  # `FeatureCache` has one of its own
-
-    def __init__(self, limit_mb: float = 512, n_results: int = 16):
-        self.limit_mb, self.n_results = limit_mb, n_results
-        self._arrays: dict[str, np.ndarray] = {}  # both in the order of their last use
-        self._results: dict[str, object] = {}
-
-    def get(self, key: str, shape: tuple[int, ...], chunks: Iterator[np.ndarray]) -> np.ndarray:
-        """As `FeatureCache.get`."""
-        found = self._arrays.pop(key, None)
-        if found is None or found.shape != tuple(shape):
-            found = np.concatenate(list(chunks))
-        self._arrays[key] = found
-        while (
-            len(self._arrays) > 1
-            and sum(array.nbytes for array in self._arrays.values()) > self.limit_mb * 2**20
-        ):
-            self._arrays.pop(next(iter(self._arrays)))
-        return found
-
-    def recall(self, function, *arguments, **options):
-        """`function(*arguments, **options)`, or what it gave when it was last called with the same ones."""
-        key = repr((function.__module__, function.__qualname__, arguments, sorted(options.items())))
-        found = self._results.pop(key, None)
-        if found is None:
-            found = function(*arguments, **options)
-        self._results[key] = found
-        while len(self._results) > self.n_results:
-            self._results.pop(next(iter(self._results)))
-        return found

@@ -1,17 +1,25 @@
-"""Files: where the project's data lies, hashes, and writing that is whole or not at all."""
+"""Files: where data lies, writing that is whole or not at all, and files that carry their own hash.
+
+A reader, a crash or a full disk meets the old file or the new one, never a part of it. JSON and
+tensors are stored with the SHA-256 of everything in them, so that a bit that flips on a disk is an
+error and never another result. The hash is no signature: anyone can compute it, so whoever reads
+such a file checks its entries for sense as well. No file can run code.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 ROOT = Path(__file__).resolve().parent.parent
+HASH = "sha256"  # the key of the hash in the JSON, and in the metadata of tensors
 
 
 def data_folder() -> Path:
@@ -20,102 +28,156 @@ def data_folder() -> Path:
 
 
 def cache_folder() -> Path:
-    """Where computed features are kept: PANDALIB_CACHE, or `data/cache/`. Safe to delete at any time."""
+    """Where computed features are kept: PANDALIB_CACHE, else `data/cache/`. Safe to delete."""
     return Path(os.environ.get("PANDALIB_CACHE") or data_folder() / "cache")
 
 
-def sha256_of(path: Path) -> str:
+def sha256_of(path: Path | str) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+# ------------------------------------------------------------------------ whole or not at all
+
+
 @contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """Open a file for writing so that a reader, or a crash, sees the old one or the whole new one, never a part.
+    """Open a file for writing; it appears under its name once everything is on the disk.
 
-    Raises OSError that names the file where it cannot be written: no room, no permission, a disk that is read-only.
+    Raises OSError with the file's name where it cannot be written: no room, no permission.
     """
-    temporary = None
-    try:
-        with naming_target(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(
-                dir=path.parent, prefix=_prefix(path), suffix=".part"
-            )
-            with os.fdopen(handle, "wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(
-                temporary, 0o644
-            )  # mkstemp makes it private; a shared folder wants it readable
-            os.replace(temporary, path)
-    except BaseException:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-        raise
+    with _temporary(path) as temporary:
+        with open(temporary, "xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
 
 
 def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file, whole or not at all; see `atomic_file`."""
     with atomic_file(path) as file:
         file.write(content)
 
 
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """A folder to fill, which appears as `folder` when all is in it; after a failure nothing is left. An empty `folder` is replaced.
+    """Yield a folder to fill, which appears as `folder` in the end; an empty one is replaced.
 
-    Raises FileExistsError where another process has filled it meanwhile, OSError that names the folder where it cannot be written.
+    Raises OSError with the folder's name where it cannot be written, or is no longer empty.
     """
-    temporary = None
-    try:
-        with naming_target(folder):
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            temporary = Path(
-                tempfile.mkdtemp(dir=folder.parent, prefix=_prefix(folder), suffix=".part")
-            )
-            yield temporary
-            os.chmod(temporary, 0o755)  # mkdtemp makes it private
-            try:
-                if folder.is_dir():
-                    folder.rmdir()  # refuses, should it no longer be empty
-                os.rename(temporary, folder)
-            except OSError as error:
-                if folder.exists():
-                    raise FileExistsError(
-                        f"{str(folder)!r} was made by another process meanwhile."
-                    ) from error
-                raise
-    except BaseException:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    with _temporary(folder) as temporary:
+        temporary.mkdir()
+        yield temporary
+        with suppress(OSError):
+            folder.rmdir()  # only if it is empty; Windows renames to a new name alone
+        os.rename(temporary, folder)
 
 
 @contextmanager
-def naming_target(path: Path) -> Iterator[None]:
-    """Turn what the system says of a failed write, often without a name or with that of a temporary file, into an OSError that names `path`."""
+def _temporary(path: Path) -> Iterator[Path]:
+    """Yield a hidden name beside `path`; after a failure, what has that name is removed."""
+    # Short enough even where each letter of the name takes 4 bytes.
+    temporary = path.parent / f".{path.name[:40]}.{secrets.token_hex(4)}.part"
     try:
-        yield
-    except OSError as error:
-        if error.errno is None or not _is_about(
-            error.filename, path
-        ):  # a sentence of our own, or another file's
-            raise
-        problem = type(error)(
-            f"{str(path)!r} cannot be written ({os.strerror(error.errno)}): make room there, or choose another place."
-        )
-        problem.errno = error.errno
-        raise problem from error
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+    except BaseException as error:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                temporary.unlink()
+        if isinstance(error, OSError) and _about(error, temporary):
+            # The system names the temporary file, or on a full disk none.
+            error.filename, error.filename2 = str(path), None
+        raise
 
 
-def _is_about(name, path: Path) -> bool:
-    if name is None:
-        return True
-    name = Path(os.fsdecode(name))
-    return path.is_relative_to(name) or any(part.startswith(_prefix(path)) for part in name.parts)
+def _about(error: OSError, temporary: Path) -> bool:
+    """Whether an error of the system is about this file, or in this folder."""
+    if error.errno is None:  # a sentence of the caller's
+        return False
+    return error.filename is None or Path(os.fsdecode(error.filename)).is_relative_to(temporary)
 
 
-def _prefix(path: Path) -> str:
-    """How the names of temporary files begin: hidden, and short enough beside the ending whatever the letters."""
-    return f".{path.name[:40]}."
+# ------------------------------------------------------------------------ with their own hash
+
+
+def sealed(content: dict) -> bytes:
+    """JSON text of `content` with its hash as one more key, "sha256".
+
+    Raises ValueError for NaN and infinite numbers, which JSON does not have.
+    """
+    content = json.loads(json.dumps(content, allow_nan=False))  # as it will be read: no tuples
+    return (json.dumps(content | {HASH: _hash(content)}, indent=1) + "\n").encode()
+
+
+def unsealed(text: bytes | str) -> dict:
+    """What `sealed` wrote, without the hash.
+
+    Raises ValueError for text that is not a JSON object with the right hash in it.
+    """
+    content = parsed(text)
+    if not isinstance(content, dict) or HASH not in content:
+        raise ValueError("it is not a JSON object with the SHA-256 of its content")
+    if content.pop(HASH) != _hash(content):
+        raise ValueError("its content is not what was written, by its SHA-256")
+    return content
+
+
+def parsed(text: bytes | str):
+    """JSON from anyone; ValueError for all that is not JSON, also NaN and endless nesting."""
+
+    def refuse(constant: str):
+        raise ValueError(f"{constant} is not a number in JSON")
+
+    try:
+        return json.loads(text, parse_constant=refuse)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+
+
+def write_tensors(path: Path | str, tensors: dict, facts: dict) -> None:
+    """Write tensors by name, and facts that JSON can hold, as safetensors, whole or not at all.
+
+    Raises ValueError for NaN and infinite numbers among the facts, OSError as `atomic_file`.
+    """
+    from safetensors.torch import save  # brings torch, which nothing else here needs
+
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    facts = json.loads(json.dumps(facts, allow_nan=False))
+    seal = {"facts": facts, HASH: _hash(facts, tensors)}
+    # One entry only: safetensors writes several in any order, and equal content is an equal file.
+    write_atomically(Path(path), save(tensors, metadata={"pandalib": json.dumps(seal)}))
+
+
+def read_tensors(path: Path | str) -> tuple[dict, dict]:
+    """The tensors and facts that `write_tensors` wrote.
+
+    Raises FileNotFoundError; ValueError for content that is not, bit by bit, what was written.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    content = Path(path).read_bytes()
+    try:
+        tensors = load(content)
+        header = content[8 : 8 + int.from_bytes(content[:8], "little")]
+        seal = parsed(parsed(header)["__metadata__"]["pandalib"])
+        if seal[HASH] != _hash(seal["facts"], tensors):
+            raise ValueError("its content is not what was written, by its SHA-256")
+        return tensors, seal["facts"]
+    except (SafetensorError, ValueError, LookupError, TypeError, RuntimeError) as error:
+        raise ValueError(" ".join(str(error).split())[:100]) from None
+
+
+def _hash(facts, tensors: dict | None = None) -> str:
+    """SHA-256 of what JSON can hold, and of names, types, shapes and numbers of tensors."""
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True, separators=(",", ":")).encode())
+    for name in sorted(tensors or {}):
+        array = tensors[name].numpy()
+        digest.update(f"|{name}|{array.dtype}{array.shape}|".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""A progress bar for long work: shown to people, silent under tests and when the lessons are re-executed."""
+"""A progress bar for long work: shown to people, silent in tests and in executed lessons."""
 
 from __future__ import annotations
 
@@ -12,13 +12,9 @@ from tqdm.auto import tqdm
 def progress(items: Iterable, text: str, *, shown: bool = True, total: int | None = None) -> tqdm:
     """Iterate over `items` behind a bar that vanishes at the end.
 
-    `shown=False` or PANDALIB_QUIET=1 hides it; so does a standard error that is neither a terminal nor a notebook's.
+    Hidden without `shown`, with PANDALIB_QUIET=1, and where nobody watches: standard error is
+    neither a terminal nor a notebook's.
     """
     watched = "ipykernel" in sys.modules or sys.stderr.isatty()
-    return tqdm(
-        items,
-        desc=text,
-        total=total,
-        leave=False,
-        disable=not (shown and watched) or os.environ.get("PANDALIB_QUIET") == "1",
-    )
+    hidden = not (shown and watched) or os.environ.get("PANDALIB_QUIET") == "1"
+    return tqdm(items, desc=text, total=total, leave=False, disable=hidden)

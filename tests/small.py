@@ -8,7 +8,8 @@ import torch
 from torch import nn
 from torchvision.models.resnet import BasicBlock
 
-from pandalib.backbones import MEAN, STD, Backbone, state_sha256
+from pandalib.backbones import MEAN, STD, Backbone
+from pandalib.weights import state_sha256
 
 CLASSES = 5
 

@@ -21,7 +21,8 @@ from pandalib.methods.panda import (
     hold_out,
     sample_wise_scores,
 )
-from pandalib.backbones import normalise, read_state, verify_embedded
+from pandalib.backbones import normalise
+from pandalib.weights import read_state, verify_embedded
 from pandalib.methods.ewc import EWC
 from pandalib.methods.knn import knn_scores
 from pandalib.metrics import roc_auc
@@ -416,7 +417,7 @@ def test_a_damaged_checkpoint_is_refused(backbone, stem, tmp_path, name, damage)
 
 
 def test_a_checkpoint_of_another_epoch_or_network_is_refused(backbone, stem, tmp_path):
-    from pandalib.sealed import read_tensors, write_tensors
+    from pandalib.io import read_tensors, write_tensors
 
     checkpoints = fit_compactness(backbone, stem, folder=tmp_path / "own", **SETTINGS)
     other = small_backbone(1)
@@ -447,7 +448,7 @@ def test_a_checkpoint_of_another_epoch_or_network_is_refused(backbone, stem, tmp
 
 @pytest.mark.parametrize("lost", ["identity", "epoch", "epochs", "losses", "a tensor"])
 def test_a_state_that_lacks_something_is_refused(backbone, stem, tmp_path, lost):
-    from pandalib.sealed import read_tensors, write_tensors
+    from pandalib.io import read_tensors, write_tensors
 
     fit_compactness(backbone, stem, folder=tmp_path, **SETTINGS)
     path = tmp_path / "resume.safetensors"

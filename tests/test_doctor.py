@@ -71,10 +71,10 @@ def sound(monkeypatch, tmp_path):
 
 
 def embedded(monkeypatch, verify):
-    fake = types.ModuleType("pandalib.backbones")
+    fake = types.ModuleType("pandalib.weights")
     fake.verify_embedded = verify
-    monkeypatch.setitem(sys.modules, "pandalib.backbones", fake)
-    monkeypatch.setattr(pandalib, "backbones", fake, raising=False)
+    monkeypatch.setitem(sys.modules, "pandalib.weights", fake)
+    monkeypatch.setattr(pandalib, "weights", fake, raising=False)
 
 
 def exit_code(*arguments):

@@ -23,7 +23,7 @@ from pandalib.experiments.grids import (
     identity,
 )
 from pandalib.experiments.run import METHODS, run
-from pandalib.sealed import sealed, unsealed
+from pandalib.io import sealed, unsealed
 from pandalib.datasets.synthetic.pictograms import SYMBOLS
 
 HEAD = dict(name='"g"', tier='"embedded"', tasks='["pictograms:star"]', methods='["dn2"]')

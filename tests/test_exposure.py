@@ -20,7 +20,7 @@ from pandalib import (
     roc_auc,
 )
 from pandalib.methods import detectors
-from pandalib.backbones import read_state, verify_embedded
+from pandalib.weights import read_state, verify_embedded
 from pandalib.methods.outlier_exposure import cycled
 
 IMAGES, STRANGERS = images(33), 255 - images(50, seed=1) // 4  # any colour, and light ones

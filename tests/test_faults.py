@@ -25,7 +25,8 @@ from worlds import fill, in_child, killed_at, mounts_or_skip, read_only, small_d
 from pandalib.datasets import download as download_module
 from pandalib.methods.panda import fit_compactness
 from pandalib.datasets.archives import unpack
-from pandalib.backbones import load_backbone, verify_embedded
+from pandalib.backbones import load_backbone
+from pandalib.weights import verify_embedded
 from pandalib.cache import FeatureCache, content_key
 from pandalib.inspection.storage import read_facts
 from pandalib.methods.ewc import Fisher, fisher_information, upstream_fisher
@@ -42,7 +43,7 @@ from pandalib.experiments.sweep import (
 from pandalib.io import ROOT, data_folder, sha256_of, write_atomically
 from pandalib.experiments.grids import file_name, identity, load_grid
 from pandalib.inspection.inspector import Inspector
-from pandalib.sealed import read_tensors, sealed, unsealed, write_tensors
+from pandalib.io import read_tensors, sealed, unsealed, write_tensors
 from pandalib.datasets.folder import write_images, write_mvtec
 from pandalib.datasets.load import OneClassTask
 

@@ -23,7 +23,7 @@ from pandalib.inspection import storage as detector_files, inspector
 from pandalib.__main__ import main
 from pandalib.io import sha256_of
 from pandalib.inspection.inspector import _sample
-from pandalib.sealed import sealed, unsealed
+from pandalib.io import sealed, unsealed
 from pandalib.methods.distances import image_scores
 from pandalib.datasets.found import find_images, open_images
 from pandalib.datasets.images import ImageError, ImageFolder
@@ -745,7 +745,7 @@ def test_another_network_is_refused(backbone, saved):
 
 
 def test_weights_of_a_file_that_moved(tmp_path):
-    original = Path(pandalib.backbones.verify_embedded())
+    original = Path(pandalib.weights.verify_embedded())
     mine = shutil.copy(original, tmp_path / "mine.safetensors")
     write(tmp_path / "normal", NORMAL[:20])
     detector = Inspector(load_backbone("glyphs_resnet4", mine), size=SIDE, progress=False).fit(

@@ -11,7 +11,8 @@ from torch import nn
 from pandalib import EWC, DeepSVDD, Fisher, backbones, load_backbone, roc_auc
 from pandalib.methods import deep_svdd as svdd
 from pandalib.methods.panda import fit_compactness
-from pandalib.backbones import normalise, read_state, verify_embedded
+from pandalib.backbones import normalise
+from pandalib.weights import read_state, verify_embedded
 from pandalib.methods.deep_svdd import away_from_zero, svdd_network
 
 IMAGES = images(21)

@@ -16,7 +16,7 @@ from pandalib.__main__ import main
 from pandalib.experiments.sweep import FORMAT, KEYS, PLAN, write_result
 from pandalib.experiments.grids import canonical, identity
 from pandalib.experiments.published import published_numbers
-from pandalib.sealed import sealed
+from pandalib.io import sealed
 from pandalib.experiments.tables import as_csv, as_markdown, class_interval
 
 VERSIONS = dict(pandalib="0.1.0", torch="2", **{"faiss-cpu": "1"})

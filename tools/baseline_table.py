@@ -14,7 +14,7 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from pandalib.backbones import embedded_facts  # noqa: E402
+from pandalib.weights import embedded_facts  # noqa: E402
 from pandalib.io import write_atomically  # noqa: E402
 from pandalib.experiments.run import run  # noqa: E402
 from pandalib.datasets.synthetic import glyphs  # noqa: E402

@@ -24,9 +24,10 @@ import torch.nn.functional as F
 from safetensors.torch import save
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from pandalib.backbones import EMBEDDED_INDEX, embedded_network, normalise  # noqa: E402
-from pandalib.io import data_folder, sha256_of, write_atomically  # noqa: E402
+from pandalib.backbones import embedded_network, normalise  # noqa: E402
 from pandalib.datasets.synthetic import glyphs  # noqa: E402
+from pandalib.io import data_folder, sha256_of, write_atomically  # noqa: E402
+from pandalib.weights import EMBEDDED_INDEX  # noqa: E402
 
 
 def accuracies(
