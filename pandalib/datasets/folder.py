@@ -24,7 +24,7 @@ from pandalib.io import atomic_folder
 
 
 class Layout(NamedTuple):
-    """A folder, the class that was named, whether it has train/ and test/, whether they are MVTec's."""
+    """A folder, the class named, whether there are train/ and test/, whether in MVTec's layout."""
 
     root: Path
     named: str | None
@@ -218,9 +218,7 @@ def _by_stem(files: Iterable[Path]) -> dict[str, Path]:
     stems = {}
     for file in files:
         if (other := stems.setdefault(file.stem, file)) != file:
-            raise ValueError(
-                f"{str(other)!r} and {file.name!r} share a name, so masks are ambiguous: rename one."
-            )
+            raise ValueError(f"{str(other)!r} and {file.name!r} share a name: masks are ambiguous.")
     return stems
 
 
@@ -229,8 +227,8 @@ def _require_masks(root: Path, masks: dict[Path, Path | None]) -> None:
     if missing:
         expected = root / "ground_truth" / missing[0].parent.name / f"{missing[0].stem}_mask.png"
         raise ValueError(
-            f"{str(missing[0])!r} has no mask ({len(missing)} of {len(masks)} anomalous images lack "
-            f"theirs): add {str(expected)!r} and so on, or pass missing_masks='drop' or 'none'."
+            f"{str(missing[0])!r} has no mask, one of {len(missing)} of {len(masks)} anomalous images: "
+            f"add {str(expected)!r} and so on, or pass missing_masks='drop' or 'none'."
         )
 
 

@@ -38,9 +38,9 @@ class ImageError(ValueError):
 def read_image(path, size: int, resize: int | None = None) -> np.ndarray:
     """Read one picture file.
 
-    Grey becomes three equal channels; 16-bit grey keeps its upper 8 bits, since a stretch would hide
-    that an image is too dark. Transparent parts are laid on white, CMYK is converted without a
-    colour profile, EXIF rotation is applied. Of several frames or pages the first is read.
+    Grey becomes three equal channels; 16-bit grey keeps its upper 8 bits, since a stretch would
+    hide that an image is too dark. Transparent parts are laid on white, CMYK is converted without
+    a colour profile, EXIF rotation is applied. Of several frames or pages the first is read.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ def read_image(path, size: int, resize: int | None = None) -> np.ndarray:
     size : int
         Side of the result in pixels.
     resize : int, optional
-        Shorter side before the centre crop, at least `size` (default: `size`; the paper: 256 for 224).
+        Shorter side before the centre crop (default: `size`; the paper: 256 for 224).
 
     Returns
     -------
@@ -58,7 +58,7 @@ def read_image(path, size: int, resize: int | None = None) -> np.ndarray:
     Raises
     ------
     ImageError
-        Naming the file and the cause: missing, empty, truncated, no image, too many pixels, 32 bits.
+        Naming the file and the cause: missing, damaged, no image, too many pixels, 32 bits.
     """
     size, resize = check_geometry(size, resize)
     with _naming(path):
@@ -246,7 +246,7 @@ def open_images(
     Parameters
     ----------
     images : path-like, list of paths, or sequence of images
-        A folder or a file; a list of files; or images as `pandalib.validation.as_images` takes them.
+        A folder, a file, a list of files, or what `pandalib.validation.as_images` takes.
     size, resize : int
         Of files, as in `read_image`.
     recursive : bool
@@ -293,7 +293,7 @@ def _printable(name: str) -> str:
 class LazyImages(Sequence):
     """Images that are made when they are asked for; a subclass has `size`, `__len__` and `_read`.
 
-    `images[3]` is uint8 (3, size, size); `images[10:20]` and `images[[4, 1]]` are (n, 3, size, size).
+    `images[3]` is uint8 (3, size, size); `images[10:20]` and `images[[4, 1]]` have four dimensions.
     """
 
     size: int
@@ -350,7 +350,7 @@ class LazyImages(Sequence):
             _Batches(self, batch_size),
             batch_size=None,
             num_workers=_default_workers(len(self)) if workers is None else workers,
-            collate_fn=_unchanged,  # arrays go through a pipe, since /dev/shm is small in containers
+            collate_fn=_unchanged,  # arrays go through a pipe: containers have a small /dev/shm
             generator=torch.Generator(),  # torch's own random numbers stay as they were
         )
 
@@ -390,7 +390,7 @@ def _default_workers(n_images: int) -> int:
 
 
 class ImageFolder(LazyImages):
-    """Image files, each decoded when it is asked for and not kept: 20,000 cost no more than a slice.
+    """Image files, each decoded when it is asked for and not kept: 20,000 cost no more than 20.
 
     Parameters
     ----------

@@ -1,7 +1,7 @@
 """Tasks by name: "SOURCE:CLASS", where the class is normal.
 
-"pictograms:star+heart" has two normal classes, and what is neither is anomalous: a harder experiment
-than one class at a time, whose figures are not those of the single classes.
+"pictograms:star+heart" has two normal classes, and what is neither is anomalous: a harder
+experiment than one class at a time, whose results are not those of the single classes.
 """
 
 from __future__ import annotations
@@ -128,8 +128,8 @@ def _source(spec: str) -> Source:
     source = spec.partition(":")[0]
     if source not in SOURCES:
         raise ValueError(
-            f"task {spec!r} is unknown: expected folder:PATH, folder:PATH:CLASS, or SOURCE:CLASS with "
-            f"SOURCE one of {', '.join(name for name in SOURCES if name != 'folder')}."
+            f"task {spec!r} is unknown: expected folder:PATH, folder:PATH:CLASS, or SOURCE:CLASS "
+            f"with SOURCE one of {', '.join(name for name in SOURCES if name != 'folder')}."
         )
     return SOURCES[source]
 
@@ -162,8 +162,8 @@ def _pool(spec: str, tasks: list[OneClassTask]) -> OneClassTask:
         raise ValueError(f"task {spec!r}: expected different classes between the + signs.")
     if not all(set(names) <= set(task.kinds) for task in tasks):
         raise ValueError(
-            f"task {spec!r}: only data sets can be pooled whose test images are of the classes that "
-            f"can be normal; here they are {', '.join(dict.fromkeys(tasks[0].kinds))}."
+            f"task {spec!r} cannot be pooled: expected test images of the classes that can be "
+            f"normal, but they are {', '.join(dict.fromkeys(tasks[0].kinds))}."
         )
     # Of each task its own normal images, and of the first the classes that are normal in none.
     rows = [[kind == name for kind in task.kinds] for task, name in zip(tasks, names, strict=True)]

@@ -1,8 +1,8 @@
 """Outliers for exposure: drawn ones, by their distance from what will be tested, or a folder.
 
-None of the drawn ones shows one of the ten pictograms (tests/test_outliers.py), so a detector that has
-seen them has still seen no anomaly of the test. Of other images only this can be checked: that none
-of them is a test image.
+None of the drawn ones shows one of the ten pictograms (tests/test_outliers.py), so a detector that
+has seen them has still seen no anomaly of the test. Of other images only this can be checked: that
+none of them is a test image.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def outlier_folder(
 
 
 def check_unseen(outliers, task: OneClassTask) -> None:
-    """Raise ValueError when an outlier is, pixel by pixel, a test image: nothing is learned from one."""
+    """Raise ValueError when an outlier is, pixel by pixel, a test image."""
     tested = {_digest(image): number for number, image in enumerate(task.test)}
     for place, image in enumerate(outliers):
         number = tested.get(_digest(image))
@@ -111,7 +111,7 @@ def check_unseen(outliers, task: OneClassTask) -> None:
             outlier = getattr(outliers, "files", range(len(outliers)))[place]
             image = number if task.files is None else task.files[number]
             raise ValueError(
-                f"outlier {str(outlier)!r} is the test image {str(image)!r} ({task.kinds[number]}): "
+                f"outlier {str(outlier)!r} is test image {str(image)!r} ({task.kinds[number]}): "
                 "take it out, since nothing may be learned from what is tested."
             )
 

@@ -2,8 +2,8 @@
 
 Trained on are the training images of the normal class, tested on all test images. What a set is,
 where it comes from and which split that means stands in data/data_sets.toml. torchvision downloads
-and reads some; the others are downloaded manually and read as `pandalib.datasets.folder` reads yours.
-A set NAME lies in PANDALIB_DATASETS/NAME, by default data/public/NAME. Nothing is downloaded unless
+and reads some; the others are downloaded manually and read by `pandalib.datasets.folder`. A set
+NAME lies in PANDALIB_DATASETS/NAME, by default data/public/NAME. Nothing is downloaded unless
 asked for: by `python -m pandalib data NAME`, by download=True, or by PANDALIB_DOWNLOAD=1.
 
 CIFAR's files are pickles, which can run code: torchvision compares each with its MD5 before it
@@ -59,7 +59,7 @@ def how_to_get(name: str) -> str:
 
 
 def require(name: str, *, download: bool | None = None) -> Path:
-    """The folder of a data set, downloaded first where that is asked for (None: PANDALIB_DOWNLOAD=1).
+    """The folder of a data set, downloaded where that is asked for (None: PANDALIB_DOWNLOAD=1).
 
     Raises
     ------
@@ -181,8 +181,8 @@ def _read(
         data = _torchvision(row, place, split)
     except Exception as error:  # damaged files make it raise a dozen types
         raise ValueError(
-            f"torchvision cannot read {row['title']} in {str(place)!r} ({error}): delete that folder "
-            f"and {how_to_get(source)}"
+            f"torchvision cannot read {row['title']} in {str(place)!r} ({error}): delete that "
+            f"folder and {how_to_get(source)}"
         ) from error
     # Where torchvision keeps its lists to itself (_images), every image would otherwise be decoded
     # to learn its label. Its version is pinned, and the tests would see a change.

@@ -1,7 +1,7 @@
-"""Drawing by code: seeded textures, glyphs from the fonts that matplotlib ships, and their placement.
+"""Drawing by code: seeded textures, glyphs from the fonts that matplotlib ships, their placement.
 
-Every image is a function of (stream, seed, index) alone, so any image can be drawn by itself, in any order:
-`generator` turns those three into a random generator, and nothing else is random.
+Every image is a function of (stream, seed, index) alone, so any image can be drawn by itself, in
+any order: `generator` turns those three into a random generator, and nothing else is random.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ FONT_SIZE = 80
 
 
 class Style(NamedTuple):
-    """How one kind of image is drawn. Scales are glyph heights relative to the image, angles are radians."""
+    """How one kind of image is drawn; scales are glyph heights relative to the image."""
 
     distractors: int = 0  # letters behind the symbol, each present with probability 0.7
-    rotation: float = 0.35  # the symbol is turned by up to this angle, either way
+    rotation: float = 0.35  # the symbol is turned by up to this angle in radians, either way
     shift: float = 0.17  # ... and moved by up to this fraction of the image side
     scale: tuple[float, float] = (0.37, 0.70)
     clutter: float = 0.5  # lightness differences of the background texture, 0 (only hues vary) to 1
@@ -34,17 +34,17 @@ class Style(NamedTuple):
 
 
 def generator(stream: str, seed: int, index: int) -> np.random.Generator:
-    """Random generator of one image: the same (stream, seed, index) gives the same numbers on every machine."""
+    """Random generator of one image: the same numbers on every machine."""
     return np.random.default_rng([zlib.crc32(stream.encode()), seed, index])
+
+
+def uniform(rng: np.random.Generator, low: float, high: float) -> float:
+    return low + (high - low) * rng.random()
 
 
 @functools.cache
 def font(name: str) -> ImageFont.FreeTypeFont:
-    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} is missing: it comes with matplotlib. Run `make install`, or reinstall matplotlib."
-        )
+    path = Path(matplotlib.get_data_path(), "fonts", "ttf", name)
     return ImageFont.truetype(str(path), FONT_SIZE)
 
 
@@ -52,15 +52,10 @@ def font(name: str) -> ImageFont.FreeTypeFont:
 def glyph_mask(character: str, font_name: str = FONT_FILES[0]) -> Image.Image:
     """One character as a grey mask, (128, 128), centred by its ink."""
     mask = Image.new("L", (MASK_SIZE, MASK_SIZE))
-    pen = ImageDraw.Draw(mask)
-    left, top, right, bottom = pen.textbbox((0, 0), character, font=font(font_name))
-    middle = MASK_SIZE / 2
-    pen.text(
-        (middle - (left + right) / 2, middle - (top + bottom) / 2),
-        character,
-        fill=255,
-        font=font(font_name),
-    )
+    pen, face = ImageDraw.Draw(mask), font(font_name)
+    left, top, right, bottom = pen.textbbox((0, 0), character, font=face)
+    corner = MASK_SIZE / 2 - (left + right) / 2, MASK_SIZE / 2 - (top + bottom) / 2
+    pen.text(corner, character, fill=255, font=face)
     return mask
 
 
@@ -69,7 +64,7 @@ def place(
 ) -> np.ndarray:
     """Turn, scale and move a glyph mask into an image, float32 (size, size) in 0..1.
 
-    Drawn at twice the size and averaged down: bilinear sampling alone breaks thin strokes when it shrinks.
+    Drawn at twice the size and averaged: bilinear sampling alone breaks thin strokes as it shrinks.
     """
     canvas = 2 * size
     step = FONT_SIZE / (height * canvas)  # mask pixels per canvas pixel
@@ -77,18 +72,20 @@ def place(
     x, y = canvas * (0.5 + shift[0]), canvas * (0.5 + shift[1])
     middle = MASK_SIZE / 2
     inverse = (cos, sin, middle - cos * x - sin * y, -sin, cos, middle + sin * x - cos * y)
-    drawn = mask.transform(
-        (canvas, canvas), Image.Transform.AFFINE, inverse, Image.Resampling.BILINEAR
-    ).reduce(2)
+    bilinear = Image.Resampling.BILINEAR
+    drawn = mask.transform((canvas, canvas), Image.Transform.AFFINE, inverse, bilinear).reduce(2)
     return np.asarray(drawn, dtype=np.float32) / np.float32(255)
 
 
 class TextureBank:
-    """Smooth random textures: each is a small network of sines over the coordinates (a CPPN), fixed by (seed, number)."""
+    """Smooth random textures: small networks of sines over the coordinates, fixed by their seed."""
 
     def __init__(self, n: int, seed: int, hidden: int = 12):
         rng = np.random.default_rng([zlib.crc32(b"textures"), seed])
-        normal = lambda *shape: rng.standard_normal((n, *shape)).astype(np.float32)  # noqa: E731
+
+        def normal(*shape: int) -> np.ndarray:
+            return rng.standard_normal((n, *shape)).astype(np.float32)
+
         self.n = n
         self.frequency = normal(2, hidden) * np.exp(0.6 * normal(1, 1) + 1.3)
         self.phase = 2 * normal(hidden)
@@ -98,7 +95,7 @@ class TextureBank:
     def draw(
         self, number: int, size: int, *, zoom: float, angle: float, shift: tuple[float, float]
     ) -> np.ndarray:
-        """Two fields in 0..1, float32 (2, size, size). Drawn at half the size and enlarged: they are smooth."""
+        """Two fields in 0..1, float32 (2, size, size), drawn at half the size: they are smooth."""
         half = size // 2
         cos, sin = math.cos(angle) * zoom, math.sin(angle) * zoom
         turn = np.array([[cos, sin], [-sin, cos]], dtype=np.float32)
@@ -130,47 +127,31 @@ def coordinates(size: int) -> np.ndarray:
 
 
 def oklch(lightness: float, chroma: float, hue: float) -> np.ndarray:
-    """A colour by perceived lightness, chroma and hue, as sRGB float32 (3,), clipped to 0..1.
+    """A colour by perceived lightness, chroma and hue in radians, as sRGB float32 (3,) in 0..1.
 
-    Equal steps look equally large in this space (Ottosson 2020), which keeps random colours pleasant and
-    makes `contrast` mean the same thing for every hue.
+    Equal steps look equally large in this space (Ottosson 2020): `contrast` means the same for
+    every hue.
     """
     a, b = chroma * math.cos(hue), chroma * math.sin(hue)
-    l, m, s = (
-        (lightness + 0.3963377774 * a + 0.2158037573 * b) ** 3,
-        (lightness - 0.1055613458 * a - 0.0638541728 * b) ** 3,
-        (lightness - 0.0894841775 * a - 1.2914855480 * b) ** 3,
-    )
-    linear = np.array(
-        [
-            4.0767416621 * l - 3.3077115913 * m + 0.2309699292 * s,
-            -1.2684380046 * l + 2.6097574011 * m - 0.3413193965 * s,
-            -0.0041960863 * l - 0.7034186147 * m + 1.7076147010 * s,
-        ]
-    )
-    linear = np.clip(linear, 0, 1)
-    return np.where(
-        linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055
-    ).astype(np.float32)
-
-
-def uniform(rng: np.random.Generator, low: float, high: float) -> float:
-    return low + (high - low) * rng.random()
+    long = (lightness + 0.3963377774 * a + 0.2158037573 * b) ** 3
+    medium = (lightness - 0.1055613458 * a - 0.0638541728 * b) ** 3
+    short = (lightness - 0.0894841775 * a - 1.2914855480 * b) ** 3
+    red = 4.0767416621 * long - 3.3077115913 * medium + 0.2309699292 * short
+    green = -1.2684380046 * long + 2.6097574011 * medium - 0.3413193965 * short
+    blue = -0.0041960863 * long - 0.7034186147 * medium + 1.7076147010 * short
+    linear = np.clip(np.array([red, green, blue]), 0, 1)
+    curved = 1.055 * linear ** (1 / 2.4) - 0.055
+    return np.where(linear <= 0.0031308, 12.92 * linear, curved).astype(np.float32)
 
 
 def paint(
     rng: np.random.Generator, bank: TextureBank, size: int, lightness: float, strength: float
 ) -> tuple[np.ndarray, int]:
-    """A textured surface around one lightness: float32 (3, size, size), and the number of the texture used."""
+    """A textured surface around one lightness, float32 (3, size, size), and its texture."""
     number = int(rng.integers(bank.n))
     shift = (uniform(rng, -1, 1), uniform(rng, -1, 1))
-    fields = bank.draw(
-        number,
-        size,
-        zoom=math.exp(uniform(rng, -1.2, 0.0)),
-        angle=uniform(rng, -math.pi, math.pi),
-        shift=shift,
-    )
+    zoom, angle = math.exp(uniform(rng, -1.2, 0.0)), uniform(rng, -math.pi, math.pi)
+    fields = bank.draw(number, size, zoom=zoom, angle=angle, shift=shift)
     hue, chroma = uniform(rng, 0, 2 * math.pi), uniform(rng, 0.02, 0.12)
     spread = 0.30 * strength
     base = oklch(lightness, chroma, hue)
@@ -190,16 +171,14 @@ def draw(
 ) -> tuple[np.ndarray, int]:
     """One image, uint8 (3, size, size), and the number of its background texture.
 
-    `character` may be " ": a background without a symbol. The generator is used up in a fixed order, so the
-    backgrounds of two symbols at one (stream, seed, index) differ only by the symbol.
+    `character` may be " ": a background without a symbol. The generator is used up in a fixed
+    order, so that images of two symbols at one (stream, seed, index) differ only by the symbol.
     """
     ground = uniform(rng, 0.30, 0.80)
     image, texture = paint(rng, bank, size, ground, style.clutter)
 
-    def stamp(
-        mask: Image.Image, scale: tuple[float, float], shift: float, rotation: float, visible: bool
-    ) -> None:
-        nonlocal image
+    def stamp(mask, scale: tuple, shift: float, rotation: float, visible: bool) -> np.ndarray:
+        """The image so far with a glyph on it."""
         height = math.exp(uniform(rng, math.log(scale[0]), math.log(scale[1])))
         angle = uniform(rng, -rotation, rotation)
         at = (uniform(rng, -shift, shift), uniform(rng, -shift, shift))
@@ -207,13 +186,14 @@ def draw(
         if not 0.12 <= ground + step <= 0.97:  # that side is out of range: the other one has room
             step = -step
         fill, _ = paint(rng, bank, size, ground + step, 0.3)
-        if visible:
-            image = image + place(mask, size, height=height, angle=angle, shift=at) * (fill - image)
+        if not visible:
+            return image
+        return image + place(mask, size, height=height, angle=angle, shift=at) * (fill - image)
 
     for _ in range(style.distractors):
-        letter = letters[int(rng.integers(len(letters)))]
-        stamp(glyph_mask(letter), (0.25, 0.45), 0.4, math.pi, rng.random() < 0.7)
-    face = FONT_FILES[int(rng.integers(len(FONT_FILES)))]
-    stamp(glyph_mask(character, face), style.scale, style.shift, style.rotation, character != " ")
+        mask = glyph_mask(letters[int(rng.integers(len(letters)))])
+        image = stamp(mask, (0.25, 0.45), 0.4, math.pi, rng.random() < 0.7)
+    mask = glyph_mask(character, FONT_FILES[int(rng.integers(len(FONT_FILES)))])
+    image = stamp(mask, style.scale, style.shift, style.rotation, character != " ")
     image = image + np.float32(style.noise) * rng.standard_normal(image.shape, dtype=np.float32)
     return np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8), texture

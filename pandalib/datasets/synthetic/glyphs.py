@@ -1,12 +1,13 @@
 """Glyphs: the upstream task. Some 500 characters, none of them a pictogram or an outlier symbol.
 
-Pretraining on it is to the pictograms what ImageNet is to CIFAR-10: other things, other textures, the same kind of
-picture. Each image has two labels, the glyph and the texture of its background.
+Pretraining on it is to the pictograms what ImageNet is to CIFAR-10: other things, other textures,
+the same kind of picture. Each image has two labels, the glyph and the texture of its background.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -21,30 +22,18 @@ from pandalib.datasets.synthetic.drawing import (
 )
 from pandalib.datasets.synthetic.pictograms import OUTLIERS, SYMBOLS
 
-STYLE = Style(
-    rotation=0.45, shift=0.15, scale=(0.42, 0.85), clutter=0.7, contrast=(0.18, 0.45), noise=0.03
-)
+STYLE = Style(0, 0.45, 0.15, (0.42, 0.85), clutter=0.7, contrast=(0.18, 0.45), noise=0.03)
 N_TEXTURES = 128
-# Code points: Latin, digits, Greek, Cyrillic, Armenian, Georgian, Hebrew, arrows, mathematical, technical and
-# geometric signs, miscellaneous symbols, dingbats. What both fonts lack, and what looks alike, drops out below.
+# Latin, digits, Greek, Cyrillic, Armenian, Georgian, Hebrew, arrows, mathematical, technical and
+# geometric signs, symbols, dingbats. What both fonts lack, and what looks alike, drops out below.
 RANGES = (
-    (0x41, 0x5B),
-    (0x61, 0x7B),
-    (0x30, 0x3A),
-    (0x391, 0x3CA),
-    (0x410, 0x450),
-    (0x531, 0x557),
-    (0x10D0, 0x10F1),
-    (0x5D0, 0x5EB),
-    (0x2190, 0x2300),
-    (0x2300, 0x23A0),
-    (0x25A0, 0x2600),
-    (0x2600, 0x26B0),
-    (0x2701, 0x27BF),
+    *((0x41, 0x5B), (0x61, 0x7B), (0x30, 0x3A), (0x391, 0x3CA), (0x410, 0x450), (0x531, 0x557)),
+    *((0x10D0, 0x10F1), (0x5D0, 0x5EB), (0x2190, 0x2300), (0x2300, 0x23A0), (0x25A0, 0x2600)),
+    *((0x2600, 0x26B0), (0x2701, 0x27BF)),
 )
-# Other drawings of a pictogram's own idea (outlined stars, the telephone location sign, ...) would give it away.
+# Other drawings of a pictogram's own idea (outlined stars, the telephone sign, ...) give it away.
 RELATIVES = "☆✩✪✫✬✭✮✯✰☔⛱☏✆✁✃✄♡❣❤❥❦❧♘♩♪♬♭⛄"
-SAME = 0.93  # cosine similarity of the shrunken masks above which two characters count as one class
+SAME = 0.93  # cosine similarity of the shrunken masks above which two characters are one class
 FEWEST_PIXELS = 800  # of ink, of 128 x 128: smaller marks (dots, primes) are no objects
 
 
@@ -56,26 +45,19 @@ def textures() -> TextureBank:
 @functools.cache
 def classes() -> str:
     """The characters of the upstream task, one class each, in a fixed order."""
-    taken = set(SYMBOLS.values()) | set(OUTLIERS)
-    kept, looks = [], np.empty((0, 256), dtype=np.float32)
-    # The pictograms are compared with as well: a class that looks like one of them would give the answer away.
-    for character in sorted(taken):
-        looks = np.vstack([looks, _look(character)])
+    # The pictograms are compared with as well: a class that looks like one would give it away.
+    taken = sorted(set(SYMBOLS.values()) | set(OUTLIERS))
+    looks = np.stack([_look(character) for character in taken])
+    kept = []
     for character in (chr(code) for low, high in RANGES for code in range(low, high)):
-        if (
-            character in taken
-            or character in RELATIVES
-            or not all(_drawn(character, name) for name in FONT_FILES)
-        ):
+        if character in taken or character in RELATIVES:
             continue
-        look = _look(character)
-        if (
-            np.asarray(glyph_mask(character)).sum() / 255 < FEWEST_PIXELS
-            or (looks @ look).max() > SAME
-        ):
+        if not all(_drawn(character, name) for name in FONT_FILES):
             continue
-        kept.append(character)
-        looks = np.vstack([looks, look])
+        ink, look = np.asarray(glyph_mask(character)).sum() / 255, _look(character)
+        if ink >= FEWEST_PIXELS and (looks @ look).max() <= SAME:
+            kept.append(character)
+            looks = np.vstack([looks, look])
     return "".join(kept)
 
 
@@ -91,18 +73,29 @@ def _look(character: str) -> np.ndarray:
 
 
 def draw_batch(
-    indices, *, split: str = "train", seed: int = 0
+    indices: Sequence[int], *, split: str = "train", seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Images of the upstream task by number: uint8 (n, 3, 64, 64), glyph labels (n,), texture labels (n,).
+    """Images of the upstream task, by number, in any order.
 
-    Any numbers in any order; the same number gives the same image and the same labels.
+    Parameters
+    ----------
+    indices : sequence of n int
+    split : str
+        Images of different splits share nothing.
+    seed : int
+
+    Returns
+    -------
+    images : uint8 array (n, 3, 64, 64)
+    glyphs : int64 array (n,)
+        Which of `classes`.
+    textures : int64 array (n,)
+        Of the background.
     """
     images = np.empty((len(indices), 3, 64, 64), dtype=np.uint8)
     glyph_labels, texture_labels = np.empty((2, len(indices)), dtype=np.int64)
     for row, index in enumerate(indices):
         rng = generator(f"glyphs/{split}", seed, int(index))
-        glyph_labels[row] = rng.integers(len(classes()))
-        images[row], texture_labels[row] = draw(
-            rng, textures(), classes()[glyph_labels[row]], STYLE
-        )
+        label = glyph_labels[row] = rng.integers(len(classes()))
+        images[row], texture_labels[row] = draw(rng, textures(), classes()[label], STYLE)
     return images, glyph_labels, texture_labels

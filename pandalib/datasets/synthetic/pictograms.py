@@ -1,16 +1,17 @@
-"""Pictograms: the embedded images. Ten symbols, drawn by code; one of them is normal, the other nine are anomalous.
+"""Pictograms: the embedded images. Ten symbols, drawn by code; one is normal, nine are anomalous.
 
-64 x 64 RGB, each image a function of (split, symbol, seed, index). The symbols come from the DejaVu fonts that
-matplotlib ships; position, angle, size, colours and textures are random, so that pixels alone tell nothing.
+64 x 64 RGB, each image a function of (split, symbol, seed, index). The symbols come from the DejaVu
+fonts that matplotlib ships; position, angle, size, colours and textures are random, so that pixels
+alone tell nothing.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 
 import numpy as np
 
+from pandalib.datasets.images import LazyImages
 from pandalib.datasets.synthetic.drawing import Style, TextureBank, draw, generator
 from pandalib.datasets.task import OneClassTask
 
@@ -28,35 +29,15 @@ SYMBOLS = {
 }
 # Other symbols of the same kind, for outlier exposure: none of them is one of the ten.
 OUTLIERS = "☀☁☘☠☢☮☯♔♠♣♦⚔⚙⚡✉✎✔✖✿❀❄"
-# The letters that lie behind the symbols at the hard level.
-LETTERS = "ABCDEGHKMNPQRSUVWXZabdeghkmnqrsuy23456789"
+LETTERS = "ABCDEGHKMNPQRSUVWXZabdeghkmnqrsuy23456789"  # behind the symbols at the hard level
 
-# Difficulty by name. In "medium", the default, position, size and contrast vary more than in the upstream task: what the
-# pretrained features still tell apart there is what adaptation has to gain (docs/decisions.md).
+# In "medium", the default, position, size and contrast vary more than in the upstream task, so that
+# adaptation has something to gain (docs/decisions.md).
 LEVELS = {
-    "plain": Style(
-        rotation=0.35,
-        shift=0.17,
-        scale=(0.45, 0.75),
-        clutter=0.3,
-        contrast=(0.22, 0.45),
-        noise=0.02,
-    ),
-    "easy": Style(
-        rotation=0.6, shift=0.25, scale=(0.32, 0.85), clutter=0.7, contrast=(0.16, 0.42), noise=0.03
-    ),
-    "medium": Style(
-        rotation=0.6, shift=0.32, scale=(0.23, 0.92), clutter=1.0, contrast=(0.12, 0.40), noise=0.04
-    ),
-    "hard": Style(
-        rotation=0.6,
-        shift=0.32,
-        scale=(0.23, 0.92),
-        clutter=1.0,
-        contrast=(0.12, 0.40),
-        noise=0.04,
-        distractors=2,
-    ),
+    "plain": Style(0, 0.35, 0.17, (0.45, 0.75), clutter=0.3, contrast=(0.22, 0.45), noise=0.02),
+    "easy": Style(0, 0.6, 0.25, (0.32, 0.85), clutter=0.7, contrast=(0.16, 0.42), noise=0.03),
+    "medium": Style(0, 0.6, 0.32, (0.23, 0.92), clutter=1.0, contrast=(0.12, 0.40), noise=0.04),
+    "hard": Style(2, 0.6, 0.32, (0.23, 0.92), clutter=1.0, contrast=(0.12, 0.40), noise=0.04),
 }
 DEFAULT_LEVEL = "medium"
 
@@ -66,55 +47,52 @@ def textures() -> TextureBank:
     return TextureBank(64, seed=77)  # not the textures of the upstream task
 
 
-class Pictograms(Sequence):
-    """Images of one symbol, drawn on demand.
+class Pictograms(LazyImages):
+    """Images of one symbol, drawn when they are asked for.
 
     Parameters
     ----------
-    symbol : a name from `SYMBOLS`, or a single character, or " " for a background without a symbol.
-    n : number of images.
-    split : "train", "test" or any other word: images of different splits share nothing.
-    seed : with the index it fixes each image.
-    level : a name from `LEVELS`.
+    symbol : str
+        A name from `SYMBOLS`, or a single character, or " " for a background without a symbol.
+    n : int
+        Number of images.
+    split : str
+        "train", "test" or any other word: images of different splits share nothing.
+    seed : int
+        With the index it fixes each image.
+    level : str
+        A name from `LEVELS`.
 
-    Integer, slice and integer-array indexing give uint8 arrays (3, 64, 64) or (n, 3, 64, 64).
+    Examples
+    --------
+    >>> Pictograms("star", 100)[:4].shape
+    (4, 3, 64, 64)
     """
 
+    size = 64
+
     def __init__(
-        self,
-        symbol: str,
-        n: int,
-        *,
-        split: str = "train",
-        seed: int = 0,
-        level: str = DEFAULT_LEVEL,
+        self, symbol: str, n: int, *, split="train", seed: int = 0, level: str = DEFAULT_LEVEL
     ):
         if level not in LEVELS:
             raise ValueError(f"level {level!r} is unknown: choose one of {', '.join(LEVELS)}.")
         if symbol not in SYMBOLS and len(symbol) != 1:
+            known = ", ".join(SYMBOLS)
             raise ValueError(
-                f"symbol {symbol!r} is unknown: choose one of {', '.join(SYMBOLS)}, or give a single character."
+                f"symbol {symbol!r} is unknown: choose one of {known}, or a single character."
             )
-        self.symbol, self.n, self.split, self.seed, self.level = symbol, n, split, seed, level
+        self.symbol = symbol
+        self.n = n
+        self.split = split
+        self.seed = seed
+        self.level = level
 
     def __len__(self) -> int:
         return self.n
 
-    def __getitem__(self, index):
-        if isinstance(index, (int, np.integer)):
-            if not -self.n <= index < self.n:
-                raise IndexError(f"image {index} of {self.n}")
-            return self._image(int(index) % self.n)
-        numbers = np.arange(self.n)[index]
-        return (
-            np.stack([self._image(int(i)) for i in numbers])
-            if len(numbers)
-            else np.empty((0, 3, 64, 64), np.uint8)
-        )
-
-    def _image(self, index: int) -> np.ndarray:
+    def _read(self, number: int) -> np.ndarray:
         character = SYMBOLS.get(self.symbol, self.symbol)
-        rng = generator(f"pictograms/{self.split}/{character}", self.seed, index)
+        rng = generator(f"pictograms/{self.split}/{character}", self.seed, number)
         return draw(rng, textures(), character, LEVELS[self.level], LETTERS)[0]
 
 
@@ -148,10 +126,6 @@ def load_task(
     size : int
         Only 64.
 
-    Returns
-    -------
-    task : OneClassTask
-
     Raises
     ------
     ValueError
@@ -161,8 +135,8 @@ def load_task(
         raise ValueError(f"pictograms:{symbol} is unknown: choose one of {', '.join(SYMBOLS)}.")
     if n_train < 2 or n_test < 1 or size != 64:
         raise ValueError(
-            f"n_train={n_train}, n_test={n_test}, size={size}: expected at least 2 training images, "
-            "at least 1 test image a symbol, and 64 x 64 pixels."
+            f"n_train={n_train}, n_test={n_test}, size={size}: expected at least 2 training "
+            "images, at least 1 test image a symbol, and a size of 64."
         )
     kinds = tuple(name for name in SYMBOLS for _ in range(n_test))
     return OneClassTask(

@@ -1,7 +1,7 @@
-"""Tools for drawn surfaces: smooth noise, soft edges, colours that vary, light. Fields are float32 (size, size).
+"""Tools for drawn surfaces: smooth noise, soft edges, colours that vary, light.
 
-Lengths are in halves of the image side, from -1 at the left and the top to 1, so that the size only says how finely
-a scene is sampled. Colours are sRGB from 0 to 1.
+Fields are float32 (size, size). Lengths are in halves of the image side, from -1 at the left and
+the top to 1, so that the size only says how finely a scene is sampled. Colours are sRGB, 0 to 1.
 """
 
 from __future__ import annotations
@@ -25,15 +25,13 @@ def axes(size: int) -> tuple[np.ndarray, np.ndarray]:
 
 @functools.cache
 def spline(small: int, large: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cubic B-splines from `small` to `large` samples: numbers and weights of the four that make each one, (4, large)."""
+    """Cubic B-splines: numbers and weights of the four samples of each new one, (4, large)."""
     at = (np.arange(large) + 0.5) * small / large - 0.5
     left = np.floor(at).astype(int)
     t = at - left
-    weights = (
-        np.stack([(1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3])
-        / 6
-    )
-    return np.clip(left + np.arange(-1, 3)[:, None], 0, small - 1), weights.astype(np.float32)
+    cubics = [(1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3]
+    weights = (np.stack(cubics) / 6).astype(np.float32)
+    return np.clip(left + np.arange(-1, 3)[:, None], 0, small - 1), weights
 
 
 def normal(rng: np.random.Generator, *shape: int) -> np.ndarray:
@@ -41,10 +39,10 @@ def normal(rng: np.random.Generator, *shape: int) -> np.ndarray:
 
 
 def clouds(rng: np.random.Generator, rows: int, columns: int, size: int) -> np.ndarray:
-    """Smooth noise of about unit variance, float32 (size, size); the fewer rows, the longer its waves from top to bottom.
+    """Smooth noise of about unit variance; the fewer rows, the longer its waves from top to bottom.
 
-    Four shifted copies a direction and no matrix product: where other work keeps the cores busy, the threads of a
-    product of this size wait for each other a hundred times longer than they compute.
+    Four shifted copies a direction and no matrix product, whose threads would wait for each other
+    a hundred times longer than they compute where other work keeps the cores busy.
     """
     noise = normal(rng, rows, columns) * np.float32(1 / 0.48)
     for cells in (rows, columns):
@@ -75,9 +73,7 @@ def step(distance: np.ndarray, width: float) -> np.ndarray:
 
 def mix(one: np.ndarray, other: np.ndarray, amount: np.ndarray) -> np.ndarray:
     """From one colour or image to another, pixel by pixel: (3, size, size)."""
-    one, other = (
-        colour.reshape(3, 1, 1) if colour.ndim == 1 else colour for colour in (one, other)
-    )
+    one, other = (c.reshape(3, 1, 1) if c.ndim == 1 else c for c in (one, other))
     return one + (other - one) * amount
 
 
@@ -87,28 +83,28 @@ def turned(x: np.ndarray, y: np.ndarray, angle: float) -> tuple[np.ndarray, np.n
 
 
 def lamp(rng: np.random.Generator, size: int, strength: float = 0.07) -> np.ndarray:
-    """How brightly each pixel is lit, around 1: a slope in some direction, a dimmer rim, a little more or less exposure."""
+    """How brightly each pixel is lit, around 1: a slope in some direction, a dimmer rim."""
     x, y = axes(size)
     along, _ = turned(x, y, uniform(rng, -math.pi, math.pi))
     exposure = uniform(rng, 0.965, 1.035)
-    return np.float32(exposure) * (
-        1
-        + np.float32(strength * uniform(rng, 0.4, 1.0)) * along
-        - np.float32(0.035) * (x * x + y * y)
-    )
+    slope = np.float32(strength * uniform(rng, 0.4, 1.0)) * along
+    return np.float32(exposure) * (1 + slope - np.float32(0.035) * (x * x + y * y))
 
 
-def tinted(rng: np.random.Generator, lightness: float, chroma: float, hue: float) -> np.ndarray:
-    """A colour of the kind, a little different in each image; the hue in degrees."""
-    return oklch(
-        lightness + uniform(rng, -0.015, 0.015),
-        chroma * uniform(rng, 0.85, 1.15),
-        math.radians(hue + uniform(rng, -4, 4)),
-    )
+def tinted(rng: np.random.Generator, *colours: tuple[float, float, float]) -> list[np.ndarray]:
+    """Colours of the kind (lightness, chroma, hue in degrees), a little different in each image."""
+    return [
+        oklch(
+            lightness + uniform(rng, -0.015, 0.015),
+            chroma * uniform(rng, 0.85, 1.15),
+            math.radians(hue + uniform(rng, -4, 4)),
+        )
+        for lightness, chroma, hue in colours
+    ]
 
 
 def relief(height: np.ndarray) -> np.ndarray:
-    """Brightness of a surface lit from the side: its slope towards the lamp, for any size of the image."""
+    """Brightness of a surface lit from the side: its slope towards the lamp, at any image size."""
     rate = np.float32(len(height) / 128)
     down, right = np.empty_like(height), np.empty_like(height)
     down[1:], down[0] = height[1:] - height[:-1], 0

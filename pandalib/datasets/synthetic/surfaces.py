@@ -1,7 +1,7 @@
-"""Surfaces: embedded images for inspection. Six kinds, drawn by code; the test images have defects, known to the pixel.
+"""Surfaces: embedded images for inspection. Six kinds, drawn by code; defects known to the pixel.
 
-Each image is a function of (split, kind, seed, index), each defect of its name besides. A defect is drawn over the
-normal image of the same index, before noise: the mask is exactly where the two images differ.
+Each image is a function of (split, kind, seed, index), each defect of its name besides. A defect is
+drawn over the normal image of the same index, before noise: the mask is where the two differ.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pandalib.datasets.images import LazyImages
 from pandalib.datasets.synthetic import defects as drawn
 from pandalib.datasets.synthetic.drawing import generator
 from pandalib.datasets.synthetic.materials import MATERIALS
@@ -18,14 +19,12 @@ from pandalib.datasets.task import OneClassTask
 
 KINDS = tuple(MATERIALS)
 DEFECTS = {kind: tuple(drawn.DEFECTS[kind]) for kind in KINDS}
-# Defects made of normal parts in the wrong place: nothing there looks strange by itself. Not part of the default task.
+# Normal parts in the wrong place: nothing there looks strange by itself. Not in the default task.
 LOGICAL = {kind: tuple(drawn.LOGICAL.get(kind, ())) for kind in KINDS}
 SIZES = (64, 256)  # smallest and largest side in pixels
-# A change below this is none: it is neither drawn nor in the mask. In units of the full range.
-THRESHOLD = 3 / 255
+THRESHOLD = 3 / 255  # of the full range: a smaller change is neither drawn nor in the mask
 NOISE = 0.012  # standard deviation of the pixel noise, in units of the full range
-# Noise is cut off here and the colours keep as far from black and white, so that clipping hides no change.
-MARGIN = 0.05
+MARGIN = 0.05  # noise is cut off here, and colours keep as far from black and white: no clipping
 
 
 class Visibility(NamedTuple):
@@ -44,23 +43,32 @@ LEVELS = {
 DEFAULT_LEVEL = "medium"
 
 
-class Surfaces(Sequence):
-    """Images of one kind of surface, drawn on demand, normal or all with one defect.
+class Surfaces(LazyImages):
+    """Images of one kind of surface, drawn when asked for, normal or all with one defect.
 
     Parameters
     ----------
-    kind : one of `KINDS`.
-    n : number of images.
-    defect : a name from `DEFECTS[kind]` or `LOGICAL[kind]`; None: normal images. With it or without it, at any level,
-        the images of one index are equal outside the mask.
-    split : "train", "test" or any other word: images of different splits share nothing.
-    seed : with the index it fixes each image.
-    level : a name from `LEVELS`.
-    size : side in pixels, from 64 to 256.
+    kind : str
+        One of `KINDS`.
+    n : int
+        Number of images.
+    defect : str, optional
+        A name from `DEFECTS[kind]` or `LOGICAL[kind]`; None: normal images. With it or without it,
+        at any level, the images of one index are equal outside the mask.
+    split : str
+        "train", "test" or any other word: images of different splits share nothing.
+    seed : int
+        With the index it fixes each image.
+    level : str
+        A name from `LEVELS`.
+    size : int
+        Side in pixels, from 64 to 256.
 
-    Integer, slice and integer-array indexing give uint8 arrays (3, size, size) or (n, 3, size, size).
-
-    Raises ValueError for an unknown kind, defect or level, and for an impossible size.
+    Examples
+    --------
+    >>> images, masks = Surfaces("weave", 10, defect="hole", size=64).pairs([0, 3])
+    >>> images.shape, masks.shape
+    ((2, 3, 64, 64), (2, 64, 64))
     """
 
     def __init__(
@@ -74,79 +82,65 @@ class Surfaces(Sequence):
         level: str = DEFAULT_LEVEL,
         size: int = 128,
     ):
-        if kind not in KINDS:
-            raise ValueError(f"surfaces:{kind} is unknown: choose one of {', '.join(KINDS)}.")
-        known = DEFECTS[kind] + LOGICAL[kind]
-        if defect is not None and defect not in known:
-            raise ValueError(
-                f"defect {defect!r} of {kind} is unknown: choose one of {', '.join(known)}, or None for normal images."
-            )
-        if level not in LEVELS:
-            raise ValueError(f"level {level!r} is unknown: choose one of {', '.join(LEVELS)}.")
+        known = {"surface": (kind, KINDS), "level": (level, LEVELS)}
+        if defect is not None and kind in KINDS:
+            known[f"defect of {kind}"] = (defect, DEFECTS[kind] + LOGICAL[kind])
+        for what, (given, choices) in known.items():
+            if given not in choices:
+                raise ValueError(
+                    f"{what} {given!r} is unknown: choose one of {', '.join(choices)}."
+                )
         if not isinstance(size, (int, np.integer)) or not SIZES[0] <= size <= SIZES[1]:
-            raise ValueError(
-                f"size={size}: surfaces are drawn {SIZES[0]} to {SIZES[1]} pixels wide. Give a whole number in between, or leave it out for 128."
-            )
-        self.kind, self.n, self.defect, self.split, self.seed, self.level, self.size = (
-            kind,
-            n,
-            defect,
-            split,
-            seed,
-            level,
-            size,
-        )
+            raise ValueError(f"size={size}: expected a whole number from {SIZES[0]} to {SIZES[1]}.")
+        self.kind = kind
+        self.n = n
+        self.defect = defect
+        self.split = split
+        self.seed = seed
+        self.level = level
+        self.size = size
 
     def __len__(self) -> int:
         return self.n
 
-    def __getitem__(self, index):
-        return self.pairs(index)[0]
-
     def masks(self, index=slice(None)) -> np.ndarray:
-        """Where the defect is, bool (size, size) or (n, size, size): exactly the pixels that it changed."""
+        """Exactly the pixels that the defect changed, bool (size, size) or (n, size, size)."""
         return self.pairs(index)[1]
 
     def pairs(self, index=slice(None)) -> tuple[np.ndarray, np.ndarray]:
         """Images and masks at once, which is faster than one after the other."""
-        if isinstance(index, (int, np.integer)):
-            if not -self.n <= index < self.n:
-                raise IndexError(f"image {index} of {self.n}")
-            return self._pair(int(index) % self.n)
         numbers = np.arange(self.n)[index]
-        images = np.empty((len(numbers), 3, self.size, self.size), np.uint8)
-        masks = np.empty((len(numbers), self.size, self.size), bool)
-        for row, number in enumerate(numbers):
-            images[row], masks[row] = self._pair(int(number))
-        return images, masks
+        if numbers.ndim == 0:
+            return self._pair(int(numbers))
+        pairs = [self._pair(int(number)) for number in numbers]
+        masks = np.array([mask for _, mask in pairs], bool).reshape(-1, self.size, self.size)
+        return self._stack([image for image, _ in pairs]), masks
 
-    def _pair(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        rng = generator(f"surfaces/{self.split}/{self.kind}", self.seed, index)
+    def _read(self, number: int) -> np.ndarray:
+        return self._pair(number)[0]
+
+    def _pair(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        rng = generator(f"surfaces/{self.split}/{self.kind}", self.seed, number)
         scene = MATERIALS[self.kind](rng, self.size)
-        noise = np.clip(
-            NOISE * rng.standard_normal(scene.image.shape, dtype=np.float32), -MARGIN, MARGIN
-        )
-        image, mask = (
-            np.clip(scene.image, MARGIN, 1 - MARGIN),
-            np.zeros(scene.image.shape[1:], bool),
-        )
+        noise = NOISE * rng.standard_normal(scene.image.shape, dtype=np.float32)
+        noise = np.clip(noise, -MARGIN, MARGIN)
+        image = np.clip(scene.image, MARGIN, 1 - MARGIN)
+        mask = np.zeros(image.shape[1:], bool)
         if self.defect is not None:
-            faulty = np.clip(self._with_defect(scene, index), MARGIN, 1 - MARGIN)
+            faulty = np.clip(self._with_defect(scene, number), MARGIN, 1 - MARGIN)
             mask = (np.abs(faulty - image) > THRESHOLD).any(axis=0)
             image = np.where(mask, faulty, image)
         return np.rint((image + noise) * 255).astype(np.uint8), mask
 
-    def _with_defect(self, scene, index: int) -> np.ndarray:
-        rng = generator(f"defects/{self.split}/{self.kind}/{self.defect}", self.seed, index)
+    def _with_defect(self, scene, number: int) -> np.ndarray:
+        rng = generator(f"defects/{self.split}/{self.kind}/{self.defect}", self.seed, number)
         if self.defect in LOGICAL[self.kind]:
             return drawn.LOGICAL[self.kind][self.defect](rng, scene, 1.0)
         contrast, scale = LEVELS[self.level]
         faulty = drawn.DEFECTS[self.kind][self.defect](rng, scene, scale)
-        return (
-            faulty
-            if self.defect in drawn.SHAPES
-            else scene.image + np.float32(contrast) * (faulty - scene.image)
-        )
+        if self.defect in drawn.SHAPES:
+            return faulty
+        return scene.image + np.float32(contrast) * (faulty - scene.image)
 
 
 def load_task(
@@ -160,39 +154,39 @@ def load_task(
     size: int = 128,
     defects: Sequence[str] | None = None,
 ) -> OneClassTask:
-    """Learn from `n_train` normal images of one kind; test on `n_good` normal ones and `n_test` with each defect.
+    """Normal images of one kind of surface, against the same with defects.
 
     Parameters
     ----------
-    kind, seed, level, size : as in `Surfaces`.
-    defects : which, in this order; None: all of `DEFECTS[kind]`. Those of `LOGICAL[kind]` have to be asked for.
+    kind, seed, level, size
+        As in `Surfaces`.
+    n_train, n_good, n_test : int
+        Number of training images, of normal test images, and of test images with each defect.
+    defects : sequence of str, optional
+        Which, in this order; None: all of `DEFECTS[kind]`, not those of `LOGICAL[kind]`.
 
     Returns
     -------
-    OneClassTask with masks; the test images are the normal ones ("good"), then defect by defect. Each has a surface of
-    its own, and it does not change with what else is asked for.
+    task : OneClassTask
+        With masks. Each test image has a surface of its own, whatever else is asked for.
 
     Raises
     ------
-    ValueError for an unknown kind, defect or level, an impossible size, fewer than 2 training images, no normal or no
-    anomalous test image.
+    ValueError
+        An unknown name, an impossible size, fewer than 2 training images, no test images.
     """
     options = dict(seed=seed, level=level, size=size)
     train = Surfaces(kind, n_train, **options)
-    if n_train < 2 or n_good < 1 or n_test < 1:
-        raise ValueError(
-            f"n_train={n_train}, n_good={n_good}, n_test={n_test}: at least 2 training images, 1 normal test image and 1 image a defect are needed."
-        )
     names = DEFECTS[kind] if defects is None else tuple(defects)
-    if isinstance(defects, str) or not names:
+    if n_train < 2 or n_good < 1 or n_test < 1 or isinstance(defects, str) or not names:
         raise ValueError(
-            f"defects={defects!r}: expected a list of names, out of {', '.join(DEFECTS[kind] + LOGICAL[kind])}."
+            f"n_train={n_train}, n_good={n_good}, n_test={n_test}, defects={defects!r}: expected "
+            "at least 2, 1 and 1 images, and a list of defects."
         )
     # A split for each defect: with one for all, the defects would lie on the same few surfaces.
     tests = [Surfaces(kind, n_good, split="test", **options)]
-    tests += [
-        Surfaces(kind, n_test, defect=name, split=f"test {name}", **options) for name in names
-    ]
+    for name in names:
+        tests.append(Surfaces(kind, n_test, defect=name, split=f"test {name}", **options))
     images, masks = zip(*(test.pairs() for test in tests), strict=True)
     kinds = tuple(test.defect or "good" for test in tests for _ in range(len(test)))
     return OneClassTask(
