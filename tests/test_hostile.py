@@ -17,10 +17,11 @@ from small import images, small_backbone
 
 from pandalib.__main__ import main
 from pandalib.methods.panda import fit_compactness
-from pandalib.backbones import load_backbone, read_state
+from pandalib.backbones import load_backbone
+from pandalib.weights import read_state
 from pandalib.methods.patchcore import PatchCore
 from pandalib.cache import FeatureCache
-from pandalib.methods.detectors import PANDA, PANDASES
+from pandalib.methods.panda import PANDA, PANDASES
 from pandalib.methods.knn import DN2, PixelKNN
 from pandalib.methods.ewc import Fisher
 from pandalib.experiments.sweep import read_results
@@ -30,7 +31,7 @@ from pandalib.experiments.grids import MOST_RUNS, load_grid
 from pandalib.inspection.inspector import Inspector
 from pandalib.methods.knn import leave_one_out_scores
 from pandalib.metrics import bootstrap_interval, pixel_roc_auc, pro, roc_auc
-from pandalib.sealed import read_tensors
+from pandalib.io import read_tensors
 from pandalib.methods.spade import SPADE
 from pandalib.datasets.images import ImageError, read_image
 from pandalib.methods.deep_svdd import DeepSVDD

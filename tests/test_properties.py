@@ -12,7 +12,8 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from pandalib.methods.panda import effective_rank, feature_variance, hold_out, sample_wise_scores
+from pandalib.methods.diagnostics import effective_rank, feature_variance
+from pandalib.methods.panda import hold_out, sample_wise_scores
 from pandalib.validation import l2_normalise
 from pandalib.methods.knn import (
     KNN,

@@ -1,20 +1,19 @@
-"""Elastic weight consolidation: let the parameters move, except where the pretraining task would notice.
+"""Elastic weight consolidation: parameters may move, unless the pretraining task would notice.
 
-Kirkpatrick et al. 2017; PANDA-EWC, Reiss et al. 2021, section 3. With theta* the pretrained parameters of the head,
+Kirkpatrick et al. 2017; PANDA-EWC, Reiss et al. 2021, section 3. With theta* the pretrained
+parameters of the trainable part, a penalty is added to the loss:
 
-    loss + lambda / 2 * sum_i F_i (theta_i - theta*_i)^2,      F_i = E over x, y of (d log p(y | x) / d theta_i)^2
+    loss + lambda / 2 * sum_i F_i (theta_i - theta*_i)^2,   F_i = E (d log p(y | x) / d theta_i)^2
 
-F is the diagonal of the Fisher information of the *pretraining* classification task: x its images, y a label drawn
-from the network's own prediction p(y | x). The square is taken for each sample alone, then averaged. Squaring the mean
-gradient of a batch of B instead gives about F / B, since the gradients of different samples cancel: a lambda means
-something only together with the recipe of its F.
+F is the diagonal of the Fisher information of the *pretraining* task: x its images, y a label drawn
+from the network's own prediction p(y | x). The square is taken for each sample alone, then the
+mean. The square of the mean gradient of a batch of B is about F / B instead, since the gradients
+of different samples cancel: a lambda means something only together with the recipe of its F.
 """
 
 from __future__ import annotations
 
 import copy
-import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,92 +21,100 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import ArrayLike
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
 from torch import nn
 
-from pandalib.backbones import EMBEDDED, Backbone
-from pandalib.io import cache_folder
+from pandalib.backbones import Backbone
+from pandalib.io import read_tensors, write_tensors
 from pandalib.progress import progress as bar
-from pandalib.sealed import read_tensors, write_tensors
 
 
 @dataclass(frozen=True)
 class Fisher:
-    """The diagonal Fisher information of a backbone's head.
+    """The diagonal Fisher information of a backbone's trainable part.
 
     Attributes
     ----------
-    values : for each parameter of the head, by name, a float32 tensor of its shape.
-    weights_sha256 : of the network it belongs to.
-    adapt_from, last : the stages that it covers.
-    recipe : how it was made, in words.
-    n_samples : number of images.
+    values : dict
+        For each parameter, by name, a float32 tensor of its shape.
+    weights_sha256 : str
+        Of the network it belongs to.
+    adapt_from, truncate_after : str
+        The stages that it covers.
+    recipe : str
+        How it was made, in words.
+    n_samples : int
+        Number of images.
+
+    Examples
+    --------
+    >>> from pandalib import fisher_information, load_backbone, load_task
+    >>> images = load_task("pictograms:anchor", n_train=3, n_test=1).train
+    >>> fisher = fisher_information(load_backbone(), images, progress=False)
+    >>> fisher.recipe
+    'squares per sample, labels drawn from the prediction, seed 0'
+    >>> fisher.mean() > 0
+    True
     """
 
     values: dict[str, torch.Tensor]
     weights_sha256: str
     adapt_from: str
-    last: str
+    truncate_after: str
     recipe: str
     n_samples: int
 
     def mean(self) -> float:
         """Mean over all parameters: the scale that a lambda is relative to."""
-        return float(
-            sum(value.double().sum() for value in self.values.values())
-            / sum(value.numel() for value in self.values.values())
-        )
+        total = sum(value.double().sum() for value in self.values.values())
+        return float(total / sum(value.numel() for value in self.values.values()))
 
     def check(self, backbone: Backbone) -> None:
         """Raise ValueError unless this belongs to the weights and the stages of `backbone`."""
-        if self.weights_sha256 != backbone.weights_sha256:
+        ours, theirs = (
+            f"weights {it.weights_sha256[:12]}, {it.adapt_from} to {it.truncate_after}"
+            for it in (self, backbone)
+        )
+        named = dict(backbone.trainable.named_parameters())
+        if ours != theirs or _shapes(self.values) != _shapes(named):
             raise ValueError(
-                f"this Fisher information belongs to weights {self.weights_sha256[:12]}, the backbone has {backbone.weights_sha256[:12]}: "
-                "compute it anew with pandalib.methods.ewc.fisher_information."
-            )
-        shapes = {
-            name: parameter.shape for name, parameter in backbone.trainable.named_parameters()
-        }
-        if {name: value.shape for name, value in self.values.items()} != shapes:
-            raise ValueError(
-                f"this Fisher information covers {self.adapt_from} to {self.last}, the backbone adapts {backbone.adapt_from} to {backbone.last}: "
-                "compute it anew with pandalib.methods.ewc.fisher_information."
+                f"this Fisher information belongs to {ours}; the backbone has {theirs}: "
+                "compute it with pandalib.fisher_information."
             )
 
     def save(self, path: Path | str) -> None:
         """Write it as safetensors, with where it came from."""
-        write_tensors(
-            path, self.values, {key: value for key, value in vars(self).items() if key != "values"}
-        )
+        facts = {name: value for name, value in vars(self).items() if name != "values"}
+        write_tensors(path, self.values, facts)
 
     @staticmethod
     def load(path: Path | str, backbone: Backbone | None = None) -> Fisher:
-        """Read it back; with a `backbone`, refuse one that belongs to other weights.
+        """Read what `save` wrote; with a `backbone`, only if it belongs to it.
 
-        Raises FileNotFoundError, or ValueError when the file is damaged or does not belong to the backbone.
+        Raises
+        ------
+        FileNotFoundError
+        ValueError
+            The file is damaged, holds something else, or belongs to other weights or stages.
         """
-        path = Path(path)
-        if not path.is_file():
+        if not Path(path).is_file():
             raise FileNotFoundError(f"Fisher information {path}: there is no such file.")
         try:
             values, facts = read_tensors(path)
-            fisher = Fisher(values=values, **facts)
-            if not all(
-                isinstance(text, str)
-                for text in (fisher.weights_sha256, fisher.adapt_from, fisher.last)
-            ):
-                raise ValueError
-            if not all(
-                value.is_floating_point() and value.isfinite().all() and (value >= 0).all()
-                for value in values.values()
-            ):
-                raise ValueError  # squares, so none is negative
+            fisher = Fisher(values, **facts)
         except (TypeError, ValueError):
             raise ValueError(
-                f"{path} is damaged, or holds no Fisher information: compute it anew with pandalib.methods.ewc.fisher_information."
+                f"{path} is damaged, or holds no Fisher information: compute it with "
+                "pandalib.fisher_information."
             ) from None
         if backbone is not None:
             fisher.check(backbone)
         return fisher
+
+
+def _shapes(named: dict[str, torch.Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in named.items()}
 
 
 def fisher_information(
@@ -120,237 +127,185 @@ def fisher_information(
     seed: int = 0,
     progress: bool = True,
 ) -> Fisher:
-    """The diagonal Fisher information of the head, over images of the pretraining task.
+    """The diagonal Fisher information of the trainable part, over images of the pretraining task.
 
     Parameters
     ----------
-    backbone : a whole network, with its classifier.
-    images : uint8 (n, 3, H, W), or their stem activations, float (n, C, h, w).
-    labels : None (the definition) draws each label from the network's own prediction. True labels, int (n,), give the
-        "empirical" Fisher, which measures misfit as well and shrinks as the network gets everything right.
-    classifier : from the last feature map to logits, for a network that has none (`linear_probe`).
-    batch_size : 1 is the definition. Above 1 the gradient is averaged before it is squared: the common shortcut, too
-        small by about this factor; here so that it can be measured.
-    seed : of the drawn labels.
+    backbone : Backbone
+        A whole network, with its classifier.
+    images : array or tensor
+        uint8 (n, 3, H, W), or their frozen features, float (n, C, h, w).
+    labels : None or array, shape (n,)
+        None, the definition, draws each label from the network's own prediction. True labels give
+        the "empirical" Fisher information, which measures misfit as well: it shrinks as the network
+        gets everything right.
+    classifier : module or None
+        From the last feature map to logits, for a network that has none (`linear_probe`).
+    batch_size : int
+        1 is the definition. Above 1, the gradient is averaged before it is squared: the common
+        shortcut, too small by about this factor; here so that it can be measured.
+    seed : int
+        Of the drawn labels.
+    progress : bool
+
+    Returns
+    -------
+    fisher : Fisher
 
     Raises
     ------
-    ValueError when the network has no classifier, there are no images, or the labels do not fit.
+    ValueError
+        A network without a classifier; no images; labels that do not fit.
     """
-    classifier = classifier if classifier is not None else backbone.classifier
+    own_classifier = classifier is None
+    classifier = backbone.classifier if own_classifier else classifier
     if classifier is None:
         raise ValueError(
-            f"{backbone.name} up to {backbone.last} has no classifier of its pretraining task: load the whole network, or "
-            "give classifier=linear_probe(backbone, images, labels) from any labelled images."
+            f"{backbone.name} up to {backbone.truncate_after} has no classifier: expected the "
+            "whole network, or classifier=linear_probe(backbone, images, labels)."
         )
     if len(images) == 0:
-        raise ValueError("there are no images: expected at least one of the pretraining task.")
-    stem = (
-        images
-        if isinstance(images, torch.Tensor) and images.is_floating_point()
-        else backbone.frozen_features(images)
-    )
-    n_classes = backbone.n_classes if classifier is backbone.classifier else None
+        raise ValueError("there are no images: expected some of the pretraining task.")
+    if not (isinstance(images, torch.Tensor) and images.is_floating_point()):
+        images = backbone.frozen_features(images)
+    n_classes = backbone.n_classes if own_classifier else None
     if labels is not None:
         labels = torch.as_tensor(np.array(labels)).long()
-        if labels.shape != (len(stem),):
+        if labels.shape != (len(images),):
             raise ValueError(
-                f"labels are {tuple(labels.shape)}: expected one for each of the {len(stem)} images."
+                f"labels are {tuple(labels.shape)}: expected one for each of {len(images)} images."
             )
-    # One image at a time is fastest with channels last, whatever the head's own order.
-    head = (
-        copy.deepcopy(backbone.trainable).to(memory_format=torch.channels_last).requires_grad_(True)
-    )
-    parameters = list(head.parameters())
+    # One image at a time is fastest with channels last, whatever the trainable part's own order.
+    trainable = copy.deepcopy(backbone.trainable).to(memory_format=torch.channels_last)
+    parameters = list(trainable.requires_grad_(True).parameters())
     sums = [torch.zeros_like(parameter) for parameter in parameters]
     generator = torch.Generator().manual_seed(seed)
     to = dict(device=backbone.device, dtype=torch.float32, memory_format=torch.channels_last)
-    starts = range(0, len(stem), batch_size)
+    starts = range(0, len(images), batch_size)
     for start in bar(starts, "Fisher information", shown=progress):
-        logits = classifier(head(stem[start : start + batch_size].to(**to)))[:, :n_classes]
+        batch = images[start : start + batch_size].to(**to)
+        logits = classifier(trainable(batch))[:, :n_classes]
         if labels is None:
-            y = torch.multinomial(logits.detach().softmax(dim=1).cpu(), 1, generator=generator)[
-                :, 0
-            ]
+            p = logits.detach().softmax(dim=1).cpu()
+            y = torch.multinomial(p, 1, generator=generator)[:, 0]
         else:
             y = labels[start : start + batch_size]
             if y.min() < 0 or y.max() >= logits.shape[1]:
                 raise ValueError(
-                    f"labels run from {int(labels.min())} to {int(labels.max())}: expected 0 to {logits.shape[1] - 1}, the classes of the classifier."
+                    f"labels run from {labels.min()} to {labels.max()}: expected 0 to "
+                    f"{logits.shape[1] - 1}, the classes of the classifier."
                 )
         gradients = torch.autograd.grad(F.cross_entropy(logits, y.to(backbone.device)), parameters)
-        torch._foreach_addcmul_(sums, gradients, gradients)
+        torch._foreach_addcmul_(sums, gradients, gradients)  # the squares, summed
+    values = [total.div_(len(starts)).cpu() for total in sums]
+    squares = "squares per sample"
+    if batch_size > 1:
+        squares = f"squares of the mean gradient of batches of {batch_size}"
     drawn = "labels drawn from the prediction" if labels is None else "true labels (empirical)"
-    squares = (
-        "squares per sample"
-        if batch_size == 1
-        else f"squares of the mean gradient of batches of {batch_size}"
-    )
-    torch._foreach_div_(sums, len(starts))
+    probe = "" if own_classifier else ", linear probe"
     return Fisher(
-        values={name: value.cpu() for (name, _), value in zip(head.named_parameters(), sums)},
+        values=dict(zip(dict(trainable.named_parameters()), values)),
         weights_sha256=backbone.weights_sha256,
         adapt_from=backbone.adapt_from,
-        last=backbone.last,
-        recipe=f"{squares}, {drawn}, seed {seed}"
-        + ("" if classifier is backbone.classifier else ", linear probe"),
-        n_samples=len(stem),
+        truncate_after=backbone.truncate_after,
+        recipe=f"{squares}, {drawn}, seed {seed}{probe}",
+        n_samples=len(images),
     )
-
-
-def upstream_fisher(
-    backbone: Backbone,
-    n_samples: int = 600,
-    *,
-    batch_size: int = 1,
-    seed: int = 0,
-    progress: bool = True,
-) -> Fisher:
-    """The Fisher information of this project's own network on its own upstream task, drawn anew; kept in the cache folder.
-
-    `batch_size` as in `fisher_information`: above 1 it is the biased shortcut.
-
-    Raises ValueError for another network: its pretraining images are not at hand.
-    """
-    from pandalib.datasets.synthetic import glyphs
-
-    if (
-        backbone.name != EMBEDDED or backbone.classifier is None or backbone.n_classes is None
-    ):  # n_classes: its own weights
-        raise ValueError(
-            f"{backbone.name} up to {backbone.last} was not pretrained on glyphs: give labelled images to fisher_information."
-        )
-    biased = f"-batches-of-{batch_size}" if batch_size > 1 else ""
-    name = f"fisher-{backbone.weights_sha256[:12]}-{backbone.adapt_from}-{n_samples}-{seed}{biased}.safetensors"
-    path = cache_folder() / name
-    try:
-        return Fisher.load(path, backbone)
-    except (FileNotFoundError, ValueError):
-        images = glyphs.draw_batch(range(n_samples), split="fisher", seed=seed)[0]
-        fisher = fisher_information(
-            backbone, images, batch_size=batch_size, seed=seed, progress=progress
-        )
-        try:
-            fisher.save(path)
-        except OSError as error:
-            raise OSError(
-                f"the Fisher information could not be kept: {error} PANDALIB_CACHE says where."
-            ) from error
-        return fisher
 
 
 def linear_probe(backbone: Backbone, images, labels: ArrayLike, *, seed: int = 0) -> nn.Module:
-    """A linear classifier on the pooled pretrained features: a pretraining task for a network that came without one.
+    """A linear classifier of pooled features: a pretraining task for a network that has none.
 
     Parameters
     ----------
-    images : uint8 (n, 3, H, W) of any labelled classes; never those that the detector is to be tested on.
-    labels : (n,), at least two different ones.
+    backbone : Backbone
+    images : array, shape (n, 3, H, W), uint8
+        Of any labelled classes, but never those that the detector is tested on.
+    labels : array, shape (n,)
+        At least two different ones.
+    seed : int
+        Of the fit.
 
     Returns
     -------
-    module from the last feature map (B, C, h, w) to logits (B, n_classes), classes in the order of `np.unique(labels)`.
+    probe : module
+        From the last feature map (B, C, h, w) to logits (B, n_classes), classes in the order of
+        `np.unique(labels)`.
     """
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.preprocessing import StandardScaler
-
     labels = np.asarray(labels)
     if len(np.unique(labels)) < 2 or labels.shape != (len(images),):
         raise ValueError(
-            f"labels are {labels.shape} with {len(np.unique(labels))} different values: expected one for each of the {len(images)} images, two classes or more."
+            f"labels are {labels.shape} with {len(np.unique(labels))} different values: expected "
+            f"one for each of {len(images)} images, two classes or more."
         )
     features = backbone.features(images)
     scale = StandardScaler().fit(features)
     fit = LogisticRegression(max_iter=500, random_state=seed).fit(scale.transform(features), labels)
-    weight, bias = (
-        fit.coef_ / scale.scale_,
-        fit.intercept_ - fit.coef_ @ (scale.mean_ / scale.scale_),
-    )
+    weight = fit.coef_ / scale.scale_
+    bias = fit.intercept_ - weight @ scale.mean_
     if len(weight) == 1:  # two classes: scikit-learn keeps one row, the log-odds of the second
         weight, bias = np.concatenate([0 * weight, weight]), np.concatenate([0 * bias, bias])
     linear = nn.Linear(weight.shape[1], weight.shape[0])
     with torch.no_grad():
         linear.weight.copy_(torch.from_numpy(weight))
         linear.bias.copy_(torch.from_numpy(bias))
-    return (
-        nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), linear)
-        .requires_grad_(False)
-        .to(backbone.device)
-    )
+    probe = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), linear)
+    return probe.requires_grad_(False).to(backbone.device)
 
 
 class EWC:
-    """The penalty lambda / 2 * sum_i F_i (theta_i - theta*_i)^2, as its gradient lambda * F_i * (theta_i - theta*_i).
+    """The penalty lambda / 2 * sum_i F_i (theta_i - theta*_i)^2, a term of the loss.
 
     Parameters
     ----------
-    backbone : the pretrained network; its head is theta*.
-    strength : lambda. 0 lets everything move, a large one freezes the head. Where learning rate x lambda x F is above
-        about 2, a parameter swings around its old value instead: lower the learning rate.
-    fisher : F, checked against the backbone; None sets every F_i to 1, plain L2 towards the pretrained parameters.
+    backbone : Backbone
+        The pretrained network; its trainable part is theta*.
+    ewc_lambda : float
+        0 lets everything move, a large value freezes everything. Where learning rate x lambda x F
+        is above about 2, a parameter swings around its old value: lower the learning rate.
+    fisher : Fisher or None
+        F, checked against the backbone; None sets every F_i to 1: plain L2 towards theta*.
+
+    Attributes
+    ----------
+    facts : dict
+        What distinguishes this penalty from another; a run that goes on must have the same.
+
+    Examples
+    --------
+    >>> from pandalib import EWC, load_backbone
+    >>> backbone = load_backbone()
+    >>> penalty = EWC(backbone, 2.0, None)
+    >>> float(penalty(backbone.trainable))  # at theta*
+    0.0
     """
 
     def __init__(self, backbone: Backbone, ewc_lambda: float, fisher: Fisher | None):
         if not (np.isfinite(ewc_lambda) and ewc_lambda >= 0):
-            raise ValueError(f"strength={strength!r}: expected lambda, a number of at least 0.")
-        self.backbone, self.ewc_lambda, self.fisher = backbone, float(ewc_lambda), fisher
-        self._start = [parameter.detach() for parameter in backbone.trainable.parameters()]
-        self._weights = None
+            raise ValueError(f"ewc_lambda={ewc_lambda!r}: expected a number of at least 0.")
+        self.backbone = backbone
+        self.ewc_lambda = float(ewc_lambda)
+        self.fisher = fisher
+        start = {name: p.detach() for name, p in backbone.trainable.named_parameters()}
+        weights = dict.fromkeys(start, 1.0)
         if fisher is not None:
             fisher.check(backbone)
-            self._weights = [
-                fisher.values[name].to(backbone.device)
-                for name, _ in backbone.trainable.named_parameters()
-            ]
+            # In the parameters' own order in memory: two orders side by side are slow.
+            weights = {
+                name: torch.empty_like(p).copy_(fisher.values[name]) for name, p in start.items()
+            }
+        self._terms = [(name, start[name], weights[name]) for name in start]
 
-    def identity(self) -> dict:
-        """What distinguishes this penalty from another (a resumed run must have the same)."""
-        return dict(
-            ewc_lambda=self.ewc_lambda,
-            fisher=None if self.fisher is None else _digest(self.fisher.values),
-        )
+    def __call__(self, trainable: nn.Module) -> torch.Tensor:
+        """The penalty at the parameters of `trainable`, a scalar with a gradient."""
+        theta = dict(trainable.named_parameters())
+        total = 0.0
+        for name, start, weight in self._terms:
+            squares = F.mse_loss(theta[name], start, reduction="none")  # in one pass
+            total = total + (weight * squares).sum()
+        return self.ewc_lambda / 2 * total
 
-    def value(self, head: nn.Module) -> float:
-        """The penalty at the parameters of `head`."""
-        difference = torch._foreach_sub(
-            [parameter.detach() for parameter in head.parameters()], self._start
-        )
-        weights = self._weights or [torch.ones_like(part) for part in difference]
-        return (
-            self.ewc_lambda
-            / 2
-            * sum(
-                float((weight * part.square()).sum()) for weight, part in zip(weights, difference)
-            )
-        )
-
-    def add_gradient(self, head: nn.Module) -> None:
-        """Add the gradient of the penalty to `.grad` of the head's parameters, in place."""
-        parameters = list(head.parameters())
-        self._start = _in_order(self._start, parameters)
-        difference = torch._foreach_sub(
-            [parameter.detach() for parameter in parameters], self._start
-        )
-        gradients = [parameter.grad for parameter in parameters]
-        if self._weights is None:
-            torch._foreach_add_(gradients, difference, alpha=self.ewc_lambda)
-        else:
-            self._weights = _in_order(self._weights, parameters)
-            torch._foreach_addcmul_(gradients, difference, self._weights, value=self.ewc_lambda)
-
-
-def _in_order(tensors: list[torch.Tensor], parameters: list[torch.Tensor]) -> list[torch.Tensor]:
-    """The tensors in the parameters' order in memory, since to walk through two orders side by side is slow; copied at most once."""
-    if all(tensor.stride() == parameter.stride() for tensor, parameter in zip(tensors, parameters)):
-        return tensors
-    return [
-        torch.empty_like(parameter).copy_(tensor) for tensor, parameter in zip(tensors, parameters)
-    ]
-
-
-def _digest(tensors: dict[str, torch.Tensor] | Sequence) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(name.encode())
-        digest.update(np.ascontiguousarray(tensors[name].detach().cpu().numpy()).tobytes())
-    return digest.hexdigest()
+    @property
+    def facts(self) -> dict:
+        fisher = None if self.fisher is None else [self.fisher.recipe, self.fisher.mean()]
+        return dict(ewc_lambda=self.ewc_lambda, fisher=fisher)

@@ -1,31 +1,35 @@
-"""Outlier exposure: when some images that are *not* normal are at hand, learn to tell the two apart.
+"""Outlier exposure: when some images that are *not* normal are at hand, learn to tell them apart.
 
-Hendrycks et al. 2019; PANDA-OE, Reiss et al. 2021, section 3. The head and a new linear layer, d -> 1, are trained on
-binary cross-entropy, normal 0, outlier 1, each batch with as many of either. There is no centre, no kNN and no
-penalty: the two-sided task keeps the features from collapsing. The score is the output of the linear layer. What is
-learned depends on which outliers are shown: they stand in for anomalies that nobody has seen.
+Hendrycks et al. 2019; PANDA-OE, Reiss et al. 2021, section 3. The trainable part and a new linear
+layer, d -> 1, minimise binary cross-entropy (normal 0, outlier 1) on batches with as many of either
+
+    loss = mean over the batch of -y log s(z) - (1 - y) log(1 - s(z)),   z = w . f(x) + b
+
+with s the sigmoid. There is no centre, no kNN and no penalty: the two-sided task keeps the features
+from collapsing. The score is z. What is learned depends on which outliers are shown: they stand in
+for anomalies that nobody has seen.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import KW_ONLY, dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from sklearn.base import BaseEstimator
 from torch import nn
 
-from pandalib.methods.panda import check_counts, check_loss, check_rates, trainable_copy
-from pandalib.backbones import Backbone, normalise, pool
+from pandalib.backbones import Backbone, normalise
 from pandalib.cache import FeatureCache
-from pandalib.methods.detectors import frozen_parts
-from pandalib.validation import check_fitted
-from pandalib.progress import progress as bar
+from pandalib.methods.training import TrainableCopy, Training
+from pandalib.validation import check_fitted, check_rates
 
 
 class ExposureEpoch(NamedTuple):
-    """What a callback of `OutlierExposure` is given: the number of epochs done, the mean loss of the last, the detector.
+    """What a callback of `OutlierExposure` is given.
 
     The detector goes on learning: score with it at once, or copy `backbone_` and `linear_`.
     """
@@ -35,149 +39,155 @@ class ExposureEpoch(NamedTuple):
     detector: OutlierExposure
 
 
-class OutlierExposure:
-    """A classifier of normal images against outliers, on a pretrained network whose head is trained along.
+@dataclass(eq=False, repr=False)
+class OutlierExposure(BaseEstimator):
+    """A classifier of normal images against outliers, on a network that is trained along.
 
     Parameters
     ----------
-    backbone : the pretrained network; it stays as it is.
-    outliers : uint8 (M, 3, H, W), images that are not normal. Never those that the detector is tested on.
-    epochs : passes over the normal images. The outliers are gone through in an order of their own, over and over.
-    lr, clip, momentum : of SGD, as in `pandalib.methods.panda.adapt`.
-    batch_size : normal images in a batch; as many outliers join them.
-    seed : of the linear layer and of both orders.
-    on_epoch : called with an `ExposureEpoch` after each epoch.
-    bf16 : compute in bfloat16 where that is safe (autocast).
-    cache : keep the stem's activations on disk for the next run.
+    backbone : Backbone
+        The pretrained network; it stays as it is.
+    outlier_images : array or sequence, shape (M, 3, H, W), uint8
+        Images that are not normal, but never those that the detector is tested on.
+    epochs : int
+        Passes over the normal images. The outliers have an order of their own, over and over.
+    lr, max_grad_norm, momentum, bf16
+        As for `pandalib.methods.panda.fit_compactness`.
+    batch_size : int
+        Normal images in a batch; as many outliers join them.
+    seed : int
+        Of the linear layer and of both orders.
+    on_epoch : callable or None
+        Called with an `ExposureEpoch` after each epoch.
+    cache : FeatureCache or None
+        Keeps what the frozen part computes on disk for the next run.
+    progress : bool
 
     Attributes
     ----------
-    backbone_ : the network with its trained head.
-    linear_ : the new layer.
-    losses_ : mean loss of each epoch.
+    backbone_ : Backbone
+        With its trained part.
+    linear_ : module
+        The new layer.
+    losses_ : list of float
+        Mean loss of each epoch.
+    bf16_, bf16_ratio_
+        As for `TrainableCopy`.
+
+    Examples
+    --------
+    >>> from pandalib import OutlierExposure, load_backbone, load_outliers, load_task, roc_auc
+    >>> task = load_task("pictograms:anchor", n_train=20, n_test=6)
+    >>> outliers = load_outliers("near", 20)
+    >>> options = dict(epochs=2, lr=0.05, max_grad_norm=1.0, progress=False)
+    >>> detector = OutlierExposure(load_backbone(), outliers, **options).fit(task.train)
+    >>> roc_auc(task.labels, detector.score(task.test)) > 0.7
+    True
     """
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        outliers,
-        *,
-        epochs: int,
-        lr: float,
-        max_grad_norm: float | None,
-        momentum: float = 0.9,
-        batch_size: int = 32,
-        seed: int = 0,
-        on_epoch: Callable[[ExposureEpoch], None] | None = None,
-        bf16: bool = False,
-        cache: FeatureCache | None = None,
-        progress: bool = True,
-    ):
-        check_counts(epochs=epochs, batch_size=batch_size)
-        check_rates(lr=lr, max_grad_norm=max_grad_norm)
-        self.backbone, self.outliers, self.epochs, self.lr, self.max_grad_norm, self.momentum = (
-            backbone,
-            outliers,
-            epochs,
-            lr,
-            max_grad_norm,
-            momentum,
-        )
-        self.batch_size, self.seed, self.on_epoch, self.bf16, self.cache, self.progress = (
-            batch_size,
-            seed,
-            on_epoch,
-            bf16,
-            cache,
-            progress,
-        )
+    backbone: Backbone
+    outlier_images: np.ndarray | None
+    _: KW_ONLY
+    epochs: int
+    lr: float
+    max_grad_norm: float | None
+    momentum: float = 0.9
+    batch_size: int = 32
+    seed: int = 0
+    on_epoch: Callable[[ExposureEpoch], None] | None = None
+    bf16: bool | str = False
+    cache: FeatureCache | None = None
+    progress: bool = True
 
-    def fit(self, normal_images) -> OutlierExposure:
+    def fit(self, normal_images, y=None) -> OutlierExposure:
         """Train on normal images, uint8 (N, 3, H, W), against the outliers.
 
-        Raises ValueError when there is no image of either kind, or their sizes differ; FloatingPointError when the
-        loss is no longer finite.
+        Raises
+        ------
+        ValueError
+            No images of either kind, or two sizes.
+        FloatingPointError
+            The loss is no longer finite.
         """
-        _check_some(normal_images, self.outliers)
-        ours, theirs = (
-            " x ".join(map(str, normalise(images[:1]).shape[2:]))
-            for images in (normal_images, self.outliers)
-        )
+        _check_some(normal_images, self.outlier_images)
+        pair = normal_images, self.outlier_images
+        ours, theirs = (tuple(normalise(images[:1]).shape[2:]) for images in pair)
         if ours != theirs:
             raise ValueError(
-                f"normal images are {ours} and outliers {theirs} pixels: expected one size, since size alone would tell them apart."
+                f"normal images are {ours} pixels and outliers {theirs}: expected one size, since "
+                "size alone would tell them apart."
             )
-        normal, outliers = (
-            self.backbone.frozen_features(images, cache=self.cache)
-            for images in (normal_images, self.outliers)
+        return self.fit_frozen(
+            *(self.backbone.frozen_features(images, cache=self.cache) for images in pair)
         )
-        return self.fit_frozen(normal, outliers)
 
     def fit_frozen(self, normal: torch.Tensor, outliers: torch.Tensor) -> OutlierExposure:
-        """As `fit`, from what the backbone's stem made of the images: (N, C, h, w) and (M, C, h, w)."""
+        """As `fit`, from frozen features: (N, C, h, w) and (M, C, h, w)."""
         _check_some(normal, outliers)
-        network = self.backbone
-        head = trainable_copy(network, bf16=self.bf16)
+        check_rates(lr=self.lr, max_grad_norm=self.max_grad_norm)
+        example = torch.cat([normal[: self.batch_size], outliers[: self.batch_size]])
+        network = TrainableCopy(self.backbone, self.bf16, example)
+        self.bf16_, self.bf16_ratio_ = network.bf16, network.bf16_ratio
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            linear = nn.Linear(network.features_from(normal[:1]).shape[1], 1).to(network.device)
-        parameters = [*head.parameters(), *linear.parameters()]
+            d = self.backbone.features_from(normal[:1]).shape[1]
+            linear = nn.Linear(d, 1).to(self.backbone.device)
+        parameters = [*network.trainable.parameters(), *linear.parameters()]
         optimiser = torch.optim.SGD(parameters, lr=self.lr, momentum=self.momentum, fused=True)
-        strangers = cycled(len(outliers), seed=self.seed)
-        self.backbone_, self.linear_, self.losses_ = network.with_trainable(head), linear, []
-        head.requires_grad_(True)  # which `with_head` has taken away
-        for epoch in bar(range(1, self.epochs + 1), "outlier exposure", shown=self.progress):
-            order = torch.from_numpy(
-                np.random.default_rng((self.seed, epoch)).permutation(len(normal))
-            )
-            total = 0.0
-            for rows in order.split(self.batch_size):
-                others = torch.from_numpy(np.fromiter(strangers, np.int64, len(rows)))
-                with torch.autocast(network.device.type, torch.bfloat16, enabled=self.bf16):
-                    feature_map = head(
-                        network.for_trainable(torch.cat([normal[rows], outliers[others]]))
-                    )
-                logits = linear(pool(feature_map.float()))[:, 0]
-                target = torch.arange(2 * len(rows), device=logits.device) >= len(rows)
-                loss = F.binary_cross_entropy_with_logits(logits, target.float())
-                optimiser.zero_grad()
-                loss.backward()
-                if self.max_grad_norm is not None:
-                    torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
-                optimiser.step()
-                total += loss.item() * len(rows)
-            check_loss(total, epoch, lr=self.lr, max_grad_norm=self.max_grad_norm)
-            self.losses_.append(total / len(order))
-            if self.on_epoch is not None:
-                self.on_epoch(ExposureEpoch(epoch, self.losses_[-1], self))
-        head.requires_grad_(False)
+        self.backbone_ = self.backbone.with_trainable(network.trainable)
+        self.linear_ = linear
+        network.trainable.requires_grad_(True)  # which `with_trainable` has taken away
+        training = Training(
+            optimiser,
+            n_images=len(normal),
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            callbacks=[self._report],
+            description="outlier exposure",
+            progress=self.progress,
+        )
+        next_outliers = cycled(len(outliers), seed=self.seed)
+
+        for rows in training:
+            others = torch.from_numpy(np.fromiter(next_outliers, np.int64, len(rows)))
+            features = network.features(torch.cat([normal[rows], outliers[others]]))  # (2B, d)
+            logits = linear(features)[:, 0]
+            is_outlier = torch.arange(len(logits), device=logits.device) >= len(rows)
+            loss = F.binary_cross_entropy_with_logits(logits, is_outlier.float())
+            optimiser.zero_grad()
+            loss.backward()
+            if self.max_grad_norm is not None:
+                torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
+            optimiser.step()
+            training.record(loss)
+        network.trainable.requires_grad_(False)
         linear.requires_grad_(False)
         return self
 
-    def score(self, images) -> np.ndarray:
-        """Anomaly scores (n,) of images, uint8 (n, 3, H, W): the logit, higher = more like an outlier.
+    def _report(self, training: Training) -> None:
+        self.losses_ = training.losses
+        if self.on_epoch is not None and training.epoch > 0:
+            self.on_epoch(ExposureEpoch(training.epoch, training.losses[-1], self))
 
-        The paper's score is the sigmoid of it. The order is the same, but the sigmoid of a sure classifier rounds to
-        exactly 1 for many images, and ties are lost.
+    def score(self, images) -> np.ndarray:
+        """Anomaly scores (n,) of images, uint8 (n, 3, H, W): higher = more anomalous.
+
+        They are logits: above 0, an image is more like an outlier. The paper takes their sigmoid,
+        which has the same order, but rounds to exactly 1 for many images of a sure classifier.
         """
         check_fitted(self, "linear_")
-        return np.concatenate(
-            [self.score_frozen(part) for part in frozen_parts(self.backbone, images, self.cache)]
-        )
+        return self.score_features(self.backbone_.features(images, cache=self.cache))
 
     def score_frozen(self, frozen_features: torch.Tensor) -> np.ndarray:
-        """As `score`, from the stem's activations (n, C, h, w)."""
-        return self.score_features(self.backbone_.features_from(frozen_features, bf16=self.bf16))
+        """As `score`, from frozen features (n, C, h, w)."""
+        return self.score_features(self.backbone_.features_from(frozen_features))
 
     @torch.no_grad()
     def score_features(self, features: np.ndarray) -> np.ndarray:
-        """As `score`, from the features of the trained network, float32 (n, d)."""
-        return (
-            self.linear_(torch.from_numpy(features).to(self.backbone.device))[:, 0]
-            .cpu()
-            .numpy()
-            .astype(np.float64)
-        )
+        """As `score`, from features of the trained network, float32 (n, d)."""
+        logits = self.linear_(torch.from_numpy(features).to(self.backbone.device))
+        return logits[:, 0].cpu().numpy().astype(np.float64)
 
 
 def _check_some(normal, outliers) -> None:

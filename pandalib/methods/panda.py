@@ -1,110 +1,42 @@
-"""Compactness adaptation: pull the features of normal images together, and know when to stop.
+"""PANDA: adapt pretrained features to normal images, and stop before they collapse.
 
-Reiss et al. 2021 (PANDA), section 3. With c the mean feature of the training images *before* adaptation, never updated,
-and d the dimension of a feature, the head is trained on
+Reiss et al. 2021, section 3. With c the mean feature of the normal images *before* adaptation,
+never updated, and d the dimension of a feature, the trainable part of the network minimises
 
     loss = mean over the batch of ||f(x) - c||^2 / d
 
-by stochastic gradient descent, the norm of each gradient clipped. BatchNorm stays in evaluation mode. The centre is for
-training only: scores are kNN distances between re-extracted features. The trivial optimum is f(x) = c for every x, and
-enough steps lead there: that is collapse.
+by stochastic gradient descent with clipped gradients; BatchNorm stays in evaluation mode. The
+centre is for training only: scores are kNN distances between the new features. The trivial optimum
+is f(x) = c for every x, and enough steps lead there. Three ways to stop before that collapse:
+after a fixed number of steps (`PANDA`), at each image's own checkpoint (`PANDASES`), by a penalty
+on the parameters that the pretraining task needs (`PANDAEWC`).
 """
 
 from __future__ import annotations
 
-import copy
-import hashlib
-import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
+from sklearn.base import BaseEstimator
 
 from pandalib.backbones import Backbone
-from pandalib.validation import as_features
+from pandalib.cache import FeatureCache
+from pandalib.methods.ewc import EWC, Fisher
 from pandalib.methods.knn import KNN
-from pandalib.metrics import roc_auc
-from pandalib.progress import progress as bar
-from pandalib.sealed import read_tensors, write_tensors
-from pandalib.smallmaps import use_small_map_convolutions
+from pandalib.methods.training import Checkpoint, Checkpoints, TrainableCopy, Training
+from pandalib.validation import as_features, check_fitted, check_rates
 
-RESUME = "resume.safetensors"  # beside the checkpoints: the newest parameters with their momentum
+CHUNK = 1024  # images whose frozen features are in memory at once, where there is no cache
 
 
 def compactness(features: torch.Tensor, centre: torch.Tensor) -> torch.Tensor:
-    """Mean over the batch of ||f(x) - c||^2 / d, for features (B, d) and a centre (d,) -> scalar."""
+    """Mean over the batch of ||f(x) - c||^2 / d, for features (B, d) and a centre (d,): scalar."""
     return (features - centre).square().mean()
-
-
-class Checkpoint(NamedTuple):
-    """What a callback is given: the network after `epoch` epochs, and the mean training loss of the last of them."""
-
-    epoch: int
-    loss: float  # nan before training
-    backbone: Backbone
-
-
-class Checkpoints(Sequence):
-    """The adapted heads of one training run, oldest first; number 0 is the pretrained network.
-
-    `checkpoints[i]` is a backbone with the head of that moment; its stem is shared with the pretrained one.
-
-    Attributes
-    ----------
-    epochs : list of int, the epoch of each checkpoint.
-    losses : list of float, the mean training loss of every epoch (also of those without a checkpoint).
-    centre : tensor (d,), float32.
-    """
-
-    def __init__(self, backbone: Backbone, centre: torch.Tensor, folder: Path | None = None):
-        self.backbone, self.centre, self.folder = backbone, centre, folder
-        self.epochs: list[int] = []
-        self.losses: list[float] = []
-        self._states: list[dict[str, torch.Tensor] | Path] = []
-
-    def __len__(self) -> int:
-        return len(self.epochs)
-
-    def __getitem__(self, number):
-        if isinstance(number, slice):
-            return [self[i] for i in range(len(self))[number]]
-        state = self._states[number]
-        if isinstance(state, Path):
-            state = self._from_disk(state, self.epochs[number])
-        head = copy.deepcopy(self.backbone.trainable)
-        with torch.no_grad():
-            for name, parameter in head.named_parameters():
-                parameter.copy_(state[name])
-        return self.backbone.with_trainable(head)
-
-    def _from_disk(self, path: Path, epoch: int) -> dict[str, torch.Tensor]:
-        state, facts = _read(path)
-        shapes = {
-            name: parameter.shape for name, parameter in self.backbone.trainable.named_parameters()
-        }
-        fits = {name: tensor.shape for name, tensor in state.items()} == shapes
-        if (
-            not fits
-            or facts.get("epoch") != epoch
-            or facts.get("weights_sha256") != self.backbone.weights_sha256
-        ):
-            raise ValueError(
-                f"checkpoint {path} is one of another epoch or network: empty its folder and adapt again."
-            )
-        return state
-
-    def keep(self, epoch: int, head: torch.nn.Module, metadata: dict) -> None:
-        state = {name: parameter.detach().clone() for name, parameter in head.named_parameters()}
-        if self.folder is not None:
-            path = self.folder / f"epoch-{epoch:04d}.safetensors"
-            write_tensors(path, state, {**metadata, "epoch": epoch})
-            state = path
-        self.epochs.append(epoch)
-        self._states.append(state)
 
 
 def fit_compactness(
@@ -117,349 +49,364 @@ def fit_compactness(
     momentum: float = 0.9,
     weight_decay: float = 0.0,
     batch_size: int = 32,
-    penalty=None,
+    penalty: Callable[[torch.nn.Module], torch.Tensor] | None = None,
     seed: int = 0,
-    checkpoint_every: int = 1,
+    checkpoint_every: int | None = 1,
     folder: Path | str | None = None,
     on_checkpoint: Callable[[Checkpoint], None] | None = None,
-    bf16: bool = False,
+    bf16: bool | str = False,
     progress: bool = True,
 ) -> Checkpoints:
-    """Train a copy of the backbone's head on the compactness loss.
+    """Train a copy of the trainable part of a network on the compactness loss.
 
     Parameters
     ----------
-    backbone : stays as it is; its head is copied.
-    stem_features : (N, C, h, w), `backbone.stem_features(normal_images)`.
-    epochs : passes over the N images, each in a new order.
-    lr, momentum, weight_decay, batch_size : of SGD. The last batch of an epoch may be smaller.
-    clip : norm to which each gradient, penalty included, is cut; None leaves it. With a small clip the pace is
-        lr x clip x steps. Weight decay comes after the clip, and can exceed the clipped gradient.
-    penalty : something with `add_gradient(head)`, called between the backward pass and the clip (`pandalib.methods.ewc.EWC`).
-    seed : order of the batches.
-    every : epochs between checkpoints; the pretrained network and the last epoch are always kept.
-    folder : keep the checkpoints there as safetensors, not in memory; a run that was killed goes on where it was.
-    on_checkpoint : called at every checkpoint, the pretrained one included; when a run goes on, not for those before.
-    bf16 : compute in bfloat16 where that is safe (autocast): faster on processors that have it, and not the same numbers.
+    backbone : Backbone
+        Stays as it is.
+    frozen_features : tensor, shape (N, C, h, w)
+        `backbone.frozen_features(normal_images)`.
+    epochs : int
+        Passes over the N images, each in a new order that follows from `seed`.
+    lr, momentum, weight_decay, batch_size
+        Of SGD. The last batch of an epoch may be smaller.
+    max_grad_norm : float or None
+        Longer gradients, penalty included, are cut to this norm. Weight decay comes after.
+    penalty : callable or None
+        From the trainable part to a scalar tensor, added to the loss: `EWC`, for example.
+    checkpoint_every : int or None
+        Epochs between checkpoints; the first network and the last are always kept. None: only they.
+    folder : path or None
+        Keep the checkpoints there; a run that was killed goes on where it was.
+    on_checkpoint : callable or None
+        Called with each `Checkpoint`.
+    bf16 : True, False or "auto"
+        Compute in bfloat16, with coarser numbers: many times slower on a processor without
+        instructions for it. "auto" tries for half a second whether it is faster here.
+
+    Returns
+    -------
+    checkpoints : Checkpoints
 
     Raises
     ------
-    ValueError for settings that cannot be, and for a folder with checkpoints of another run; FloatingPointError
-    when the loss is no longer finite.
+    ValueError
+        Settings that cannot be; a folder with checkpoints of another run.
+    FloatingPointError
+        The loss is no longer finite.
     """
-    if len(frozen_features) == 0:
-        raise ValueError(
-            "there are no images to adapt to: expected stem features (N, C, h, w) with N of at least 1."
-        )
-    check_counts(epochs=epochs, batch_size=batch_size, checkpoint_every=checkpoint_every)
     check_rates(lr=lr, max_grad_norm=max_grad_norm)
-    head = trainable_copy(backbone, bf16=bf16)
-    parameters = list(head.parameters())
+    network = TrainableCopy(backbone, bf16, frozen_features[:batch_size])
+    parameters = list(network.trainable.parameters())
     if not parameters:
         raise ValueError(
-            f"{backbone.name} up to {backbone.last} has no stage {backbone.adapt_from!r} to adapt: choose adapt_from among its stages."
+            f"{backbone.name} up to {backbone.truncate_after} has no stage "
+            f"{backbone.adapt_from!r} to adapt: choose adapt_from among its stages."
         )
     optimiser = torch.optim.SGD(
         parameters, lr=lr, momentum=momentum, weight_decay=weight_decay, fused=True
     )
-    centre = torch.from_numpy(
-        backbone.features_from(frozen_features).mean(axis=0, dtype=np.float64)
-    ).to(backbone.device, torch.float32)
-    checkpoints = Checkpoints(backbone, centre, Path(folder) if folder is not None else None)
-    # What makes two runs the same run. Not the number of epochs: a run may be continued for longer.
-    identity = dict(
-        weights_sha256=backbone.weights_sha256,
-        centre=hashlib.sha256(centre.cpu().numpy().tobytes()).hexdigest(),
-        n=len(frozen_features),
-        lr=lr,
-        max_grad_norm=max_grad_norm,
-        momentum=momentum,
-        weight_decay=weight_decay,
+    centre = backbone.features_from(frozen_features).mean(axis=0, dtype=np.float64)
+    centre = torch.from_numpy(centre).to(backbone.device, torch.float32)
+    checkpoints = Checkpoints(
+        network,
+        centre,
+        every=checkpoint_every,
+        folder=folder,
+        on_checkpoint=on_checkpoint,
+        settings=dict(
+            lr=lr,
+            max_grad_norm=max_grad_norm,
+            momentum=momentum,
+            weight_decay=weight_decay,
+            batch_size=batch_size,
+            penalty=penalty,
+            seed=seed,
+            bf16=bf16,
+        ),
+    )
+    training = Training(
+        optimiser,
+        n_images=len(frozen_features),
+        epochs=epochs,
         batch_size=batch_size,
         seed=seed,
-        bf16=bf16,
-        penalty=None if penalty is None else penalty.identity(),
+        callbacks=[checkpoints.save],
+        description="adapting",
+        progress=progress,
     )
 
-    def checkpoint(epoch: int, loss: float) -> None:
-        checkpoints.keep(epoch, head, identity)
-        if on_checkpoint is not None:
-            on_checkpoint(Checkpoint(epoch, loss, checkpoints[-1]))
-
-    first = (
-        _resume(checkpoints, head, optimiser, identity, epochs, checkpoint_every)
-        if folder is not None
-        else 0
-    )
-    if first == 0:
-        checkpoint(0, math.nan)
-    for epoch in bar(range(first + 1, epochs + 1), "adapting", shown=progress):
-        order = torch.from_numpy(
-            np.random.default_rng((seed, epoch)).permutation(len(frozen_features))
-        )
-        total = 0.0
-        for rows in order.split(batch_size):
-            with torch.autocast(backbone.device.type, torch.bfloat16, enabled=bf16):
-                feature_map = head(backbone.for_trainable(frozen_features[rows]))
-            loss = compactness(feature_map.float().mean(dim=(2, 3)), centre)
-            optimiser.zero_grad()
-            loss.backward()
-            if penalty is not None:
-                penalty.add_gradient(head)
-            if max_grad_norm is not None:
-                torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
-            optimiser.step()
-            total += loss.item() * len(rows)
-        check_loss(total, epoch, lr=lr, max_grad_norm=max_grad_norm)
-        checkpoints.losses.append(total / len(order))
-        if epoch % checkpoint_every == 0 or epoch == epochs:
-            checkpoint(epoch, checkpoints.losses[-1])
-            if folder is not None:
-                _save_resume(checkpoints, head, optimiser, identity)
+    for rows in training:
+        features = network.features(frozen_features[rows])  # (B, d)
+        loss = compactness(features, centre)
+        training.record(loss)  # without the penalty
+        if penalty is not None:
+            loss = loss + penalty(network.trainable)
+        optimiser.zero_grad()
+        loss.backward()
+        if max_grad_norm is not None:
+            torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+        optimiser.step()
     return checkpoints
 
 
-def trainable_copy(backbone: Backbone, *, bf16: bool) -> torch.nn.Module:
-    """A copy of the backbone's head, to be trained; BatchNorm stays in evaluation mode."""
-    head = copy.deepcopy(backbone.trainable).requires_grad_(True)
-    if bf16 and backbone.device.type == "cpu":
-        use_small_map_convolutions(head)
-    return head
-
-
-def check_counts(**values) -> None:
-    """Raise ValueError unless each is a whole number of at least 1."""
-    for name, value in values.items():
-        if not isinstance(value, int | np.integer) or value < 1:
-            raise ValueError(f"{name}={value!r}: expected a whole number of at least 1.")
-
-
-def check_rates(**values) -> None:
-    """Raise ValueError unless each is a number above 0, or None."""
-    for name, value in values.items():
-        if value is not None and not (value > 0 and math.isfinite(value)):
-            raise ValueError(f"{name}={value!r}: expected a number above 0.")
-
-
-def check_loss(total: float, epoch: int, *, lr: float, max_grad_norm: float | None) -> None:
-    """Raise FloatingPointError when a loss is no longer finite."""
-    if not math.isfinite(total):
-        raise FloatingPointError(
-            f"the loss of epoch {epoch} is {total}: lower lr (now {lr}), or clip the gradient (now {clip})."
-        )
-
-
 def epochs_for(minibatches: int, n_images: int, batch_size: int = 32) -> int:
-    """The number of epochs that comes closest to a constant amount of work, at least 1 (PANDA-Early stops by minibatches)."""
+    """The number of epochs, at least 1, that comes closest to this amount of work.
+
+    PANDA's early stopping counts minibatches, not epochs.
+    """
     return max(1, round(minibatches / math.ceil(n_images / batch_size)))
 
 
-def feature_variance(features: ArrayLike) -> float:
-    """Mean over the d dimensions of the variance over the n images, features (n, d). Zero when f(x) is constant."""
-    return float(as_features(features).var(axis=0, dtype=np.float64).mean())
-
-
-def effective_rank(features: ArrayLike) -> float:
-    """exp of the entropy of the normalised covariance eigenvalues: the number of directions in use (Roy and Vetterli 2007).
-
-    Features (n, d) -> 1 to min(n - 1, d); 0 when they are constant.
-    """
-    features = as_features(features)
-    centred = features - features[:1].astype(
-        np.float64
-    )  # equal rows become exact zeros, which a rounded mean would miss
-    centred -= centred.mean(axis=0)
-    gram = centred @ centred.T if len(centred) < centred.shape[1] else centred.T @ centred
-    eigenvalues = np.clip(np.linalg.eigvalsh(gram), 0, None)
-    if eigenvalues.sum() == 0:
-        return 0.0
-    share = eigenvalues / eigenvalues.sum()
-    share = share[share > 0]
-    return float(np.exp(-(share * np.log(share)).sum()))
-
-
-def diagnose(
-    gallery: ArrayLike,
-    features: ArrayLike,
-    labels: ArrayLike | None = None,
-    *,
-    centre: ArrayLike | None = None,
-    k: int = 2,
-) -> dict:
-    """How a network sees its images: has it collapsed, and does it still tell normal from anomalous?
-
-    Parameters
-    ----------
-    gallery : (N, d), features of the normal training images.
-    features : (n, d), features of other images.
-    labels : (n,), 0 normal, 1 anomalous; for teaching only, since nothing may be chosen by them.
-    centre : (d,), to work out the compactness loss of the gallery.
-
-    Returns
-    -------
-    dict with `loss` (of the gallery), `roc_auc`, `feature_variance`, `effective_rank` (of `features`),
-    `normal_distance`, `anomalous_distance` (mean kNN scores); None for what cannot be known without labels or centre.
-    """
-    gallery, features = as_features(gallery, "gallery"), as_features(features)
-    scores = KNN(k).fit(gallery).score(features)
-    found = dict(loss=None, roc_auc=None)
-    if centre is not None:
-        found["loss"] = float(compactness(torch.from_numpy(gallery), torch.as_tensor(centre).cpu()))
-    found |= dict(
-        feature_variance=feature_variance(features),
-        effective_rank=effective_rank(features),
-        normal_distance=None,
-        anomalous_distance=None,
-    )
-    if labels is not None:
-        labels = np.asarray(labels).astype(bool)
-        found |= dict(
-            roc_auc=roc_auc(labels, scores),
-            normal_distance=float(scores[~labels].mean()),
-            anomalous_distance=float(scores[labels].mean()),
-        )
-    return found
-
-
-def sample_wise_scores(
-    test_scores: ArrayLike, held_out_scores: ArrayLike
-) -> tuple[np.ndarray, np.ndarray]:
-    """Sample-wise early stopping: every image picks its own checkpoint, without a label (PANDA-SES, section 3).
-
-    Parameters
-    ----------
-    test_scores : (T, n), kNN scores of the test images at each of T checkpoints.
-    held_out_scores : (T, m), scores of normal images that are neither trained on nor in the gallery.
-
-    Returns
-    -------
-    scores : (n,), max over t of test_scores[t] / mean(held_out_scores[t]).
-    chosen : (n,), the t of that maximum, the first of equals.
-
-    Raises
-    ------
-    ValueError when the shapes disagree, a score is not finite, or the held-out images score 0: then they are in the gallery.
-    """
-    test, held_out = (
-        np.asarray(test_scores, dtype=np.float64),
-        np.asarray(held_out_scores, dtype=np.float64),
-    )
-    if (
-        test.ndim != 2
-        or held_out.ndim != 2
-        or len(test) != len(held_out)
-        or 0 in held_out.shape
-        or len(test) == 0
-    ):
-        raise ValueError(
-            f"scores are {test.shape} and {held_out.shape}: expected (T, n) of test and (T, m) of held-out images, one row for each checkpoint."
-        )
-    if not (np.isfinite(test).all() and np.isfinite(held_out).all()):
-        raise ValueError(
-            "scores hold NaN or infinite values: expected finite scores at every checkpoint."
-        )
-    level = held_out.mean(axis=1, keepdims=True)
-    if (level <= 0).any():
-        raise ValueError(
-            "the held-out images score 0 on average: they are in the gallery, or the features have collapsed to one point."
-        )
-    ratio = test / level
-    return ratio.max(axis=0), ratio.argmax(axis=0)
-
-
 def hold_out(n: int, holdout_fraction: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Split the numbers 0 .. n-1 at random: those to train on and those to hold out, both sorted.
+    """Split the numbers 0 .. n-1 at random: those to train on, those to hold out, both sorted.
 
     Raises ValueError when either part would have fewer than 2 images.
     """
     n_held_out = round(n * holdout_fraction)
-    if not (n_held_out >= 2 and n - n_held_out >= 2):
+    if not 2 <= n_held_out <= n - 2:
         raise ValueError(
-            f"{n} images with a held-out share of {share}: expected at least 2 images in either part."
+            f"holdout_fraction={holdout_fraction} of {n} images: expected at least 2 images in "
+            "either part."
         )
     order = np.random.default_rng(seed).permutation(n)
     return np.sort(order[n_held_out:]), np.sort(order[:n_held_out])
 
 
-def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
-    try:
-        return read_tensors(path)
-    except FileNotFoundError:
-        raise FileNotFoundError(
-            f"checkpoint {path} is missing: empty its folder and adapt again."
-        ) from None
-    except ValueError:
+def sample_wise_scores(
+    test_scores: ArrayLike, held_out_scores: ArrayLike
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sample-wise early stopping: each test image picks its own checkpoint, without a label.
+
+    PANDA-SES (section 3): at each checkpoint t, divide the score of the image by the mean score of
+    normal images that are held out; then take the largest ratio over all t.
+
+    Parameters
+    ----------
+    test_scores : array, shape (T, n)
+        kNN scores of the test images at each of T checkpoints.
+    held_out_scores : array, shape (T, m)
+        Scores of normal images that are neither trained on nor in the gallery.
+
+    Returns
+    -------
+    scores : ndarray, shape (n,)
+        max over t of test_scores[t] / mean(held_out_scores[t]).
+    chosen : ndarray, shape (n,)
+        The t of that maximum, the first of equals.
+
+    Raises
+    ------
+    ValueError
+        Shapes that disagree; NaN; held-out images that score 0, since these are in the gallery.
+    """
+    test = as_features(np.asarray(test_scores, np.float64), "test_scores")
+    held_out = as_features(np.asarray(held_out_scores, np.float64), "held_out_scores")
+    if len(test) != len(held_out):
         raise ValueError(
-            f"checkpoint {path} is damaged or no checkpoint: empty its folder and adapt again."
-        ) from None
+            f"scores are {test.shape} and {held_out.shape}: expected one row for each checkpoint."
+        )
+    typical = held_out.mean(axis=1, keepdims=True)
+    if (typical <= 0).any():
+        raise ValueError(
+            "the held-out images score 0 on average: expected images that are not in the gallery, "
+            "and features that have not collapsed to one point."
+        )
+    ratio = test / typical
+    return ratio.max(axis=0), ratio.argmax(axis=0)
 
 
-def _save_resume(checkpoints: Checkpoints, head, optimiser, identity: dict) -> None:
-    """Parameters and momentum in one file, replaced as one: whoever is killed finds the last whole epoch."""
-    tensors = {}
-    for name, parameter in head.named_parameters():
-        tensors[f"parameter.{name}"] = parameter
-        tensors[f"momentum.{name}"] = optimiser.state[parameter].get(
-            "momentum_buffer", torch.zeros_like(parameter)
+@dataclass(eq=False, repr=False)
+class PANDA(BaseEstimator):
+    """kNN on features adapted by the compactness loss for a fixed number of epochs.
+
+    Parameters
+    ----------
+    backbone : Backbone
+        The pretrained network; it stays as it is.
+    epochs, lr, max_grad_norm, weight_decay, penalty, seed, folder, on_checkpoint, bf16, progress
+        As for `fit_compactness`.
+    k : int
+        Neighbours, as for `KNN`.
+    checkpoint_every : int or None
+        Epochs between checkpoints; None keeps the first and the last only.
+    cache : FeatureCache or None
+        Keeps what the frozen part computes on disk for the next run.
+
+    Attributes
+    ----------
+    checkpoints_ : Checkpoints
+    backbone_ : Backbone
+        The last checkpoint.
+    scorer_ : KNN
+        On the features that `backbone_` computes from the normal images.
+    bf16_, bf16_ratio_
+        Whether training computed in bfloat16, and its speed in the trial: see `TrainableCopy`.
+
+    Examples
+    --------
+    >>> from pandalib import PANDA, load_backbone, load_task, roc_auc
+    >>> task = load_task("pictograms:heart", n_train=20, n_test=6)
+    >>> detector = PANDA(load_backbone(), epochs=2, lr=0.25, max_grad_norm=0.1, progress=False)
+    >>> roc_auc(task.labels, detector.fit(task.train).score(task.test)) > 0.8
+    True
+    """
+
+    backbone: Backbone
+    _: KW_ONLY
+    epochs: int
+    lr: float
+    max_grad_norm: float | None
+    weight_decay: float = 0.0
+    penalty: Callable[[torch.nn.Module], torch.Tensor] | None = None
+    k: int = 2
+    seed: int = 0
+    checkpoint_every: int | None = None
+    folder: Path | str | None = None
+    on_checkpoint: Callable[[Checkpoint], None] | None = None
+    bf16: bool | str = False
+    cache: FeatureCache | None = None
+    progress: bool = True
+
+    def fit(self, normal_images, y=None) -> PANDA:
+        """Adapt to normal images, uint8 (N, 3, H, W), and remember their new features."""
+        frozen = self.backbone.frozen_features(normal_images, cache=self.cache)
+        self._adapt(frozen)
+        self.backbone_ = self.checkpoints_[-1]
+        self.scorer_ = KNN(self.k).fit(self.backbone_.features_from(frozen))
+        return self
+
+    def score(self, images) -> np.ndarray:
+        """Anomaly scores (n,) of images, uint8 (n, 3, H, W): higher = more anomalous."""
+        check_fitted(self, "scorer_")
+        return self.scorer_.score(self.backbone_.features(images, cache=self.cache))
+
+    def _adapt(self, frozen_features: torch.Tensor) -> None:
+        self.checkpoints_ = fit_compactness(
+            self.backbone,
+            frozen_features,
+            epochs=self.epochs,
+            lr=self.lr,
+            max_grad_norm=self.max_grad_norm,
+            weight_decay=self.weight_decay,
+            penalty=self._make_penalty(),
+            seed=self.seed,
+            checkpoint_every=self.checkpoint_every,
+            folder=self.folder,
+            on_checkpoint=self.on_checkpoint,
+            bf16=self.bf16,
+            progress=self.progress,
         )
-    state = dict(
-        identity=identity,
-        epoch=checkpoints.epochs[-1],
-        epochs=checkpoints.epochs,
-        losses=checkpoints.losses,
-    )
-    write_tensors(checkpoints.folder / RESUME, tensors, state)
+        self.bf16_ = self.checkpoints_.bf16
+        self.bf16_ratio_ = self.checkpoints_.bf16_ratio
+
+    def _make_penalty(self):
+        return self.penalty
 
 
-def _resume(
-    checkpoints: Checkpoints, head, optimiser, identity: dict, epochs: int, checkpoint_every: int
-) -> int:
-    """Go on from the newest state in the folder; returns the number of epochs already done."""
-    path = checkpoints.folder / RESUME
-    if not path.exists():
-        return 0
-    tensors, state = _read(path)
-    names = {
-        f"{kind}.{name}"
-        for kind in ("parameter", "momentum")
-        for name, _ in head.named_parameters()
-    }
-    if tensors.keys() != names or not {"identity", "epoch", "epochs", "losses"} <= state.keys():
-        raise ValueError(
-            f"checkpoint {path} is damaged or no checkpoint: empty its folder and adapt again."
-        )
-    theirs, ours = state["identity"], json.loads(json.dumps(identity))
-    different = [key for key in ours if theirs.get(key) != ours[key]]
-    if different:
-        key = different[0]
-        raise ValueError(
-            f"{checkpoints.folder} holds checkpoints of another run ({key} was {theirs.get(key)!r}, now {ours[key]!r}): choose an empty folder."
-        )
-    if state["epoch"] > epochs:
-        raise ValueError(
-            f"{checkpoints.folder} holds a run of {state['epoch']} epochs, more than epochs={epochs}: choose an empty folder, or read its checkpoints."
-        )
-    # As if it had run through: the last epoch of a shorter run is a checkpoint of this one only where `every` says so.
-    wanted = [
-        epoch
-        for epoch in range(state["epoch"] + 1)
-        if epoch % checkpoint_every == 0 or epoch == epochs
-    ]
-    lacking = sorted(set(wanted) - set(state["epochs"]))
-    if lacking:
-        raise ValueError(
-            f"{checkpoints.folder} kept no checkpoint of epoch {lacking[0]}, which every={every} asks for: choose an empty folder."
-        )
-    with torch.no_grad():
-        for name, parameter in head.named_parameters():
-            parameter.copy_(tensors[f"parameter.{name}"])
-            # In the parameter's own order in memory: the fused step walks through both side by side.
-            optimiser.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(
-                tensors[f"momentum.{name}"]
-            )
-    checkpoints.epochs = wanted
-    checkpoints.losses = list(state["losses"])
-    checkpoints._states = [
-        checkpoints.folder / f"epoch-{epoch:04d}.safetensors" for epoch in checkpoints.epochs
-    ]
-    return state["epoch"]
+@dataclass(eq=False, repr=False)
+class PANDAEWC(PANDA):
+    """`PANDA` held by the penalty of elastic weight consolidation (`EWC`), not by an early stop.
+
+    Parameters
+    ----------
+    backbone : Backbone
+        The pretrained network; it stays as it is.
+    fisher : Fisher or None
+        From `fisher_information`; None weighs all parameters alike.
+    ewc_lambda : float
+        Weight of the penalty.
+    epochs, lr, max_grad_norm, ...
+        As for `PANDA`, but no `penalty`. The attributes are the same, too.
+
+    Examples
+    --------
+    >>> from pandalib import PANDAEWC, fisher_information, load_backbone, load_task
+    >>> task, network = load_task("pictograms:heart", n_train=20, n_test=1), load_backbone()
+    >>> fisher = fisher_information(network, task.train, progress=False)
+    >>> options = dict(epochs=2, lr=0.08, max_grad_norm=0.1, progress=False)
+    >>> detector = PANDAEWC(network, fisher, ewc_lambda=3000.0, **options).fit(task.train)
+    >>> detector.score(task.test).shape
+    (10,)
+    """
+
+    fisher: Fisher | None
+    _: KW_ONLY
+    ewc_lambda: float
+    penalty: None = field(default=None, init=False)
+
+    def _make_penalty(self) -> EWC:
+        return EWC(self.backbone, self.ewc_lambda, self.fisher)
+
+
+@dataclass(eq=False, repr=False)
+class PANDASES(PANDA):
+    """Sample-wise early stopping: each image is scored where it stands out most (PANDA-SES).
+
+    Parameters
+    ----------
+    backbone : Backbone
+        The pretrained network; it stays as it is.
+    checkpoint_every : int
+        Epochs between checkpoints.
+    holdout_fraction : float
+        Part of the normal images that is neither trained on nor in the gallery. They tell the
+        typical score at each checkpoint.
+    epochs, lr, max_grad_norm, ...
+        As for `PANDA`.
+
+    Attributes
+    ----------
+    checkpoints_ : Checkpoints
+        T of them.
+    scorers_ : list of KNN
+        On the features of the training images at each checkpoint.
+    held_out_ : ndarray, shape (m,)
+        Rows of the held-out images.
+    held_out_scores_ : ndarray, shape (T, m)
+
+    Examples
+    --------
+    >>> from pandalib import PANDASES, load_backbone, load_task, roc_auc
+    >>> task = load_task("pictograms:heart", n_train=20, n_test=6)
+    >>> detector = PANDASES(load_backbone(), epochs=2, lr=0.25, max_grad_norm=0.1, progress=False)
+    >>> roc_auc(task.labels, detector.fit(task.train).score(task.test)) > 0.8
+    True
+    """
+
+    _: KW_ONLY
+    checkpoint_every: int = 1
+    holdout_fraction: float = 0.1
+
+    def fit(self, normal_images, y=None) -> PANDASES:
+        """Adapt to most of the normal images, uint8 (N, 3, H, W); score the others as it goes."""
+        frozen = self.backbone.frozen_features(normal_images, cache=self.cache)
+        train, self.held_out_ = hold_out(len(frozen), self.holdout_fraction, self.seed)
+        self._adapt(frozen[train])
+        self.scorers_, held_out_scores = [], []
+        for network in self.checkpoints_:
+            features = network.features_from(frozen)
+            scorer = KNN(self.k).fit(features[train])
+            self.scorers_.append(scorer)
+            held_out_scores.append(scorer.score(features[self.held_out_]))
+        self.held_out_scores_ = np.stack(held_out_scores)
+        return self
+
+    def curves(self, images) -> np.ndarray:
+        """kNN scores at every checkpoint, (T, n), of images, uint8 (n, 3, H, W)."""
+        check_fitted(self, "scorers_")
+        networks = list(self.checkpoints_)
+        # A cache keeps the frozen features of all images on disk; without one they come in parts.
+        size = CHUNK if self.cache is None else max(1, len(images))
+        parts = []
+        for start in range(0, max(1, len(images)), size):
+            frozen = self.backbone.frozen_features(images[start : start + size], cache=self.cache)
+            pairs = zip(self.scorers_, networks)
+            parts.append([scorer.score(net.features_from(frozen)) for scorer, net in pairs])
+        return np.concatenate(parts, axis=1)
+
+    def score(self, images) -> np.ndarray:
+        """Anomaly scores (n,) of images, uint8 (n, 3, H, W): higher = more anomalous.
+
+        Each is the largest ratio, over the checkpoints, to the held-out images' mean score.
+        """
+        return sample_wise_scores(self.curves(images), self.held_out_scores_)[0]
