@@ -132,7 +132,7 @@ def modules() -> list[str]:
         name
         for name in names
         if name != "pandalib"
-        and not name.startswith("pandalib.commands")
+        and name != "pandalib.cli"
         and getdoc(import_module(name))
     ]
 
@@ -194,16 +194,15 @@ def api_pages() -> dict[str, str]:
 
 def command_line() -> list[str]:
     """What `python -m pandalib COMMAND --help` prints, for each command."""
-    from pandalib.__main__ import COMMANDS
+    from pandalib.cli import COMMANDS
 
     os.environ["COLUMNS"] = "88"  # argparse breaks its lines there
     page = [*rst_title("The command line"), "The same code without a browser.", ""]
-    for name in COMMANDS:
-        command = import_module(f"pandalib.commands.{name}")
+    for name, (add_arguments, command) in COMMANDS.items():
         parser = argparse.ArgumentParser(
             prog=f"python -m pandalib {name}", description=command.__doc__
         )
-        command.add_arguments(parser)
+        add_arguments(parser)
         page += [
             *rst_title(name, "-"),
             ".. code-block:: text",

@@ -1,62 +1,68 @@
-"""Tiers: the same notebooks on embedded, standard or paper-sized networks and images.
+"""One place for an option: a dataclass for each method, and one for each tier.
 
-No result of one tier may be taken for another's, so every notebook prints `banner(...)` first.
+The fields of a method's dataclass are its options. From their names, types, defaults and help texts
+follow the arguments of `python -m pandalib run`, what a grid accepts, the labels of tables and the
+settings in a result file. Torch is not imported here, so that `--help` and `doctor` answer at once:
+detectors come through `pandalib`, which loads its public names on first use.
+
+A tier says on which network and images the same notebooks work. A result of one tier must never be
+taken for another's, so every notebook prints `banner(...)` first.
 """
 
 from __future__ import annotations
 
+import math
 import os
-from typing import NamedTuple
+from collections.abc import Callable
+from dataclasses import Field, dataclass, field, fields, replace
+from importlib.metadata import PackageNotFoundError, version
+from inspect import signature
+from typing import Any, ClassVar, get_args, get_type_hints
 
-_chosen: Tier | None = None
+import pandalib
 
-
-class Pace(NamedTuple):
-    """How fast and how long a tier adapts. Work is counted in minibatches of 32, whatever the number of images."""
-
-    lr: float
-    max_grad_norm: float
-    early: int  # fixed early stopping
-    sample_wise: int  # how far the checkpoints of sample-wise stopping reach
-    long: int  # compactness without a stop, and EWC
-    ewc_lr: float  # EWC's own learning rate: lambda times the largest F bounds what is stable
-    ewc_lambda: float  # lambda of EWC
-    exposure: int  # outlier exposure, minibatches of 32 normal images and 32 outliers
-    exposure_lr: float
-    exposure_max_grad_norm: float
+# ---------------------------------------------------------------- tiers
 
 
-class Tier(NamedTuple):
-    """What a notebook works on unless it is told otherwise."""
+@dataclass(frozen=True)
+class Pace:
+    """How fast and how long a tier trains. Work is counted in minibatches of 32 images.
+
+    The defaults are the official ones: 15 epochs of 5,000 images for early stopping, 50 with EWC.
+    """
+
+    lr: float = 1e-2
+    max_grad_norm: float = 1e-3
+    early: int = 2300  # fixed early stopping
+    sample_wise: int = 7800  # how far the checkpoints of sample-wise stopping reach
+    long: int = 7800  # compactness without a stop, and EWC
+    ewc_lr: float = 1e-2  # EWC's own: lambda times the largest F bounds what is stable
+    ewc_lambda: float = 1e4
+    exposure: int = 7800  # outlier exposure: 32 normal images and 32 outliers
+    exposure_lr: float = 1e-1
+    exposure_max_grad_norm: float = 1e-3
+
+
+@dataclass(frozen=True)
+class Tier:
+    """What a notebook works on unless it is told otherwise.
+
+    `resize` is the shorter side before the centre crop; None means the whole central square.
+    """
 
     name: str
     backbone: str
-    weights: str
-    last: str | None  # the stage after which the network is cut; None: whole
-    size: int  # side of an image in pixels
-    resize: (
-        int | None
-    )  # of the shorter side before the centre crop; None: as `size`, so that no border is lost
-    task: str
     needs: str
-    pace: Pace
+    weights: str = "imagenet"
+    truncate_after: str | None = None
+    size: int = 224
+    resize: int | None = None
+    task: str = ""
+    pace: Pace = Pace()
 
 
-# The paper's pace is the official one: 15 epochs of 5,000 images early, 50 epochs with EWC. The embedded one was measured
-# on other symbols than the ten (`python tools/adaptation_table.py --tune`).
-PAPER = Pace(
-    lr=1e-2,
-    max_grad_norm=1e-3,
-    early=2300,
-    sample_wise=7800,
-    long=7800,
-    ewc_lr=1e-2,
-    ewc_lambda=1e4,
-    exposure=7800,
-    exposure_lr=1e-1,
-    exposure_max_grad_norm=1e-3,
-)
-EMBEDDED = Pace(
+PAPER = Pace()
+EMBEDDED = Pace(  # chosen on other symbols than the ten that are tested
     lr=0.25,
     max_grad_norm=0.1,
     early=39,
@@ -72,83 +78,429 @@ TIERS = {
     "embedded": Tier(
         "embedded",
         "glyphs_resnet4",
-        "embedded",
-        None,
-        64,
-        None,
-        "pictograms:star",
         "nothing: no network, no GPU",
-        EMBEDDED,
+        weights="embedded",
+        size=64,
+        task="pictograms:star",
+        pace=EMBEDDED,
     ),
     "standard": Tier(
-        "standard",
-        "resnet18",
-        "imagenet",
-        None,
-        224,
-        None,
-        "",
-        "one download of weights, a laptop, a folder of images",
-        PAPER,
+        "standard", "resnet18", "one download of weights, a laptop, a folder of images"
     ),
-    "paper": Tier(
-        "paper", "resnet152", "imagenet", None, 224, 256, "", "weights, the data sets, a GPU", PAPER
-    ),
+    "paper": Tier("paper", "resnet152", "weights, the data sets, a GPU", resize=256),
 }
+_chosen: Tier | None = None
+
+
+def tier_named(name: str) -> Tier:
+    """The tier of that name; ValueError where there is none."""
+    if name not in TIERS:
+        raise ValueError(f"tier {name!r} is unknown: choose one of {', '.join(TIERS)}.")
+    return TIERS[name]
 
 
 def use(name: str, **changes) -> Tier:
-    """Choose the tier for this session; `changes` replace single fields, for example `task="folder:photos:good"`.
+    """Choose the tier for this session.
 
-    Raises ValueError for a name that is none of embedded, standard, paper.
+    Parameters
+    ----------
+    name : "embedded", "standard" or "paper".
+    **changes : fields to replace, for example `task="folder:photos:good"`.
     """
     global _chosen
-    if name not in TIERS:
-        raise ValueError(f"tier {name!r} is unknown: choose one of {', '.join(TIERS)}.")
-    _chosen = TIERS[name]._replace(**changes)
+    _chosen = replace(tier_named(name), **changes)
     return _chosen
 
 
 def current_tier() -> Tier:
     """The tier chosen by `use`, else by PANDALIB_TIER and PANDALIB_TASK, else embedded.
 
-    Raises ValueError when the tier has no images of its own and none were named.
+    Raises
+    ------
+    ValueError
+        When the tier has no images of its own and none were named.
     """
-    if _chosen is not None:
-        tier = _chosen
-    else:
-        name = os.environ.get("PANDALIB_TIER") or "embedded"
-        if name not in TIERS:
-            raise ValueError(
-                f"PANDALIB_TIER={name!r} is unknown: choose one of {', '.join(TIERS)}."
-            )
-        tier = TIERS[name]
-        if os.environ.get("PANDALIB_TASK"):
-            tier = tier._replace(task=os.environ["PANDALIB_TASK"])
+    tier = _chosen
+    if tier is None:
+        tier = tier_named(os.environ.get("PANDALIB_TIER") or "embedded")
+        tier = replace(tier, task=os.environ.get("PANDALIB_TASK") or tier.task)
     if not tier.task:
         raise ValueError(
-            f"tier {tier.name!r} brings no images of its own: name some, as in PANDALIB_TASK=cifar10:airplane or folder:PATH:CLASS, "
-            f"or pandalib.use({tier.name!r}, task='cifar10:airplane')."
+            f"tier {tier.name!r} brings no images of its own: name some, as in "
+            "PANDALIB_TASK=cifar10:airplane or folder:PATH:CLASS."
         )
     return tier
 
 
-def banner(tier: Tier, task=None, backbone=None) -> None:
-    """Print what the numbers below were made with: tier, images, network, hash of its weights, versions."""
-    from pandalib.doctor import version_of
+def versions() -> dict[str, str | None]:
+    """The versions of the libraries on which a number may depend."""
+    found: dict[str, str | None] = {"pandalib": pandalib.__version__}
+    for name in ("torch", "torchvision", "numpy", "scikit-learn", "faiss-cpu"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # conda has another name for faiss, for example
+            found[name] = None
+    return found
 
+
+def banner(tier: Tier, task=None, backbone=None) -> None:
+    """Print what the numbers below were made with: tier, images, network and weights, versions."""
     print(f"tier      {tier.name} (needs {tier.needs})")
     if task is not None:
         print(
-            f"images    {task.name}: {len(task.train)} normal to learn from, {len(task.test)} to test"
+            f"images    {task.name}: {len(task.train)} normal to learn from, "
+            f"{len(task.test)} to test"
         )
     if backbone is not None:
         print(
-            f"network   {backbone.name} up to {backbone.last}, weights SHA-256 {backbone.weights_sha256[:12]}"
+            f"network   {backbone.name} up to {backbone.truncate_after}, "
+            f"weights SHA-256 {backbone.weights_sha256[:12]}"
         )
-    print(
-        "versions  "
-        + ", ".join(
-            f"{name} {version_of(name)}" for name in ("torch", "torchvision", "numpy", "faiss-cpu")
-        )
+    found = versions()
+    shown = ("torch", "torchvision", "numpy", "faiss-cpu")
+    print("versions  " + ", ".join(f"{name} {found[name]}" for name in shown))
+
+
+# ---------------------------------------------------------------- options of methods
+
+
+def option(default: Any, help: str, *, pace: str | None = None, choices: dict | None = None):
+    """A field that is an option.
+
+    Parameters
+    ----------
+    default : its value. None means the tier's pace, or what `help` says.
+    help : for the command line.
+    pace : the field of the tier's `Pace` that gives the value where there is none.
+    choices : the accepted values, by their words on the command line.
+    """
+    return field(default=default, metadata={"help": help, "pace": pace, "choices": choices})
+
+
+def _epochs(pace: str):
+    return option(None, "passes over the normal images; default: the tier's pace", pace=pace)
+
+
+def _lr(pace: str):
+    return option(None, "learning rate; default: the tier's pace", pace=pace)
+
+
+def _max_grad_norm(pace: str):
+    return option(None, "norm to which gradients are clipped; default: the tier's", pace=pace)
+
+
+def _k():
+    return option(2, "neighbours of kNN")
+
+
+@dataclass
+class Setup:
+    """What a run has at hand when it builds its detector."""
+
+    task: Any
+    backbone: Any
+    seed: int
+    cache: Any
+    recall: Callable
+    resize: int | None
+    checkpoint_every: int | None
+    on_checkpoint: Callable | None
+    progress: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageOptions:
+    """Options of every method: which images it sees."""
+
+    detector: ClassVar[str]  # a public name of pandalib
+    size: int | None = option(None, "side of the images in pixels; default: the tier's")
+    n_train: int | None = option(None, "number of normal training images")
+    n_test: int | None = option(None, "number of test images of each class or defect")
+    level: str | None = option(
+        None, "difficulty of pictograms (plain, easy, medium, hard) or surfaces (clear, ... faint)"
     )
+    defects: str | None = option(None, "of surfaces: which defects to test on, as hole,cut")
+    missing_masks: str = option(
+        "error", "anomalous images without a mask: error, drop or none (use no mask)"
+    )
+
+    def build(self, setup: Setup):
+        """The unfitted detector: what has the name of one of its parameters is given to it."""
+        detector = getattr(pandalib, self.detector)
+        offered = vars(self) | vars(setup) | {"on_epoch": setup.on_checkpoint} | self.made(setup)
+        wanted = signature(detector).parameters
+        return detector(**{name: value for name, value in offered.items() if name in wanted})
+
+    def made(self, setup: Setup) -> dict[str, Any]:
+        """Arguments of the detector that are made from options."""
+        return {}
+
+    def at_pace(self, pace: Pace, n_train: int) -> ImageOptions:
+        """The same options, with the tier's pace where nothing was given."""
+        missing = {
+            one.name: getattr(pace, one.metadata["pace"])
+            for one in fields(self)
+            if one.metadata["pace"] and getattr(self, one.name) is None
+        }
+        if "epochs" in missing:  # the number that comes closest to so many minibatches
+            missing["epochs"] = max(1, round(missing["epochs"] / math.ceil(n_train / 32)))
+        return replace(self, **missing)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PixelOptions(ImageOptions):
+    """kNN on the pixels themselves"""
+
+    detector = "PixelKNN"
+    k: int = _k()
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkOptions(ImageOptions):
+    """Options of the methods that have a pretrained network."""
+
+    backbone: str | None = option(
+        None, "glyphs_resnet4, or a network of torchvision; default: the tier's"
+    )
+    weights: str | None = option(None, "embedded, imagenet, random, or a file")
+    truncate_after: str | None = option(None, "cut the network after this stage, as layer3")
+    bias_free: bool = option(False, "take away every bias, as DeepSVDD demands")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DN2Options(NetworkOptions):
+    """kNN on pretrained features"""
+
+    detector = "DN2"
+    k: int = _k()
+    normalise: bool = option(False, "features of length one")
+    n_centres: int | None = option(None, "so many k-means centres in place of the gallery")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WhitenedOptions(DN2Options):
+    """kNN on whitened pretrained features"""
+
+    def made(self, setup: Setup) -> dict[str, Any]:
+        return {"whiten": True}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions(NetworkOptions):
+    """Options of the methods that train a part of the network."""
+
+    adapt_from: str = option("layer3", "first stage that is trained, as layer4")
+    epochs: int | None = _epochs("long")
+    lr: float | None = _lr("lr")
+    max_grad_norm: float | None = _max_grad_norm("max_grad_norm")
+    bf16: bool | str = option(
+        False,
+        "train and score in bfloat16; auto tries which is faster here",
+        choices={"off": False, "on": True, "auto": "auto"},
+    )
+    checkpoints: int = option(10, "about so many in the history, besides the first; 0: none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompactnessOptions(TrainingOptions):
+    """PANDA without a brake: trained until the features collapse"""
+
+    detector = "PANDA"
+    k: int = _k()
+
+
+@dataclass(frozen=True, kw_only=True)
+class EarlyOptions(CompactnessOptions):
+    """PANDA with a fixed early stop"""
+
+    epochs: int | None = _epochs("early")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SESOptions(CompactnessOptions):
+    """PANDA with sample-wise early stopping"""
+
+    detector = "PANDASES"
+    epochs: int | None = _epochs("sample_wise")
+
+    def made(self, setup: Setup) -> dict[str, Any]:
+        return {"checkpoint_every": 1}  # for the method, whatever the history keeps
+
+
+@dataclass(frozen=True, kw_only=True)
+class EWCOptions(CompactnessOptions):
+    """PANDA with elastic weight consolidation"""
+
+    detector = "PANDAEWC"
+    lr: float | None = _lr("ewc_lr")
+    ewc_lambda: float | None = option(
+        None, "strength of the penalty; default: the tier's", pace="ewc_lambda"
+    )
+    fisher: str | None = option(None, "file with the Fisher information, as pandalib saves it")
+    fisher_images: str | None = option(
+        None, "folder with one folder of images per class, from which to compute it"
+    )
+    fisher_recipe: str = option(
+        "per-sample",
+        "per-sample, the definition; batch-mean, squares of the mean gradient of 32 images; "
+        "uniform, the mean of F everywhere: plain L2",
+    )
+
+    def made(self, setup: Setup) -> dict[str, Any]:
+        from pandalib.experiments.inputs import fisher_of  # imports torch
+
+        fisher = fisher_of(
+            setup.backbone,
+            setup.task.train,
+            self.fisher,
+            self.fisher_images,
+            recipe=self.fisher_recipe,
+            seed=setup.seed,
+            progress=setup.progress,
+        )
+        return {"fisher": fisher}
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutlierOptions(TrainingOptions):
+    """outlier exposure: a classifier of normal images against outliers"""
+
+    detector = "OutlierExposure"
+    epochs: int | None = _epochs("exposure")
+    lr: float | None = _lr("exposure_lr")
+    max_grad_norm: float | None = _max_grad_norm("exposure_max_grad_norm")
+    outlier_images: str | None = option(
+        None, "near (default), middle, far or noise for pictograms; a folder; a set, as cifar100"
+    )
+    n_outliers: int | None = option(None, "number of outliers; default: 2000 drawn, or all")
+
+    def made(self, setup: Setup) -> dict[str, Any]:
+        from pandalib.experiments.inputs import outliers_of  # imports torch
+
+        outlier_images = outliers_of(
+            setup.task,
+            self.outlier_images,
+            self.n_outliers,
+            level=self.level,
+            resize=setup.resize,
+            seed=setup.seed,
+            recall=setup.recall,
+        )
+        return {"outlier_images": outlier_images}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SVDDOptions(ImageOptions):
+    """DeepSVDD: a network without biases, trained from scratch"""
+
+    detector = "DeepSVDD"
+    epochs: int = option(15, "passes over the normal images")
+    lr: float = option(1e-3, "learning rate")
+    checkpoints: int = option(10, "about so many in the history, besides the first; 0: none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MapOptions(NetworkOptions):
+    """Options of the methods that give a map for each image."""
+
+    default_layers: ClassVar[tuple[str, ...]]
+    layers: str | None = option(None, "layers that are compared, as layer1,layer2")
+    sigma: float = option(4.0, "Gaussian blur of the maps, in pixels")
+
+    def made(self, setup: Setup) -> dict[str, Any]:
+        if self.layers is not None:
+            return {"layers": [name.strip() for name in self.layers.split(",")]}
+        network = setup.backbone
+        parts = (network.frozen, network.trainable)
+        stages = [name for part in parts for name, _ in part.named_children()]
+        layers = [name for name in self.default_layers if name in stages]
+        if not layers:
+            raise ValueError(
+                f"{network.name} up to {network.truncate_after} has none of the layers "
+                f"{', '.join(self.default_layers)}: choose a later truncate_after."
+            )
+        return {"layers": layers}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SPADEOptions(MapOptions):
+    """SPADE: each position against those of the nearest normal images"""
+
+    detector = "SPADE"
+    default_layers = ("layer1", "layer2", "layer3")
+    n_images: int = option(50, "number of nearest normal images to compare with")
+    kappa: int = option(1, "number of nearest positions")
+    balanced: bool = option(False, "bring the layers to one scale before their mean")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchCoreOptions(MapOptions):
+    """PatchCore: each position against a memory bank of patches"""
+
+    detector = "PatchCore"
+    default_layers = ("layer2", "layer3")
+    coreset_ratio: float = option(0.1, "part of the patches that stay in the memory bank")
+
+
+METHODS: dict[str, type[ImageOptions]] = {
+    "pixels": PixelOptions,
+    "dn2": DN2Options,
+    "whitened": WhitenedOptions,
+    "compactness": CompactnessOptions,
+    "early": EarlyOptions,
+    "ses": SESOptions,
+    "ewc": EWCOptions,
+    "oe": OutlierOptions,
+    "svdd": SVDDOptions,
+    "spade": SPADEOptions,
+    "bank": PatchCoreOptions,
+}
+
+
+def options_of(method: str) -> dict[str, Field]:
+    """The options of a method by name; ValueError for an unknown method."""
+    if method not in METHODS:
+        raise ValueError(f"method {method!r} is unknown: choose one of {', '.join(METHODS)}.")
+    return {one.name: one for one in fields(METHODS[method])}
+
+
+def methods_with(name: str) -> list[str]:
+    """The methods that have an option of this name."""
+    return [method for method in METHODS if name in options_of(method)]
+
+
+def kind_of(method: str, name: str) -> type:
+    """The type of an option's value: int, float, bool or str."""
+    hint = get_type_hints(METHODS[method])[name]
+    return (get_args(hint) or (hint,))[0]
+
+
+def check_option(method: str, name: str, value: Any) -> None:
+    """Raise ValueError unless the method has this option, and for a value of another type."""
+    if name not in options_of(method):
+        others = ", ".join(methods_with(name)) or "no method"
+        raise ValueError(f"{name} is not an option of {method}: it is one of {others}.")
+    choices = options_of(method)[name].metadata["choices"]
+    kind = kind_of(method, name)
+    if choices:
+        fits, expected = value in choices.values(), " or ".join(map(repr, choices.values()))
+    else:
+        fits, expected = type(value) in ((int, float) if kind is float else (kind,)), kind.__name__
+    if not fits or (kind is float and not math.isfinite(value)):
+        raise ValueError(f"{name} = {value!r}: expected {expected}.")
+
+
+def make_options(method: str, given: dict[str, Any]) -> ImageOptions:
+    """The options of a method with these values; what is None stays at its default."""
+    given = {name: value for name, value in given.items() if value is not None}
+    for name, value in given.items():
+        check_option(method, name, value)
+    return METHODS[method](**given)
+
+
+def default_of(method: str, name: str, tier: str) -> Any:
+    """What an option is where nothing was given: its default, else the tier's pace."""
+    one = options_of(method)[name]
+    if one.metadata["pace"] and name != "epochs":
+        return getattr(TIERS[tier].pace, one.metadata["pace"])
+    return one.default

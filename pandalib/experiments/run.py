@@ -11,7 +11,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,15 +18,16 @@ import psutil
 
 from pandalib.backbones import Backbone
 from pandalib.cache import FeatureCache, Memory
-from pandalib.datasets.load import OneClassTask, load_task
+from pandalib.datasets.load import load_task
+from pandalib.datasets.task import OneClassTask
 from pandalib.experiments.config import ImageOptions, Setup, make_options, tier_named
 from pandalib.experiments.inputs import load_network
 from pandalib.methods.deep_svdd import SVDDEpoch
+from pandalib.methods.diagnostics import diagnose, effective_rank, feature_variance
+from pandalib.methods.distances import image_scores
 from pandalib.methods.outlier_exposure import ExposureEpoch
-from pandalib.methods.panda import Checkpoint, diagnose, effective_rank, feature_variance
-from pandalib.methods.spade import image_scores
-from pandalib.metrics import roc_auc
-from pandalib.pixel_metrics import pixel_roc_auc, pro
+from pandalib.methods.training import Checkpoint
+from pandalib.metrics import pixel_roc_auc, pro, roc_auc
 
 DRAWN = ("pictograms:", "surfaces:")  # images with a size of their own
 
@@ -58,9 +58,9 @@ def run(
     Returns
     -------
     dict with the keys task, method, tier, backbone, weights_sha256, seed, n_train, n_test, roc_auc,
-    pixel_roc_auc, pro, seconds, peak_rss_mb, bf16, history. What does not apply is None. pixel_roc_auc
-    and pro need a method with maps and masks that tell anomalous from normal pixels; bf16 is what
-    was decided and, if it was tried, the ratio of times; history is a list, one dict a checkpoint.
+    pixel_roc_auc, pro, seconds, peak_rss_mb, bf16, history. What does not apply is None.
+    pixel_roc_auc and pro need a method with maps, and masks; bf16 says whether it was used and, if
+    it was tried, how many times as fast it is; history is a list, one dict a checkpoint.
 
     Examples
     --------
@@ -71,17 +71,15 @@ def run(
     start = time.perf_counter()
     chosen = make_options(method, options)
     defaults = tier_named(tier)
-    recall = memory.recall if memory is not None else _call
+    recall = _call if memory is None else memory.recall
     resize = defaults.resize if chosen.size is None and not task.startswith(DRAWN) else None
     data = _load_images(task, chosen, defaults.size, resize, seed, recall)
+    chosen = chosen.at_pace(defaults.pace, len(data.train))
     network = load_network(chosen, defaults, seed)
     cache = memory if tier == "embedded" else FeatureCache()
-    chosen = chosen.at_pace(defaults.pace, len(data.train))
-    bf16 = None
-    if hasattr(chosen, "bf16"):
-        bf16 = _decide_bf16(chosen.bf16, network, data)
-        chosen = replace(chosen, bf16=bf16["used"])
-    recorder = Recorder(chosen, network, data, cache) if has_history(chosen) else None
+    recorder = None
+    if getattr(chosen, "checkpoints", 0):
+        recorder = Recorder(chosen, network, data, cache)
     setup = Setup(
         task=data,
         backbone=network,
@@ -94,13 +92,12 @@ def run(
         progress=progress,
     )
     detector = chosen.build(setup).fit(data.train)
-    maps, scores = None, None
+    maps = None
     if hasattr(detector, "maps") and _has_both(data.masks):
         maps = detector.maps(data.test)  # all at once: the metrics sort all pixels
-        scores = image_scores(maps)
-    else:
-        scores = detector.score(data.test)
-    record = dict(
+    scores = detector.score(data.test) if maps is None else image_scores(maps)
+    tried = hasattr(detector, "bf16_")
+    return dict(
         task=data.name,
         method=method,
         tier=tier,
@@ -112,17 +109,11 @@ def run(
         roc_auc=roc_auc(data.labels, scores),
         pixel_roc_auc=None if maps is None else pixel_roc_auc(data.masks, maps),
         pro=None if maps is None else pro(data.masks, maps),
-    )
-    return record | dict(
         seconds=round(time.perf_counter() - start, 3),
         peak_rss_mb=round(peak_rss_mb(), 1),
-        bf16=bf16,
+        bf16=dict(used=detector.bf16_, ratio=detector.bf16_ratio_) if tried else None,
         history=recorder.history if recorder else [],
     )
-
-
-def has_history(options: ImageOptions) -> bool:
-    return getattr(options, "checkpoints", 0) > 0
 
 
 def _call(function, *arguments, **options):
@@ -131,17 +122,16 @@ def _call(function, *arguments, **options):
 
 
 def _load_images(task, options, size, resize, seed, recall) -> OneClassTask:
-    """The images of a run; drawn ones have a size of their own."""
-    named = {
-        name: getattr(options, name) for name in ("n_train", "n_test", "missing_masks", "level")
-    }
+    """The images of a run. Drawn ones have a size of their own, all others the tier's."""
+    names = ("n_train", "n_test", "missing_masks", "level")
+    named = {name: getattr(options, name) for name in names}
     if options.defects is not None:
         named["defects"] = tuple(name.strip() for name in options.defects.split(","))
     if not task.startswith(DRAWN):
-        options_size = options.size or size
-    else:
-        options_size = options.size
-    return recall(load_task, task, seed=seed, size=options_size, resize=resize, **named)
+        named["size"] = options.size or size
+    elif options.size is not None:
+        named["size"] = options.size
+    return recall(load_task, task, seed=seed, resize=resize, **named)
 
 
 class Recorder:
@@ -171,7 +161,7 @@ class Recorder:
 
     def _features(self, network: Backbone) -> Iterator[np.ndarray]:
         """Features of the training and of the test images."""
-        return (network.features_from(part, bf16=self.options.bf16) for part in self.frozen)
+        return (network.features_from(part) for part in self.frozen)
 
     def _adapted(self, done: Checkpoint) -> dict:
         gallery, features = self._features(done.backbone)
@@ -198,11 +188,6 @@ class Recorder:
             normal_distance=float(scores[~anomalous].mean()),
             anomalous_distance=float(scores[anomalous].mean()),
         )
-
-
-def _decide_bf16(asked: bool | str, network: Backbone, data: OneClassTask) -> dict:
-    """Whether to compute in bfloat16, and the measured ratio of times where it was tried."""
-    return dict(used=bool(asked), ratio=None)
 
 
 def _has_both(masks: np.ndarray | None) -> bool:

@@ -1,0 +1,450 @@
+"""The command line: the same code without a browser.
+
+The library is imported inside the commands, so that `--help` and `doctor` answer at once, and speak
+where torch is broken. The options of `run` come from the methods' own dataclasses.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pandalib
+from pandalib import doctor as checks
+from pandalib.experiments.config import (
+    METHODS,
+    TIERS,
+    kind_of,
+    methods_with,
+    options_of,
+    tier_named,
+)
+
+WELCOME = """pandalib finds the odd one out: what is anomalous, given normal images only.
+
+  python -m pandalib doctor                              does everything work here?
+  python -m pandalib run --task pictograms:star --method dn2
+  python -m pandalib fit NORMAL --out MODEL              a folder of normal images of yours
+  python -m pandalib score MODEL NEW --report report.html
+  python -m pandalib sweep list                          the experiments that come with it
+
+`python -m pandalib COMMAND --help` tells more, and `make lab` opens the course."""
+TASK = "pictograms:star, surfaces:weave, folder:PATH[:CLASS], or a data set as cifar10:airplane"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; returns its exit status, 130 after Ctrl-C."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    for stream in (sys.stdout, sys.stderr):  # a name that a terminal cannot show is no failure
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    if not arguments:
+        print(WELCOME)
+        return 0
+    options = build_parser().parse_args(arguments)
+    command = options.command
+    del options.command
+    try:
+        return COMMANDS[command][1](options)
+    except KeyboardInterrupt:
+        again = ": the same command goes on from here" if command == "sweep" else ""
+        print(f"pandalib: stopped{again}", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, FloatingPointError) as error:
+        print(f"pandalib: {error}", file=sys.stderr)
+    except (ImportError, RuntimeError) as error:  # a broken torch shows as one of these
+        print(f"pandalib: {error}", file=sys.stderr)
+        print("`python -m pandalib doctor` says what is missing.", file=sys.stderr)
+    return 2
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m pandalib", description="Anomaly detection with pretrained features."
+    )
+    version = f"pandalib {pandalib.__version__}"
+    parser.add_argument("--version", action="version", version=version)
+    parsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (add_arguments, command) in COMMANDS.items():
+        words = command.__doc__
+        add_arguments(parsers.add_parser(name, help=words, description=words))
+    return parser
+
+
+# ---------------------------------------------------------------- doctor
+
+
+def _doctor_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--tier", choices=TIERS, help="default: PANDALIB_TIER, then embedded")
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+
+
+def doctor(options: argparse.Namespace) -> int:
+    """what works here, what is missing, how to get it"""
+    findings = checks.check(options.tier)
+    failed = any(finding.level == "FAIL" for finding in findings)
+    if options.json:
+        print(json.dumps([asdict(finding) for finding in findings], indent=1, ensure_ascii=False))
+    else:
+        tier = options.tier or os.environ.get("PANDALIB_TIER") or "embedded"
+        verdict = "cannot run here yet: see FAIL above" if failed else "can run here"
+        print(*findings, f"\nThe {tier} tier {verdict}.", sep="\n")
+    return int(failed)
+
+
+# ---------------------------------------------------------------- run, export
+
+
+def _add_options(parser: argparse.ArgumentParser, names) -> None:
+    """An argument for each of these options, from the dataclasses of the methods."""
+    for name in names:
+        having = methods_with(name)
+        one, kind = options_of(having[0])[name], kind_of(having[0], name)
+        words = one.metadata["help"]
+        if one.default not in (None, False):
+            words += f"; default: {one.default}"
+        if len(having) < len(METHODS):
+            words += f" [{' '.join(having)}]"
+        if one.metadata["choices"]:
+            how = {"choices": list(one.metadata["choices"])}
+        else:
+            how = {"action": "store_true"} if kind is bool else {"type": kind, "metavar": "X"}
+        flag = f"--{name.replace('_', '-')}"
+        parser.add_argument(flag, default=argparse.SUPPRESS, help=words, **how)
+
+
+def _run_arguments(parser: argparse.ArgumentParser) -> None:
+    methods = "; ".join(f"{name}: {one.__doc__}" for name, one in METHODS.items())
+    parser.add_argument("--task", required=True, help=TASK)
+    parser.add_argument("--method", required=True, help=methods)
+    parser.add_argument("--tier", default="embedded", help="embedded, standard or paper")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", metavar="FILE", help="write the result there; -: print it")
+    names = dict.fromkeys(name for method in METHODS for name in options_of(method))
+    _add_options(parser, names)
+
+
+def run(options: argparse.Namespace) -> int:
+    """one method on one task, one JSON object"""
+    from pandalib.experiments.run import run
+    from pandalib.io import write_atomically
+
+    given = vars(options)
+    target, method = given.pop("json"), given["method"]
+    for name in given.keys() & options_of(method).keys():
+        choices = options_of(method)[name].metadata["choices"]
+        given[name] = choices[given[name]] if choices else given[name]
+    result = run(**given)
+    text = json.dumps(result, allow_nan=False)
+    if target == "-":
+        print(text)
+        return 0
+    if target:
+        try:
+            write_atomically(Path(target).expanduser(), f"{text}\n".encode())
+        except OSError:
+            print(text)  # what took an hour is not lost to a full disk
+            raise
+    print(f"{result['task']}  {method}  ROC-AUC {result['roc_auc']:.4f}  {result['seconds']:.1f} s")
+    return 0
+
+
+def _export_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--task", required=True, help=TASK)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="a new or an empty folder")
+    _add_options(parser, ("level", "size", "n_train", "n_test"))
+
+
+def export(options: argparse.Namespace) -> int:
+    """the images of a task as PNG files in MVTec's layout"""
+    from pandalib.datasets.folder import write_mvtec
+    from pandalib.datasets.load import load_task
+
+    given = vars(options)
+    target = given.pop("out")
+    task = load_task(given.pop("task"), **given)
+    folder = write_mvtec(task, target)
+    print(
+        f"{task.name}  {len(task.train)} images to learn from, {len(task.test)} to test  {folder}"
+    )
+    return 0
+
+
+# ---------------------------------------------------------------- fit, score
+
+FIXED = "tier backbone truncate_after size layers n_images n_maps false_alarm_rate seed".split()
+
+
+def _fit_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.argument_default = argparse.SUPPRESS
+    add = parser.add_argument
+    add("folder", metavar="FOLDER", help="normal images, nothing else; MVTec: train/good is taken")
+    target = parser.add_mutually_exclusive_group(required=True)
+    target.add_argument("--out", metavar="MODEL", help="a new or an empty folder for the detector")
+    target.add_argument("--add-to", metavar="MODEL", help="a detector that is to learn these too")
+    add("--force", action="store_true", help="replace the detector that is in MODEL")
+    add("--recursive", action="store_true", help="search subfolders too")
+    add("--skip-unreadable", action="store_true", help="leave out files that are no images")
+    add("--tier", choices=TIERS, help="of the network; default: PANDALIB_TIER, then embedded")
+    add("--backbone", help="glyphs_resnet4, or a network of torchvision")
+    add("--weights", help="embedded, imagenet, or a file; with --add-to, where the file is now")
+    add("--truncate-after", metavar="STAGE", help="cut the network after this stage, as layer3")
+    add("--size", type=int, help="side in pixels; default: 128 for the embedded network, else 224")
+    add("--layers", help="of the heat maps, as layer1,layer2,layer3")
+    add("--n-images", type=int, help="most similar normal images to compare with; default: 50")
+    add("--n-maps", type=int, help="normal images for heat maps and threshold; default: 200")
+    add("--false-alarm-rate", type=float, help="of the normal images; default: 0.05")
+    add("--seed", type=int, help="draws the images of --n-maps; default: 0")
+
+
+def fit(options: argparse.Namespace) -> int:
+    """a folder of normal images becomes a detector on disk"""
+    from pandalib.inspection.inspector import Inspector
+    from pandalib.inspection.storage import FACTS, check_target
+
+    given = vars(options)
+    how = {name: name in given for name in ("recursive", "skip_unreadable")}
+    before, copies = 0, 0
+    if "add_to" in given:
+        settled = [name for name in FIXED if name in given]
+        if settled:
+            flag = f"--{settled[0].replace('_', '-')}"
+            raise ValueError(f"{flag} is settled when a detector is fitted: fit again with --out.")
+        target = options.add_to
+        inspector = Inspector.load(target, weights=given.get("weights"))
+        before, copies = len(inspector.features_), inspector.n_copies_
+        inspector.add(options.folder, **how)
+    else:
+        target = options.out
+        folder = Path(target).expanduser()
+        if (folder / FACTS).exists() and "force" not in given:
+            raise FileExistsError(
+                f"{target!r} holds a detector: choose another folder, --force or --add-to."
+            )
+        check_target(folder)
+        inspector = _new_inspector(given).fit(options.folder, **how)
+    inspector.save(target)
+    for name, reason in inspector.unreadable_:
+        print(f"left out: {name!r} is no image: {reason}", file=sys.stderr)
+    if inspector.n_copies_ > copies:
+        print(f"left out: copies of others: {inspector.n_copies_ - copies}", file=sys.stderr)
+    network, n = inspector.backbone, len(inspector.features_)
+    if network.source == "embedded":
+        print("note: for photographs that matter take --tier standard", file=sys.stderr)
+    news = f"{n - before} added, " if before else ""
+    print(
+        f"{target}  {n} normal images ({news}{len(inspector.unreadable_)} unreadable)  "
+        f"{network.name} up to {network.truncate_after}, weights {network.weights_sha256[:12]}  "
+        f"threshold {inspector.threshold():.4g} at a false-alarm rate of "
+        f"{inspector.false_alarm_rate:g}"
+    )
+    return 0
+
+
+def _new_inspector(given: dict):
+    from pandalib.backbones import load_backbone
+    from pandalib.inspection.inspector import Inspector
+
+    tier = tier_named(given.get("tier") or os.environ.get("PANDALIB_TIER") or "embedded")
+    name = given.get("backbone", tier.backbone)
+    weights = given.get("weights", tier.weights if name == tier.backbone else "imagenet")
+    cut = given.get("truncate_after", tier.truncate_after)
+    names = ("size", "n_images", "n_maps", "false_alarm_rate", "seed")
+    settings = {name: given[name] for name in names if name in given}
+    if "layers" in given:
+        settings["layers"] = [layer.strip() for layer in given["layers"].split(",")]
+    resize = None if "size" in given else tier.resize
+    network = load_backbone(name, weights, truncate_after=cut)
+    return Inspector(network, resize=resize, **settings)
+
+
+def _score_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="a detector, as `fit` writes")
+    add("images", metavar="IMAGES", help="a folder, or a file")
+    add("--report", metavar="FILE", help="write an HTML report with heat maps, one file")
+    add("--csv", metavar="FILE", help="write all scores as a table")
+    add("--json", metavar="FILE", help="write all scores as JSON; -: print it, not the list")
+    add("--rate", type=float, help="another false-alarm rate than the detector's own")
+    add("--top", type=int, default=50, help="how many images list and report show; default: 50")
+    add("--recursive", action="store_true", help="search subfolders too")
+    add("--weights", metavar="FILE", help="where the network's weights are now")
+
+
+def score(options: argparse.Namespace) -> int:
+    """images before a fitted detector: a ranking, alarms, a report"""
+    from pandalib.inspection.inspector import Inspector
+    from pandalib.inspection.report import write_report
+    from pandalib.io import write_atomically
+
+    inspector = Inspector.load(options.model, weights=options.weights)
+    threshold = inspector.threshold(options.rate)  # first: it may say no
+    ranking = inspector.rank(
+        options.images, top=options.top, recursive=options.recursive, skip_unreadable=True
+    )
+    rows = _rows(ranking, threshold)
+    alarms = sum(row["alarm"] for row in rows)
+    if options.report:
+        name = "/".join(Path(options.images).expanduser().resolve().parts[-2:])
+        title = f"Anomaly report: {name}"
+        write_report(options.report, inspector, ranking, rate=options.rate, title=title)
+    if options.csv:
+        buffer = io.StringIO()
+        writer = csv.DictWriter(buffer, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_atomically(Path(options.csv).expanduser(), buffer.getvalue().encode())
+    if options.json:
+        found = dict(
+            threshold=threshold,
+            false_alarm_rate=options.rate or inspector.false_alarm_rate,
+            n_images=len(rows),
+            n_alarms=alarms,
+            weights_sha256=inspector.backbone.weights_sha256,
+            unreadable=[dict(file=name, reason=reason) for name, reason in ranking.unreadable],
+            images=rows,
+        )
+        text = json.dumps(found, indent=1, allow_nan=False) + "\n"
+        if options.json == "-":
+            sys.stdout.write(text)
+        else:
+            write_atomically(Path(options.json).expanduser(), text.encode())
+    if options.json != "-":
+        print("rank  score / threshold  alarm  file")
+        for row in rows[: options.top]:
+            alarm = "yes" if row["alarm"] else "no "
+            print(f"{row['rank']:4}  {row['relative']:17.3f}  {alarm:>5}  {row['file']}")
+        if len(rows) > options.top:
+            print(f"... and {len(rows) - options.top} more")
+        print(f"{alarms} of {len(rows)} images raise an alarm (score above {threshold:.4g})")
+    for name, reason in ranking.unreadable:
+        print(f"pandalib: {name!r} is no image: {reason}", file=sys.stderr)
+    return int(bool(ranking.unreadable))
+
+
+def _rows(ranking, threshold: float) -> list[dict]:
+    from pandalib.inspection.overlays import in_words
+
+    return [
+        dict(
+            rank=place,
+            file=ranking.names[number],
+            score=float(ranking.scores[number]),
+            relative=float(ranking.scores[number]) / threshold,
+            alarm=bool(ranking.scores[number] > threshold),
+            image=float(ranking.parts["image"][number]),
+            place=float(ranking.parts["place"][number]),
+            hottest=in_words(ranking.spots[number]),
+        )
+        for place, number in enumerate(ranking.order.tolist(), 1)
+    ]
+
+
+# ---------------------------------------------------------------- sweep, table
+
+
+def _sweep_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("grid", help="a TOML file, or a grid of the project's own; `list` shows those")
+    add("--out", metavar="DIR", help="folder of the results; default: results/NAME of the grid")
+    add("--workers", type=int, help="processes at once; default: one a core, or one with a GPU")
+    add("--threads", type=int, help="of each process; default: the cores divided among them")
+    add("--scheduler", metavar="ADDRESS", help="of a Dask cluster, as tcp://10.0.0.1:8786")
+    add("--retry-failed", action="store_true", help="do again what failed before")
+    add("--skip-missing", action="store_true", help="go on without data sets that are not here")
+    add("--dry-run", action="store_true", help="list the runs, and do nothing")
+
+
+def sweep(options: argparse.Namespace) -> int:
+    """every run of a grid; killed and called again, it does what is missing"""
+    from pandalib.experiments.grids import grids, load_grid
+    from pandalib.experiments.sweep import in_brief, outstanding, sweep
+
+    given = vars(options)
+    name = given.pop("grid")
+    if name == "list":
+        for grid in map(load_grid, grids()):
+            print(f"{grid.name:28} {grid.description}")
+        return 0
+    grid = load_grid(name)
+    folder = Path(given.pop("out") or Path("results") / grid.name)
+    if given.pop("dry_run"):
+        runs = grid.runs(skip_missing=options.skip_missing)
+        _, waiting = outstanding(runs, folder, retry_failed=options.retry_failed)
+        for run in runs:
+            words = [f"{key}={value}" for key, value in run.items()]
+            print(*words, "" if run in waiting else "done", sep="  ")
+        print(f"{len(runs)} runs, {len(waiting)} to do")
+        return 0
+    results = sweep(grid, folder, **given)
+    failed = [result for result in results if "error" in result]
+    for result in failed:
+        print(in_brief(result))
+    print(f"{grid.name}  {len(results) - len(failed)} of {len(results)} runs  {folder}")
+    print(f"The table: python -m pandalib table {folder}")
+    return int(bool(failed))
+
+
+def _table_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", metavar="DIR", help="folder of a sweep's results")
+
+
+def table(options: argparse.Namespace) -> int:
+    """the results of a sweep as table.md, table.csv and table.png"""
+    from pandalib.experiments.tables import write_table
+
+    folder = Path(options.folder).expanduser()
+    rows = write_table(folder)
+    print((folder / "table.md").read_text(encoding="utf-8"))
+    return int(any(row.n_runs < row.runs_wanted for row in rows))
+
+
+# ---------------------------------------------------------------- data
+
+
+def _data_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("names", nargs="*", metavar="NAME", help="sets to download; none: list all")
+    parser.add_argument("--info", action="store_true", help="only print what is known of them")
+
+
+def data(options: argparse.Namespace) -> int:
+    """public data sets: list, describe, download"""
+    from pandalib.datasets import public
+
+    names = options.names or list(public.ROWS)
+    rows = {name: public.row_of(name) for name in names}  # unknown names first
+    if options.info:
+        for name, row in rows.items():
+            print(f"{name}: {row['title']}")
+            for key in ("page", "licence", "download", "example", "protocol"):
+                print(f"  {key:9} {row[key]}")
+            print(f"  get it    {public.how_to_get(name)}")
+    elif options.names:
+        for name, row in rows.items():
+            print(f"{name}: {row['title']}, {row['page']}, licence: {row['licence']}", flush=True)
+            print(f"  here, in {str(public.fetch(name))!r}")
+    else:
+        for name, row in rows.items():
+            state = "here" if public.is_here(name) else "not here"
+            print(f"{name:14} {row['download']:>7}  {state:8}  {row['example']}  {row['licence']}")
+        print("`python -m pandalib data NAME` downloads one, --info NAME tells more.")
+    return 0
+
+
+COMMANDS = {
+    "doctor": (_doctor_arguments, doctor),
+    "run": (_run_arguments, run),
+    "fit": (_fit_arguments, fit),
+    "score": (_score_arguments, score),
+    "sweep": (_sweep_arguments, sweep),
+    "table": (_table_arguments, table),
+    "data": (_data_arguments, data),
+    "export": (_export_arguments, export),
+}
