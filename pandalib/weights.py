@@ -180,7 +180,13 @@ def load_state(
     """
     cut_away = tuple(f"{module}." for module in ignored)
     spare = tuple(f"{module}." for module in optional)
-    given = {name: value for name, value in state.items() if not name.startswith(cut_away)}
+    # How many batches a BatchNorm has seen changes no feature: it stays at 0, as in the hashes by
+    # which saved detectors and Fisher information know their network.
+    given = {
+        name: value
+        for name, value in state.items()
+        if not name.startswith(cut_away) and not name.endswith("num_batches_tracked")
+    }
     try:
         absent, superfluous = network.load_state_dict(given, strict=False)
     except RuntimeError as error:
