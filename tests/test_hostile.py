@@ -519,9 +519,7 @@ def test_labels_all_of_one_class():
 def test_features_and_scores_that_are_no_numbers(bad):
     features = np.ones((6, 3), np.float32)
     features[2, 1] = bad
-    with pytest.raises(
-        ValueError, match="holds 1 NaN or infinite values in 1 of 6 rows, the first in row 2"
-    ):
+    with pytest.raises(ValueError, match="gallery contains (NaN|infinity)"):
         leave_one_out_scores(features, k=2)
     with pytest.raises(ValueError, match="NaN|infinite"):
         roc_auc([0, 1, 1], [0.0, 1.0, np.nan])

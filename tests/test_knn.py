@@ -1,22 +1,35 @@
+"""Nearest neighbours against brute force: differences in float64, all pairs, sorted."""
+
 import faiss
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
+from sklearn.pipeline import make_pipeline
+from small import images, small_backbone
 
-from pandalib.validation import kmeans_gallery
+from pandalib import DN2, FeatureCache, PixelKNN
 from pandalib.methods.knn import (
     KNN,
+    kmeans_gallery,
     knn_scores,
     leave_one_out_scores,
     nearest_others,
+    pixels,
     squared_distances,
 )
-from pandalib.methods.whitening import whitened_leave_one_out_scores
+from pandalib.methods.whitening import Whitening, l2_normalise, whitened_leave_one_out_scores
+
+settings.register_profile("same", derandomize=True, deadline=None, max_examples=60, database=None)
+settings.load_profile("same")
 
 
 def brute_force(gallery, queries, k, leave_out=False):
-    """Differences in float64, all pairs, sorted: the definition."""
+    """The definition."""
     gallery, queries = np.asarray(gallery, np.float64), np.asarray(queries, np.float64)
     distances = np.array([np.square(gallery - query).sum(axis=1) for query in queries])
     if leave_out:
@@ -25,65 +38,80 @@ def brute_force(gallery, queries, k, leave_out=False):
     return np.take_along_axis(distances, indices, axis=1), indices
 
 
+def normal(n, d, seed=0, offset=0.0):
+    """The offset is put in first, so all sides see the same float32 numbers."""
+    return (np.random.default_rng(seed).standard_normal((n, d)) + offset).astype(np.float32)
+
+
+@st.composite
+def galleries(draw):
+    """Gallery, queries and k, often with duplicates, one dimension, k = n, an offset of 1000."""
+    d = draw(st.sampled_from([1, 1, 2, 3, 17]))
+    n, m = draw(st.integers(2, 14)), draw(st.integers(1, 6))
+    # Eighths, so that float32 holds them beside 1000 and distances are exact in float64.
+    values = st.integers(-2, 2).map(float) | st.integers(-64, 64).map(lambda i: i / 8)
+    rows = draw(arrays(np.float32, (n + m, d), elements=values.map(np.float32)))
+    if draw(st.booleans()):  # some rows are others once more
+        rows = rows[draw(st.lists(st.integers(0, n + m - 1), min_size=n + m, max_size=n + m))]
+    rows = rows + np.float32(draw(st.sampled_from([0, 0, 1000, -1024])))
+    return rows[:n], rows[n:], draw(st.integers(1, n))
+
+
 def test_dn2_by_hand():
     gallery = [[0.0, 0.0], [3.0, 4.0], [0.0, 2.0], [10.0, 0.0]]
     queries = [[0.0, 1.0], [3.0, 4.0], [10.0, 10.0]]
-    # Squared distances of (0,1): 1, 18, 1, 101. Of (3,4): 25, 0, 13, 65. Of (10,10): 200, 85, 164, 100.
+    # Squared distances of (0,1): 1, 18, 1, 101; of (3,4): 25, 0, 13, 65; of (10,10): 200, 85, ...
     np.testing.assert_array_equal(knn_scores(gallery, queries), [2, 13, 185])
     np.testing.assert_array_equal(knn_scores(gallery, queries, k=1), [1, 0, 85])
     np.testing.assert_array_equal(KNN().fit(gallery).score(queries), [2, 13, 185])
-    # Left out, (0,0) sees 25, 4, 100; (3,4) sees 25, 13, 65; (0,2) sees 4, 13, 104; (10,0) sees 100, 65, 104.
+    # Left out: (0,0) sees 25, 4, 100; (3,4) 25, 13, 65; (0,2) 4, 13, 104; (10,0) 100, 65, 104.
     np.testing.assert_array_equal(leave_one_out_scores(gallery), [29, 38, 17, 165])
     np.testing.assert_array_equal(KNN().fit(gallery).leave_one_out(), [29, 38, 17, 165])
 
 
-@pytest.mark.parametrize("trial", range(25))
-def test_equals_brute_force(trial):
-    rng = np.random.default_rng(trial)
-    n, m, d = rng.integers(2, 300), rng.integers(1, 60), rng.integers(1, 70)
-    k = rng.integers(1, min(n, 20) + 1)
-    gallery, queries = (
-        rng.standard_normal((n, d)).astype(np.float32),
-        rng.standard_normal((m, d)).astype(np.float32),
-    )
-    distances, indices = squared_distances(gallery, queries, k)
+@given(galleries())
+def test_neighbours_are_those_of_brute_force(case):
+    gallery, queries, k = case
     expected, expected_indices = brute_force(gallery, queries, k)
+    distances, indices = squared_distances(gallery, queries, k)
     assert distances.dtype == np.float32 and indices.dtype == np.int64
     np.testing.assert_allclose(distances, expected, rtol=1e-7)  # rounding to float32 is 6e-8
-    np.testing.assert_array_equal(indices, expected_indices)
+    if len(gallery) <= k + 8:  # every row is a candidate: ties are told apart by index
+        np.testing.assert_array_equal(indices, expected_indices)
+    scores = knn_scores(gallery, queries, k)
+    np.testing.assert_allclose(scores, expected.sum(axis=1), rtol=1e-6)
+    np.testing.assert_array_equal(KNN(k).fit(gallery).score(queries), scores)
 
 
-@pytest.mark.parametrize("offset", [0, 1e3, 1e6])
-def test_a_common_offset_costs_no_accuracy(offset):
-    # The offset is put in first, so both sides see the same float32 numbers. 300 queries: see the twins below.
-    rng = np.random.default_rng(0)
-    gallery = (rng.standard_normal((1000, 512)) + offset).astype(np.float32)
-    queries = (rng.standard_normal((300, 512)) + offset).astype(np.float32)
-    distances, _ = squared_distances(gallery, queries, 2)
-    np.testing.assert_allclose(distances, brute_force(gallery, queries, 2)[0], rtol=1e-7)
+@given(galleries())
+def test_leaving_one_out_is_brute_force_without_that_row(case):
+    gallery, _, k = case
+    k = min(k, len(gallery) - 1)
+    expected, expected_indices = brute_force(gallery, gallery, k, leave_out=True)
+    scores = leave_one_out_scores(gallery, k)
+    np.testing.assert_allclose(scores, expected.sum(axis=1), rtol=1e-6)
+    np.testing.assert_array_equal(KNN(k).fit(gallery).leave_one_out(), scores)
+    others = nearest_others(gallery, k)
+    assert others.shape == (len(gallery), k)
+    assert not (others == np.arange(len(gallery))[:, None]).any()
+    if len(gallery) <= k + 9:
+        np.testing.assert_array_equal(others, expected_indices)
 
 
-def test_an_offset_of_its_own_in_every_dimension_costs_no_accuracy():
-    rng, offsets = np.random.default_rng(0), np.linspace(-1e4, 1e4, 512)  # their mean is nothing
-    gallery, queries = (
-        (rng.standard_normal((n, 512)) + offsets).astype(np.float32) for n in (1000, 300)
-    )
-    np.testing.assert_allclose(
-        squared_distances(gallery, queries, 2)[0], brute_force(gallery, queries, 2)[0], rtol=1e-7
-    )
+@pytest.mark.parametrize("leave_out", [False, True])
+def test_several_blocks_of_queries(leave_out):
+    gallery = normal(2100, 4)
+    expected = brute_force(gallery, gallery, 2, leave_out)[0].sum(axis=1)
+    scores = leave_one_out_scores(gallery) if leave_out else knn_scores(gallery, gallery)
+    np.testing.assert_allclose(scores, expected, rtol=1e-6)
 
 
-def test_scores_are_summed_in_float64():
-    # Neighbours at squared distances 1 and 2^24; in float32 their sum is 2^24.
-    far = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 4096.0], [1.0, 4096.0]])
-    for scores in (
-        knn_scores(far, far, 3),
-        leave_one_out_scores(far, 2),
-        KNN(3).fit(far).score(far),
-        KNN(2).fit(far).leave_one_out(),
-    ):
-        assert scores.dtype == np.float64
-        np.testing.assert_array_equal(scores, 2.0**24 + 1)
+@pytest.mark.parametrize("offset", [0, 1e3, 1e6, np.linspace(-1e4, 1e4, 512)])
+def test_an_offset_costs_no_accuracy(offset):
+    # 300 queries, because with fewer numbers faiss takes differences, not sums of squares.
+    gallery, queries = normal(1000, 512, 0, offset), normal(300, 512, 1, offset)
+    expected, _ = brute_force(gallery, queries, 2)
+    np.testing.assert_allclose(squared_distances(gallery, queries, 2)[0], expected, rtol=1e-7)
 
 
 def test_distances_near_100_that_differ_by_a_thousandth():
@@ -97,223 +125,221 @@ def test_distances_near_100_that_differ_by_a_thousandth():
 
 
 def test_collapsed_features_are_still_ranked():
-    # Features that have shrunk to one point in a million: faiss alone sees nothing but rounding.
+    # Features that have shrunk to one point in a million: faiss alone sees only rounding.
     rng = np.random.default_rng(0)
-    gallery, queries = (
-        5 + 1e-6 * rng.standard_normal((300, 64)),
-        5 + 1e-6 * rng.standard_normal((50, 64)),
-    )
+    gallery, queries = (5 + 1e-6 * rng.standard_normal((n, 64)) for n in (300, 50))
     expected, _ = brute_force(gallery, queries, 3)
     np.testing.assert_allclose(squared_distances(gallery, queries, 3)[0], expected, rtol=1e-7)
 
 
 def test_near_twins_are_told_apart():
-    # Each image has a twin so near that float32 sums of squares cannot say which of the two is nearer. The batch is
-    # large, because in small ones (rows times dimensions below 128,000) faiss takes differences, not sums of squares.
+    # Each image has a twin so near that float32 sums of squares cannot say which is nearer.
     rng = np.random.default_rng(0)
     gallery = 100 * rng.standard_normal((600, 128))
     gallery = np.concatenate([gallery, gallery + 1e-3 * rng.standard_normal((600, 128))])
     queries = gallery + 1e-4 * rng.standard_normal((1200, 128))
-    for ours, expected in zip(
+    for found, expected in zip(
         squared_distances(gallery, queries, 1), brute_force(gallery, queries, 1)
     ):
-        np.testing.assert_allclose(ours, expected, rtol=1e-7)
+        np.testing.assert_allclose(found, expected, rtol=1e-7)
     expected = brute_force(gallery, gallery, 1, leave_out=True)[0].sum(axis=1)
     np.testing.assert_allclose(leave_one_out_scores(gallery, 1), expected, rtol=1e-7)
 
 
+def test_scores_are_summed_in_float64():
+    # Neighbours at squared distances 1 and 2^24; in float32 their sum is 2^24.
+    far = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 4096.0], [1.0, 4096.0]])
+    for scores in (knn_scores(far, far, 3), KNN(2).fit(far).leave_one_out()):
+        assert scores.dtype == np.float64
+        np.testing.assert_array_equal(scores, 2.0**24 + 1)
+
+
 @pytest.mark.parametrize("offset", [0, 1e3])
 def test_a_training_image_is_at_distance_zero_exactly(offset):
-    gallery = (np.random.default_rng(0).standard_normal((700, 257)) + offset).astype(np.float32)
+    gallery = normal(700, 257, 0, offset)
     distances, indices = squared_distances(gallery, gallery, 1)
     assert (distances == 0).all()
     np.testing.assert_array_equal(indices[:, 0], np.arange(700))
 
 
+@pytest.mark.parametrize("copies", [2, 30])
+@pytest.mark.parametrize("k", [1, 5])
+def test_leave_one_out_with_exact_duplicates(k, copies):
+    gallery = normal(60, 9, seed=k)
+    gallery[:copies] = gallery[0]
+    scores = leave_one_out_scores(gallery, k)
+    expected = brute_force(gallery, gallery, k, leave_out=True)[0].sum(axis=1)
+    np.testing.assert_allclose(scores, expected, rtol=1e-6)
+    assert (scores[0] == 0) == (copies > k)
+
+
+def test_more_equal_neighbours_than_spare_candidates():
+    gallery = np.concatenate([np.zeros((20, 3)), np.eye(3)])
+    others = nearest_others(gallery, 5)
+    assert all(len(set(row)) == 5 and i not in row for i, row in enumerate(others))
+    assert (others[:20] < 20).all() and (leave_one_out_scores(gallery, 5)[:20] == 0).all()
+
+
 @pytest.mark.parametrize("options", [{}, {"normalise": True, "whiten": True}, {"n_centres": 40}])
 def test_same_bits_for_any_batch_any_threads_and_again(options):
-    rng = np.random.default_rng(0)
-    gallery = 1 + rng.standard_normal((1500, 129)).astype(np.float32)
-    queries = 1 + rng.standard_normal((1100, 129)).astype(np.float32)
-    scores = KNN(**options).fit(gallery).score(queries)
+    gallery, queries = normal(1500, 129, 0, 1), normal(1100, 129, 1, 1)
     model = KNN(**options).fit(gallery)
+    scores = model.score(queries)
     for size in (1, 7, 64, 600):
-        parts = [
-            model.score(queries[start : start + size])
-            for start in range(0, min(600, 30 * size), size)
-        ]
-        parts = np.concatenate(parts)
+        starts = range(0, min(600, 30 * size), size)
+        parts = np.concatenate([model.score(queries[start : start + size]) for start in starts])
         np.testing.assert_array_equal(parts, scores[: len(parts)])
     threads = faiss.omp_get_max_threads()
     try:
-        faiss.omp_set_num_threads(1)
+        faiss.omp_set_num_threads(2 if threads == 1 else 1)
         np.testing.assert_array_equal(KNN(**options).fit(gallery).score(queries), scores)
     finally:
         faiss.omp_set_num_threads(threads)
 
 
-@pytest.mark.parametrize("k", [1, 2, 5])
-@pytest.mark.parametrize("copies", [2, 3, 30])
-def test_leave_one_out_with_exact_duplicates(k, copies):
-    rng = np.random.default_rng(k)
-    gallery = rng.standard_normal((60, 9)).astype(np.float32)
-    gallery[rng.choice(60, copies, replace=False)] = gallery[0]
-    gallery[-2:] = gallery[-1]
-    scores = leave_one_out_scores(gallery, k)
-    np.testing.assert_allclose(
-        scores, brute_force(gallery, gallery, k, leave_out=True)[0].sum(axis=1), rtol=1e-6
-    )
-    same_as_first = np.count_nonzero((gallery == gallery[0]).all(axis=1))
-    assert (scores[0] == 0) == (same_as_first > k)
-
-
-def test_leave_one_out_over_several_blocks():
-    gallery = np.random.default_rng(0).standard_normal((2100, 4)).astype(np.float32)
-    expected = brute_force(gallery, gallery, 2, leave_out=True)[0].sum(axis=1)
-    np.testing.assert_allclose(leave_one_out_scores(gallery), expected, rtol=1e-6)
-
-
-def test_equal_images_are_at_zero_and_in_order_of_the_gallery():
-    distances, indices = squared_distances(np.ones((5, 3)), np.ones((1, 3)), 5)
-    np.testing.assert_array_equal(distances, 0)
-    np.testing.assert_array_equal(indices, [[0, 1, 2, 3, 4]])
-
-
 @pytest.mark.parametrize("dtype", [np.float16, np.float64, np.uint8, torch.float32, torch.bfloat16])
 def test_any_real_type_gives_the_same(dtype):
-    rng = np.random.default_rng(0)
-    gallery, queries = (
-        rng.integers(0, 9, (40, 6)),
-        rng.integers(0, 9, (10, 6)),
-    )  # whole numbers fit every type
-    expected = knn_scores(gallery, queries)
-    as_type = (
-        (lambda a: torch.tensor(a).to(dtype))
-        if isinstance(dtype, torch.dtype)
-        else (lambda a: a.astype(dtype))
-    )
-    np.testing.assert_array_equal(knn_scores(as_type(gallery), as_type(queries)), expected)
-    np.testing.assert_array_equal(KNN().fit(as_type(gallery)).score(as_type(queries)), expected)
+    whole = np.random.default_rng(0).integers(0, 9, (50, 6))  # they fit every type
+    typed = whole.astype(dtype) if isinstance(dtype, type) else torch.tensor(whole).to(dtype)
+    expected = knn_scores(whole[:40], whole[40:])
+    np.testing.assert_array_equal(knn_scores(typed[:40], typed[40:]), expected)
+    np.testing.assert_array_equal(KNN().fit(typed[:40]).score(typed[40:]), expected)
 
 
-GOOD = np.random.default_rng(0).standard_normal((5, 3))
-BROKEN = np.where(np.arange(15).reshape(5, 3) == 4, np.nan, GOOD)
+GOOD = normal(5, 3)
 
 
 @pytest.mark.parametrize(
     "gallery, queries, k, message",
     [
-        (GOOD, GOOD, 0, "k must be at least 1; got 0"),
-        (GOOD, GOOD, -1, "k must be at least 1; got -1"),
-        (GOOD, GOOD, 2.0, "whole number of at least 1; got 2.0"),
-        (GOOD, GOOD, 6, "k = 6 neighbours were asked for, but the gallery holds 5 images"),
-        (GOOD[:1], GOOD, 2, "holds 1 image;"),
-        (GOOD, np.ones((2, 4)), 1, "same dimension; got 3 and 4"),
-        (
-            BROKEN,
-            GOOD,
-            1,
-            "gallery holds 1 NaN or infinite values in 1 of 5 rows, the first in row 1",
-        ),
-        (GOOD, BROKEN, 1, "queries holds 1 NaN"),
-        (GOOD[:0], GOOD, 1, r"gallery is empty, shape \(0, 3\)"),
-        (GOOD, GOOD[:0], 1, r"queries is empty, shape \(0, 3\)"),
-        (GOOD, GOOD[0], 1, r"got shape \(3,\); for one image pass queries\[None, :\]"),
-        (GOOD * 1e25, GOOD, 1, "overflow float32"),
-        (GOOD, GOOD * 1e200, 1, "overflow float32"),
+        (GOOD, GOOD, 0, "k=0: .*at least 1"),
+        (GOOD, GOOD, 6, r"k=6: .*neighbours.*\(5\)"),
+        (GOOD, np.ones((2, 4)), 1, "queries have 4 dimensions: expected 3"),
+        (GOOD * np.nan, GOOD, 1, "gallery contains NaN"),
+        (GOOD, GOOD + np.inf, 1, "queries contains infinity"),
+        (GOOD, GOOD[0], 1, r"queries are float32 \(3,\)"),
+        (GOOD.astype(float) * 1e25, GOOD, 1, "overflow float32"),
     ],
 )
-@pytest.mark.filterwarnings("error")  # one clear error, and no warning of numpy's before it
 def test_wrong_input_is_named(gallery, queries, k, message):
-    with pytest.raises(ValueError, match=message):
-        squared_distances(gallery, queries, k)
-    with pytest.raises(ValueError, match=message):
-        knn_scores(gallery, queries, k)
-
-
-def test_nearest_others_by_hand():
-    gallery = [[0.0], [1.0], [3.0], [3.0]]
-    found = nearest_others(gallery, 2)
-    assert found.dtype == np.int64 and found.tolist() == [[1, 2], [0, 2], [3, 1], [2, 1]]
-    with pytest.raises(ValueError, match="4 with one left out"):
-        nearest_others(GOOD, 5)
-
-
-def test_neighbours_where_more_than_the_spare_candidates_are_equally_near():
-    # Twenty copies of one image beside others: each sees k of the copies at zero, never itself, whatever faiss proposes.
-    gallery = np.concatenate([np.zeros((20, 3)), np.eye(3)])
-    assert (leave_one_out_scores(gallery, 5)[:20] == 0).all()
-    others = nearest_others(gallery, 5)
-    assert all(len(set(row)) == 5 and i not in row for i, row in enumerate(others))
-    assert (others[:20] < 20).all()
-    distances, indices = squared_distances(gallery, np.zeros((1, 3)), 23)
-    np.testing.assert_array_equal(distances[0], [0] * 20 + [1] * 3)
-    assert indices[0].tolist() == list(range(23))
+    for function in (squared_distances, knn_scores):
+        with pytest.raises(ValueError, match=message):
+            function(gallery, queries, k)
 
 
 def test_leave_one_out_needs_k_others():
-    with pytest.raises(ValueError, match=r"k = 5 .* holds 5 images \(4 with one left out\)"):
-        leave_one_out_scores(GOOD, 5)
     assert leave_one_out_scores(GOOD, 4).shape == (5,)
     model = KNN(k=5).fit(GOOD)  # enough to score others
-    with pytest.raises(ValueError, match="4 with one left out"):
-        model.leave_one_out()
+    for call in (lambda: nearest_others(GOOD, 5), model.leave_one_out):
+        with pytest.raises(ValueError, match="5 with one left out"):
+            call()
 
 
-def test_each_step_of_the_estimator_does_what_it_says():
-    rng = np.random.default_rng(0)
-    gallery, queries = rng.standard_normal((80, 10)) + 1, rng.standard_normal((20, 10)) + 1
-    directions = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (gallery, queries)]
-    expected = brute_force(*directions, 2)[0].sum(axis=1)
-    np.testing.assert_allclose(KNN(normalise=True).fit(gallery).score(queries), expected, rtol=1e-5)
+# k-means
 
-    model = KNN(normalise=True, whiten=True, k=3).fit(gallery)
-    whitened = [model.whitening_.transform(x) for x in directions]
+
+@pytest.mark.parametrize("offset", [0, 1e4])
+def test_kmeans_finds_separate_groups(offset):
+    middles = np.array([[0.0, 0], [10, 0], [0, 10]]) + offset
+    spread = np.random.default_rng(0).uniform(-1, 1, (150, 2))
+    features = np.repeat(middles, 50, axis=0) + spread
+    centres = kmeans_gallery(features.astype(np.float32), 3)
+    expected = features.reshape(3, 50, 2).mean(axis=1)
+    order = [np.abs(centres - middle).sum(axis=1).argmin() for middle in middles]
+    within = 2e-3 if offset else 1e-5  # float32 steps by 1e-3 at 1e4
+    np.testing.assert_allclose(centres[order], expected, atol=within)
+
+
+def test_kmeans_is_seeded_and_silent(capfd):
+    features = normal(200, 5)
+    centres = kmeans_gallery(features, 60, seed=1)
+    assert centres.shape == (60, 5) and centres.dtype == np.float32
+    np.testing.assert_array_equal(kmeans_gallery(features, 60, seed=1), centres)
+    assert (kmeans_gallery(features, 60, seed=2) != centres).any()
+    np.testing.assert_array_equal(kmeans_gallery(features, 7), kmeans_gallery(features, 7, seed=0))
+    every = kmeans_gallery(features, 200)  # as many centres as images: the images
     np.testing.assert_allclose(
-        model.score(queries), brute_force(*whitened, 3)[0].sum(axis=1), rtol=1e-5
+        every[np.lexsort(every.T)], features[np.lexsort(features.T)], atol=1e-6
     )
-    assert not np.allclose(
-        model.whitening_.mean_, gallery.mean(axis=0)
-    )  # normalised first, whitened second
-    expected = whitened_leave_one_out_scores(model.gallery_, model.whitening_, 3)
+    kmeans_gallery(np.ones((20, 5)), 10)  # identical images
+    assert capfd.readouterr() == ("", "")
+    for n_centres in (0, 201):
+        with pytest.raises(ValueError, match=f"n_centres={n_centres}: expected 1 to 200"):
+            kmeans_gallery(features, n_centres)
+
+
+# Detectors
+
+
+def test_each_step_of_knn_does_what_it_says():
+    gallery, queries = normal(80, 10, 0, 1), normal(20, 10, 1, 1)
+    directions = l2_normalise(gallery), l2_normalise(queries)
+    scores = KNN(normalise=True).fit(gallery).score(queries)
+    np.testing.assert_array_equal(scores, knn_scores(*directions))
+
+    model = KNN(normalise=True, whiten=True, k=3).fit(gallery)  # in this order
+    whitening = Whitening().fit(directions[0])
+    whitened = [whitening.transform(features) for features in directions]
+    np.testing.assert_array_equal(model.score(queries), knn_scores(*whitened, 3))
+    expected = whitened_leave_one_out_scores(whitened[0], whitening, 3)
     np.testing.assert_array_equal(model.leave_one_out(), expected)
 
     model = KNN(n_centres=7, seed=5).fit(gallery)
     np.testing.assert_array_equal(model.gallery_, kmeans_gallery(gallery, 7, seed=5))
-    np.testing.assert_allclose(
-        model.score(queries), brute_force(model.gallery_, queries, 2)[0].sum(axis=1), rtol=1e-6
-    )
+    np.testing.assert_array_equal(model.score(queries), knn_scores(model.gallery_, queries))
+    with pytest.raises(ValueError, match="n_centres=7: leave-one-out"):
+        model.leave_one_out()
 
 
-def test_whitening_makes_the_score_independent_of_units():
-    rng = np.random.default_rng(0)
-    gallery, queries, mix = (
-        rng.standard_normal((300, 4)),
-        rng.standard_normal((50, 4)),
-        rng.standard_normal((4, 4)),
-    )
-    plain, mixed = KNN(whiten=True).fit(gallery), KNN(whiten=True).fit(gallery @ mix)
-    # Ledoit-Wolf shrinks a little, so the scores agree in order, not in every digit.
-    ranks = [np.argsort(np.argsort(s)) for s in (plain.score(queries), mixed.score(queries @ mix))]
-    assert np.corrcoef(ranks)[0, 1] > 0.98
+def test_knn_in_a_pipeline():
+    gallery, queries = normal(80, 10), normal(20, 10, 1)
+    pipeline = make_pipeline(Whitening(), KNN(3)).fit(gallery)
+    expected = KNN(3, whiten=True).fit(gallery).score(queries)
+    np.testing.assert_array_equal(pipeline.score(queries), expected)
+    assert pipeline.set_params(knn__k=1).get_params()["knn__k"] == 1
 
 
-def test_estimator_habits():
-    model = KNN(3, normalise=True)
-    assert vars(model) == {"k": 3, "normalise": True, "whiten": False, "n_centres": None, "seed": 0}
-    for call in (lambda: model.score(GOOD), model.leave_one_out):
-        with pytest.raises(
-            NotFittedError, match="This KNN has seen no normal images yet; call fit"
-        ):
-            call()
-    assert model.fit(GOOD) is model
-    with pytest.raises(ValueError, match="k = 9 neighbours"):
-        KNN(k=9).fit(GOOD)
-    with pytest.raises(ValueError, match="k = 3 neighbours"):
-        KNN(k=3, n_centres=2).fit(GOOD)
-    with pytest.raises(ValueError, match="number of images, 5; got 6"):
-        KNN(n_centres=6).fit(GOOD)
-    with pytest.raises(
-        ValueError, match="not defined for 3 k-means centres.*n_centres=None, or hold out"
+def test_detectors_are_estimators():
+    assert repr(KNN(3, whiten=True)) == "KNN(k=3, whiten=True)"
+    assert vars(KNN()) == dict(k=2, normalise=False, whiten=False, n_centres=None, seed=0)
+    backbone = small_backbone()
+    assert DN2(backbone, 3, seed=7).get_params()["seed"] == 7 and PixelKNN().k == 2
+    features, pictures = GOOD, images(5)
+    for detector, given_data in (
+        (KNN(), features),
+        (DN2(backbone), pictures),
+        (PixelKNN(), pictures),
     ):
-        KNN(n_centres=3).fit(GOOD).leave_one_out()
+        fitted = clone(detector).set_params(k=1)
+        with pytest.raises(NotFittedError, match="call fit"):
+            fitted.score(given_data)
+        assert fitted.fit(given_data, None) is fitted
+        assert (fitted.score(given_data) == 0).all()
+        with pytest.raises(ValueError, match="k=9: .*neighbours"):
+            detector.set_params(k=9).fit(given_data)
+    with pytest.raises(NotFittedError):
+        KNN().leave_one_out()
+
+
+@pytest.mark.parametrize(
+    "options", [{}, dict(normalise=True, whiten=True), dict(n_centres=4, seed=2), dict(k=3)]
+)
+def test_dn2_is_knn_on_pooled_features(options, tmp_path):
+    backbone, normal_images, test = small_backbone(), images(12), images(6, seed=1)
+    scorer = KNN(**options).fit(backbone.features(normal_images))
+    expected = scorer.score(backbone.features(test))
+    np.testing.assert_array_equal(DN2(backbone, **options).fit(normal_images).score(test), expected)
+    cached = DN2(backbone, cache=FeatureCache(tmp_path, dtype="float32"), **options)
+    np.testing.assert_allclose(cached.fit(normal_images).score(test), expected, rtol=1e-3)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_pixel_knn_is_knn_on_values_from_0_to_1():
+    rows = pixels(images(3))
+    assert rows.shape == (3, 3 * 32 * 32) and rows.dtype == np.float32
+    np.testing.assert_allclose(rows, images(3).reshape(3, -1) / 255, rtol=1e-6)
+    scores = PixelKNN(k=1).fit(images(9)).score(images(4, seed=1))
+    expected = brute_force(pixels(images(9)), pixels(images(4, seed=1)), 1)[0].sum(axis=1)
+    np.testing.assert_allclose(scores, expected, rtol=1e-5)
+    with pytest.raises(ValueError, match="images are float32"):
+        PixelKNN().fit(images(3).astype(np.float32))

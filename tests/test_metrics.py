@@ -1,14 +1,99 @@
+"""Metrics against their definitions, pair by pair, pixel by pixel, threshold by threshold."""
+
+import math
+from fractions import Fraction
+from itertools import product
+
 import numpy as np
 import pytest
 import sklearn.metrics
 import torch
+from hypothesis import assume, example, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
-from pandalib.metrics import bootstrap_interval, roc_auc, roc_curve, threshold_at
+from pandalib.metrics import (
+    bootstrap_interval,
+    paired_interval,
+    pixel_roc_auc,
+    pro,
+    pro_curve,
+    regions,
+    roc_auc,
+    roc_curve,
+    threshold_at,
+)
+
+# The same examples every time, and no limit on a single one: the machine may be busy.
+settings.register_profile("same", derandomize=True, deadline=None, max_examples=60, database=None)
+settings.load_profile("same")
+
+# Few different values make many ties; the others any float64, near and far apart.
+SCORES = (
+    st.integers(-3, 3).map(float)
+    | st.floats(-1e6, 1e6)
+    | st.sampled_from([1e300, -1e300, 5e-324, 1.0, 1.0 + 2**-52])
+)
 
 
-def auc_by_counting_pairs(labels, scores):
-    pairs = [(a > n) + 0.5 * (a == n) for a in scores[labels == 1] for n in scores[labels == 0]]
-    return sum(pairs) / len(pairs)
+@st.composite
+def labelled(draw, max_size=25):
+    """Labels of both kinds with scores."""
+    scores = draw(st.lists(SCORES, min_size=2, max_size=max_size))
+    labels = draw(st.lists(st.integers(0, 1), min_size=len(scores), max_size=len(scores)))
+    assume(0 < sum(labels) < len(labels))
+    return np.array(labels), np.array(scores)
+
+
+@st.composite
+def masked(draw):
+    """Masks with both kinds of pixels, one image perhaps anomalous all over, and their maps."""
+    shape = draw(st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(1, 4)))
+    masks = draw(arrays(np.uint8, shape, elements=st.integers(0, 1)))
+    if shape[0] > 1 and draw(st.booleans()):
+        masks[0] = 1
+    assume(0 < masks.sum() < masks.size)
+    values = st.integers(0, 3).map(float) | st.floats(-1e3, 1e3)
+    return masks, draw(arrays(np.float64, shape, elements=values))
+
+
+def pairs_in_order(labels, scores):
+    """The share of pairs (anomalous, normal) in the right order, a tie counting one half."""
+    pairs = list(product(scores[labels == 1], scores[labels == 0]))
+    return sum((a > n) + 0.5 * (a == n) for a, n in pairs) / len(pairs)
+
+
+def regions_by_flooding(masks):
+    """The pixels of every region, by walking to neighbours at a side or a corner."""
+    left, found = {tuple(pixel) for pixel in np.argwhere(masks)}, []
+    while left:
+        region = [left.pop()]
+        for image, row, column in region:  # it grows while it is walked through
+            near = {(image, row + i, column + j) for i in (-1, 0, 1) for j in (-1, 0, 1)} & left
+            left -= near
+            region += near
+        found.append(sorted(region))
+    return sorted(found)
+
+
+def pro_by_definition(masks, maps, limit):
+    """Area and corners (fpr, overlap), threshold by threshold, in fractions: no rounding at all."""
+    found, normal = regions_by_flooding(masks), np.asarray(masks) == 0
+    corners = [(Fraction(0), Fraction(0))]
+    for threshold in sorted(set(maps.ravel().tolist()), reverse=True):
+        alarm = maps >= threshold
+        inside = [sum(bool(alarm[pixel]) for pixel in region) for region in found]
+        overlap = sum(Fraction(n, len(region)) for n, region in zip(inside, found)) / len(found)
+        corners.append((Fraction(int(alarm[normal].sum()), int(normal.sum())), overlap))
+    area, limit = Fraction(0), Fraction(limit)
+    for (x0, y0), (x1, y1) in zip(corners, corners[1:]):
+        if x0 < limit and x1 > x0:
+            end = min(x1, limit)
+            area += (end - x0) * (2 * y0 + (y1 - y0) * (end - x0) / (x1 - x0)) / 2
+    return float(area / limit), corners
+
+
+# ROC
 
 
 def test_auc_of_a_small_example_by_hand():
@@ -16,142 +101,118 @@ def test_auc_of_a_small_example_by_hand():
     assert roc_auc([0, 0, 1, 1], [1.0, 3.0, 3.0, 2.0]) == 0.625
 
 
-@pytest.mark.parametrize(
-    "make_scores",
-    [
-        lambda rng, y: rng.standard_normal(len(y)) + y,
-        lambda rng, y: (100 + 0.001 * (rng.standard_normal(len(y)) + y)).astype(
-            np.float32
-        ),  # raw distances
-        lambda rng, y: rng.integers(0, 4, len(y)) + y,  # many ties, whole numbers
-        lambda rng, y: 1e300 * (rng.standard_normal(len(y)) + y),
-        lambda rng, y: 1e-300 * (rng.standard_normal(len(y)) + y),
-        lambda rng, y: (1e-44 * rng.integers(0, 9, len(y))).astype(np.float32),  # subnormal
-        lambda rng, y: (rng.standard_normal(len(y)) + y).astype(np.float16),
-        lambda rng, y: rng.random(len(y)) < 0.5,
-    ],
-)
-def test_auc_equals_scikit_learn_and_pair_counting(make_scores):
-    for seed in range(20):
-        rng = np.random.default_rng(seed)
-        labels = rng.permutation(np.arange(rng.integers(2, 80)) % rng.integers(2, 5) == 0)
-        if labels.all() or not labels.any():
-            continue
-        scores = make_scores(rng, labels)
-        # 1e-12: rounding of the reference's float64 sum of trapezia.
-        assert roc_auc(labels, scores) == pytest.approx(
-            sklearn.metrics.roc_auc_score(labels, scores), abs=1e-12
-        )
-        assert roc_auc(labels, scores) == auc_by_counting_pairs(labels, scores)
+@given(labelled())
+def test_auc_is_the_share_of_pairs_in_order(case):
+    labels, scores = case
+    assert roc_auc(labels, scores) == pairs_in_order(labels, scores)
 
 
-def test_whole_numbers_too_close_for_float64_are_still_told_apart():
+@given(labelled())
+def test_auc_is_a_matter_of_order(case):
+    labels, scores = case
+    auc = roc_auc(labels, scores)
+    ranks = np.unique(scores, return_inverse=True)[1]
+    for increasing in (ranks, 2 * ranks - 7, 3.0**ranks, np.arctan(ranks)):
+        assert roc_auc(labels, increasing) == auc
+    assert roc_auc(1 - labels, -scores) == auc  # the two kinds change places
+    assert roc_auc(labels, -scores) == pytest.approx(1 - auc, abs=1e-15)
+    assert roc_auc(labels[::-1], scores[::-1]) == auc
+
+
+@pytest.mark.parametrize("unit", [1, 100, 1e300])
+def test_raw_distances_give_the_auc_of_scikit_learn(unit):
+    rng = np.random.default_rng(0)
+    labels = rng.random(501) < 0.3
+    scores = unit + 0.001 * (rng.standard_normal(501) + labels)
+    expected = sklearn.metrics.roc_auc_score(labels, scores)
+    assert roc_auc(labels, scores) == pytest.approx(expected, abs=1e-12)  # its sum of trapezia
+
+
+def test_constant_scores_and_whole_numbers_too_close_for_float64():
+    assert roc_auc([0, 1, 1, 0, 1], np.full(5, 0.1)) == 0.5
     assert roc_auc([0, 1], np.array([2**53, 2**53 + 1])) == 1.0
 
 
-def test_constant_scores_give_one_half_exactly():
-    assert roc_auc([0, 1, 1, 0, 1], np.full(5, 0.1)) == 0.5
-
-
-def test_auc_does_not_depend_on_order_and_turns_over_with_the_sign():
-    rng = np.random.default_rng(0)
-    labels, scores = rng.random(501) < 0.3, rng.integers(0, 40, 501)
-    order = rng.permutation(501)
-    assert roc_auc(labels[order], scores[order]) == roc_auc(labels, scores)
-    assert roc_auc(labels, -scores) == pytest.approx(1 - roc_auc(labels, scores), abs=1e-15)
-
-
 def test_labels_may_be_bool_int_float_list_or_tensor():
-    scores = [0.1, 0.4, 0.3, 0.9]
-    whole = [0, 0, 1, 1]
-    for labels in (
-        whole,
-        np.array(whole, bool),
-        np.array(whole, float),
-        torch.tensor(whole),
-        torch.tensor(whole) > 0,
-    ):
-        assert roc_auc(labels, scores) == 0.75
-    assert roc_auc([0, 0, 1, 1], torch.tensor(scores, requires_grad=True)) == 0.75
-    assert roc_auc([0, 0, 1, 1], torch.tensor(scores, dtype=torch.bfloat16)) == 0.75
+    whole, scores = [0, 0, 1, 1], [0.1, 0.4, 0.3, 0.9]
+    kinds = [whole, np.array(whole, bool), np.array(whole, float), torch.tensor(whole) > 0]
+    assert {roc_auc(labels, scores) for labels in kinds} == {0.75}
+    assert roc_auc(whole, torch.tensor(scores, requires_grad=True)) == 0.75
+
+
+@given(labelled())
+def test_every_corner_of_the_curve_by_its_threshold(case):
+    labels, scores = case
+    false_positive_rate, true_positive_rate, thresholds = roc_curve(labels, scores)
+    assert thresholds.tolist() == [math.inf, *sorted(set(scores.tolist()), reverse=True)]
+    for fpr, tpr, threshold in zip(false_positive_rate, true_positive_rate, thresholds):
+        assert fpr == np.mean(scores[labels == 0] >= threshold)
+        assert tpr == np.mean(scores[labels == 1] >= threshold)
+    area = np.trapezoid(true_positive_rate, false_positive_rate)
+    assert area == pytest.approx(roc_auc(labels, scores), abs=1e-12)
 
 
 @pytest.mark.parametrize("function", [roc_auc, roc_curve, bootstrap_interval])
 @pytest.mark.parametrize(
     "labels, scores, message",
     [
-        ([0, 0], [1.0, 2.0], "all 2 labels are normal"),
-        ([True, True, True], [1.0, 2.0, 3.0], "all 3 labels are anomalous"),
-        ([1], [1.0], "all 1 labels are anomalous"),
-        ([0, 1, 1, 0], [1.0, np.nan, 2.0, np.nan], r"2 NaN values among 4, the first at index 1"),
-        ([0, 1, 1], [1.0, 2.0, -np.inf], r"1 infinite values among 3, the first at index 2"),
-        ([0, 1], [1.0, 2.0, 3.0], r"shapes \(2,\) and \(3,\)"),
-        ([], [], "scores is empty"),
-        ([0, 1, 2], [1.0, 2.0, 3.0], "got 2 at index 2"),
-        ([-1, 1], [1.0, 2.0], "got -1 at index 0"),
-        ([0, np.nan], [1.0, 2.0], "got nan at index 1"),
-        (["cat", "dog"], [1.0, 2.0], "got 'cat' at index 0"),
-        ([[0], [1]], [[1.0], [2.0]], r"one-dimensional.*got shape \(2, 1\)"),
-        ([0, 1], 3.0, r"got shape \(\)"),
-        ([0, 1], ["a", "b"], "real numbers"),
-        ([0, 1], [1j, 2], "real numbers"),
+        ([0, 0], [1.0, 2.0], "labels are all normal"),
+        ([True, True, True], [1.0, 2.0, 3.0], "labels are all anomalous"),
+        ([0, 1, 1], [1.0, np.nan, 2.0], "scores contains NaN"),
+        ([0, 1, 1], [1.0, 2.0, -np.inf], "scores contains infinity"),
+        ([0, 1], [1.0, 2.0, 3.0], r"labels \(2,\) and scores \(3,\)"),
+        ([], [], r"scores are float64 \(0,\)"),
+        ([0, 1, 2], [1.0, 2.0, 3.0], "labels hold .*2.*: expected 0 .normal. or 1"),
+        ([0, np.nan], [1.0, 2.0], "labels hold .*nan"),
+        (["cat", "dog"], [1.0, 2.0], "labels hold .*cat"),
+        ([[0], [1]], [[1.0], [2.0]], r"scores are float64 \(2, 1\).*\(n,\)"),
+        ([0, 1], ["a", "b"], "expected real numbers"),
     ],
 )
-def test_wrong_input_is_named(function, labels, scores, message):
+def test_labels_and_scores_that_cannot_be(function, labels, scores, message):
     with pytest.raises(ValueError, match=message):
         function(labels, scores)
 
 
-def test_curve_of_a_small_example_by_hand():
-    # From the top: 3 is shared by a normal and an anomalous image (one slanted step); 2 is anomalous; 1 is normal.
-    false_positive_rate, true_positive_rate, thresholds = roc_curve(
-        [0, 0, 1, 1], [1.0, 3.0, 3.0, 2.0]
-    )
-    np.testing.assert_array_equal(false_positive_rate, [0, 0.5, 0.5, 1])
-    np.testing.assert_array_equal(true_positive_rate, [0, 0.5, 1, 1])
-    np.testing.assert_array_equal(thresholds, [np.inf, 3, 2, 1])
+# Intervals
 
 
-def test_curve_equals_scikit_learn_and_its_area_is_the_auc():
-    for seed in range(20):
-        rng = np.random.default_rng(seed)
-        labels = np.arange(60) % 3 == 0
-        scores = (100 + 0.01 * rng.integers(0, 30, 60)).astype(np.float32)
-        curve = roc_curve(labels, scores)
-        for ours, theirs in zip(
-            curve, sklearn.metrics.roc_curve(labels, scores, drop_intermediate=False)
-        ):
-            np.testing.assert_array_equal(ours, theirs)
-        assert np.trapezoid(curve[1], curve[0]) == pytest.approx(roc_auc(labels, scores), abs=1e-12)
-
-
-def test_bootstrap_is_stratified_and_seeded():
-    labels, scores = np.array([1, 0, 0, 1, 0]), np.array([5.0, 1.0, 2.0, 6.0, 3.0])
+@settings(max_examples=25)
+@given(labelled(max_size=12), st.integers(1, 30), st.floats(0.05, 0.95), st.integers(0, 5))
+def test_the_bootstrap_draws_within_each_kind_and_takes_percentiles(case, n, level, seed):
+    labels, scores = case
     seen = []
 
-    def metric(labels, scores):
-        seen.append(
-            (
-                labels.sum(),
-                set(scores[labels]) <= {5.0, 6.0},
-                set(scores[~labels]) <= {1.0, 2.0, 3.0},
-                *scores,
-            )
-        )
-        return scores.mean()
+    def metric(drawn_labels, drawn_scores):
+        np.testing.assert_array_equal(np.sort(drawn_labels), np.sort(labels))
+        for kind in (0, 1):
+            assert set(drawn_scores[drawn_labels == kind]) <= set(scores[labels == kind])
+        seen.append(pairs_in_order(drawn_labels, drawn_scores))
+        return seen[-1]
 
-    interval = bootstrap_interval(labels, scores, metric=metric, n_resamples=50, seed=3)
-    assert len(seen) == 50 and all(row[:3] == (2, True, True) for row in seen)
-    assert len(set(seen)) > 10  # drawn anew each time
-    assert bootstrap_interval(labels, scores, metric=metric, n_resamples=50, seed=3) == interval
-    assert bootstrap_interval(labels, scores, metric=metric, n_resamples=50, seed=4) != interval
+    options = dict(n_resamples=n, level=level, seed=seed)
+    interval = bootstrap_interval(labels, scores, metric=metric, **options)
+    assert len(seen) == n
+    assert interval == bootstrap_interval(labels, scores, **options)
+    assert interval == pytest.approx(np.percentile(seen, [50 - 50 * level, 50 + 50 * level]))
+
+
+def test_bootstrap_defaults_and_seeds():
+    rng = np.random.default_rng(0)
+    labels, scores = np.arange(60) % 2, rng.standard_normal(60)
+    default = bootstrap_interval(labels, scores)
+    assert default == bootstrap_interval(labels, scores, n_resamples=1000, level=0.95, seed=0)
+    assert default != bootstrap_interval(labels, scores, seed=1)
+    counted = []
+    bootstrap_interval(labels, scores, metric=lambda *_: counted.append(0) or 0.5)
+    assert len(counted) == 1000
+    assert bootstrap_interval([0, 0, 1, 1], [1.0, 2.0, 3.0, 4.0], n_resamples=20) == (1, 1)
 
 
 def test_bootstrap_width_agrees_with_the_theory():
-    # Hanley and McNeil (1982) give the standard error of the AUC for scores that are exponential in the two kinds.
-    rng = np.random.default_rng(0)
+    # Hanley and McNeil (1982): the standard error of the AUC for exponential scores.
     labels = np.arange(600) % 2
-    scores = rng.exponential(1 + 3 * labels)
+    scores = np.random.default_rng(0).exponential(1 + 3 * labels)
     auc = roc_auc(labels, scores)
     q1, q2 = auc / (2 - auc), 2 * auc**2 / (1 + auc)
     error = np.sqrt((auc * (1 - auc) + 299 * (q1 + q2 - 2 * auc**2)) / 300**2)
@@ -162,117 +223,249 @@ def test_bootstrap_width_agrees_with_the_theory():
     assert wide_low < low < auc < high < wide_high
 
 
-def test_bootstrap_is_the_percentiles_of_the_resampled_values():
-    labels, scores = np.array([0, 1, 0, 1, 0, 1]), np.array([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
-    for level, n_resamples in ((0.5, 21), (0.9, 41)):
-        seen = []
-        metric = lambda labels, scores: seen.append(scores.mean()) or seen[-1]  # noqa: E731
-        low, high = bootstrap_interval(
-            labels, scores, metric=metric, n_resamples=n_resamples, level=level
-        )
-        # With this many, either end falls on one of the sorted values: no interpolation.
-        left_out = round((1 - level) / 2 * (n_resamples - 1))
-        assert (low, high) == pytest.approx((sorted(seen)[left_out], sorted(seen)[-1 - left_out]))
-    usual = bootstrap_interval(labels, scores)
-    assert usual == bootstrap_interval(
-        labels, scores, metric=roc_auc, n_resamples=1000, level=0.95, seed=0
-    )
-    assert usual != bootstrap_interval(labels, scores, n_resamples=1000, level=0.8)
+def test_paired_interval_is_that_of_the_difference_on_the_same_resamples():
     rng = np.random.default_rng(0)
-    many = np.arange(60) % 2, rng.standard_normal(60)
-    assert (
-        bootstrap_interval(*many)
-        == bootstrap_interval(*many, seed=0)
-        != bootstrap_interval(*many, seed=1)
-    )
-    counted = []
-    bootstrap_interval(labels, scores, metric=lambda *_: counted.append(0) or 0.5)
-    assert len(counted) == 1000
+    labels = np.arange(80) % 2 == 1
+    a = rng.standard_normal(80) + labels
+    b = a + 0.3 * rng.standard_normal(80)
+    both = np.arange(80)  # the metric is given image numbers in place of scores
+
+    def difference(drawn, images):
+        return roc_auc(drawn, a[images]) - roc_auc(drawn, b[images])
+
+    options = dict(n_resamples=200, level=0.8, seed=3)
+    expected = bootstrap_interval(labels, both, metric=difference, **options)
+    assert paired_interval(labels, a, b, **options) == expected
+    low, high = paired_interval(labels, a, b)
+    assert (low, high) == paired_interval(labels, a, b, n_resamples=1000, level=0.95, seed=0)
+    assert paired_interval(labels, b, a) == pytest.approx((-high, -low))
+    assert paired_interval(labels, a, a, n_resamples=20) == (0, 0)
+    widths = [np.ptp(bootstrap_interval(labels, scores)) for scores in (a, b)]
+    assert high - low < 0.5 * max(widths)  # what is hard for both cancels
+    with pytest.raises(ValueError, match="scores contains NaN"):
+        paired_interval(labels, a, np.full(80, np.nan))
 
 
-def test_bootstrap_of_perfect_separation_has_no_width():
-    assert bootstrap_interval([0, 0, 1, 1], [1.0, 2.0, 3.0, 4.0], n_resamples=20) == (1.0, 1.0)
+@pytest.mark.parametrize("options", [{"level": 95}, {"level": 1}, {"level": 0}, {"n_resamples": 0}])
+def test_settings_of_an_interval_that_cannot_be(options):
+    for interval in (
+        lambda: bootstrap_interval([0, 1], [1.0, 2.0], **options),
+        lambda: paired_interval([0, 1], [1.0, 2.0], [1.0, 2.0], **options),
+    ):
+        with pytest.raises(ValueError, match=f"{next(iter(options))}=.*expected"):
+            interval()
 
 
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        ({"level": 95}, "level .* got 95"),
-        ({"level": 1}, "level .* got 1"),
-        ({"level": 1.5}, "level .* got 1.5"),
-        ({"level": 0}, "got 0"),
-        ({"n_resamples": 0}, "at least 1; got 0"),
-    ],
-)
-def test_bootstrap_options_are_checked(options, message):
-    with pytest.raises(ValueError, match=message):
-        bootstrap_interval([0, 1], [1.0, 2.0], **options)
+# Thresholds
 
 
 @pytest.mark.parametrize(
     "n, rate, rank",
-    [
-        (19, 0.05, 19),
-        (20, 0.05, 20),
-        (39, 0.05, 38),
-        (9, 0.1, 9),
-        (9, 0.7, 3),
-        (9, 1 - 0.9, 9),
-        (99, 0.29, 71),
-        (5000, 0.5, 2501),
-        (1, 0.5, 1),
-        (99, 0.999, 1),
-    ],
+    [(19, 0.05, 19), (39, 0.05, 38), (9, 0.7, 3), (9, 1 - 0.9, 9), (99, 0.29, 71), (1, 0.5, 1)],
 )
 def test_threshold_is_the_conformal_order_statistic(n, rate, rank):
     scores = np.random.default_rng(n).permutation(np.arange(1.0, n + 1))  # the r-th smallest is r
-    assert threshold_at(scores, rate) == rank
-    assert threshold_at(torch.tensor(scores), rate) == rank
+    assert threshold_at(scores, rate) == threshold_at(torch.tensor(scores), rate) == rank
 
 
 def test_threshold_of_many_scores_in_any_order():
-    # A partial sort may leave neighbours of the wanted rank in the right place by chance: many orders.
+    # A partial sort may leave neighbours of the wanted rank in place by chance: many orders.
     for seed in range(300):
-        assert threshold_at(np.random.default_rng(seed).permutation(np.arange(2001)), 0.5) == 1000
+        assert threshold_at(np.random.default_rng(seed).permutation(2001), 0.5) == 1000
 
 
-@pytest.mark.parametrize(
-    "n, rate, needed", [(18, 0.05, 19), (8, 0.1, 9), (98, 0.01, 99), (1, 0.3, 3)]
-)
-def test_too_few_normal_images_for_a_rate(n, rate, needed):
-    with pytest.raises(ValueError, match=f"needs at least {needed} normal images; got {n}"):
-        threshold_at(np.arange(n), rate)
-    threshold_at(np.arange(needed), rate)  # and this many are enough
+@given(st.lists(SCORES, min_size=2, max_size=40), st.integers(1, 199))
+@example([1.0] * 19, 10)
+def test_a_threshold_keeps_its_promise_whichever_score_came_last(scores, rate):
+    """Of n + 1 exchangeable scores each is the new one with the same probability."""
+    rate, n = rate / 200, len(scores)
+    if rate * n < 1 - 1e-9:
+        with pytest.raises(ValueError, match=f"at least {math.ceil(1 / rate - 1 - 1e-9)} normal"):
+            threshold_at(scores[1:], rate)
+        return
+    others = [scores[:new] + scores[new + 1 :] for new in range(n)]
+    alarms = sum(new > threshold_at(rest, rate) for new, rest in zip(scores, others))
+    assert alarms <= rate * n + 1e-9
+    if len(set(scores)) == n:  # it is not wasteful either: no lower threshold keeps the promise
+        assert alarms == math.floor(rate * n + 1e-9)
 
 
 def test_the_rate_that_the_error_suggests_is_possible():
-    with pytest.raises(ValueError, match="a rate of 0.091 or more"):
+    with pytest.raises(
+        ValueError, match="at least 99 normal images; got 10.*rate of 0.091 or more"
+    ):
         threshold_at(np.arange(10), 0.01)
     assert threshold_at(np.arange(10), 0.091) == 9
-    with pytest.raises(ValueError, match="a rate of 0.1 or more"):
-        threshold_at(np.arange(9), 0.01)
-    assert threshold_at(np.arange(9), 0.1) == 8
 
 
 @pytest.mark.parametrize("rate", [0, 1, 5, -0.1, np.nan])
 def test_a_rate_is_a_share(rate):
-    with pytest.raises(ValueError, match="false_alarm_rate must lie between 0 and 1"):
+    with pytest.raises(ValueError, match="false_alarm_rate=.*between 0 and 1"):
         threshold_at(np.arange(100), rate)
 
 
-def test_threshold_refuses_broken_scores():
-    with pytest.raises(ValueError, match="normal_scores holds 1 NaN"):
-        threshold_at([1.0, np.nan], 0.5)
-    with pytest.raises(ValueError, match="normal_scores is empty"):
-        threshold_at([], 0.5)
+@pytest.mark.parametrize("scores", [[1.0, np.nan], []])
+def test_threshold_of_broken_scores(scores):
+    with pytest.raises(ValueError, match="normal_scores"):
+        threshold_at(scores, 0.5)
 
 
-def test_threshold_keeps_its_rate():
-    # One new score against 39: its rank is uniform on 1..40, so the alarm rate is exactly 2/40 for any distribution.
+# Maps
+
+
+@given(masked())
+def test_pixel_auc_is_the_share_of_pairs_of_pixels_in_order(case):
+    masks, maps = case
+    assert pixel_roc_auc(masks, maps) == pairs_in_order(masks.ravel(), maps.ravel())
+
+
+def test_pixel_auc_of_millions_of_pixels_stays_whole():
+    # The number of pairs, 4e12, is past the range of int32 and of float32's whole numbers.
+    masks = np.zeros((1, 2000, 2000), bool)
+    masks[:, :1000] = True
+    maps = masks.astype(np.float32)
+    maps[0, 0, 0] = -1  # one anomalous pixel below every normal one
+    assert pixel_roc_auc(masks, maps) == 1 - 1 / 2_000_000
+
+
+@given(masked())
+def test_regions_are_those_that_a_flood_finds(case):
+    masks, _ = case
+    labels = regions(masks)
+    assert labels.dtype == np.int32 and ((labels == 0) == (masks == 0)).all()
+    numbers = range(1, labels.max() + 1)
+    found = [[tuple(map(int, pixel)) for pixel in np.argwhere(labels == n)] for n in numbers]
+    expected = [[tuple(map(int, pixel)) for pixel in r] for r in regions_by_flooding(masks)]
+    assert sorted(found) == expected
+
+
+def test_pro_of_a_small_example_by_hand():
+    # Two regions, of one and of two pixels, and nine normal pixels. From the top: 9 (region 2,
+    # half), 8 (normal), 7 (region 1), 6 (normal), 5 (region 2, rest), 4, 3.
+    masks = [[[1, 0, 1], [0, 0, 1]], [[0, 0, 0], [0, 0, 0]]]
+    maps = [[[7, 8, 9], [6, 4, 5]], [[3, 3, 3], [3, 3, 3]]]
+    false_positive_rate, overlap, thresholds = pro_curve(masks, maps)
+    np.testing.assert_array_equal(thresholds, [np.inf, 9, 8, 7, 6, 5, 4, 3])
+    np.testing.assert_allclose(false_positive_rate, np.array([0, 0, 1, 1, 2, 2, 3, 9]) / 9)
+    np.testing.assert_allclose(overlap, [0, 0.25, 0.25, 0.75, 0.75, 1, 1, 1])
+    # Up to 2.5 of 9 normal pixels: 1 x 0.25 + 1 x 0.75 + 0.5 x 1.
+    assert pro(masks, maps, limit=2.5 / 9) == pytest.approx(1.5 / 2.5, abs=1e-15)
+
+
+@given(masked(), st.sampled_from([1e-6, 0.05, 0.3, 1.0]) | st.floats(0.01, 1))
+def test_pro_is_the_area_threshold_by_threshold(case, limit):
+    masks, maps = case
+    expected, corners = pro_by_definition(masks, maps, limit)
+    assert pro(masks, maps, limit=limit) == pytest.approx(expected, abs=1e-9)
+    false_positive_rate, overlap, thresholds = pro_curve(masks, maps)
+    found = np.stack([false_positive_rate, overlap], axis=1)
+    np.testing.assert_allclose(found, np.array(corners, float), atol=1e-12)
+    assert false_positive_rate[-1] == overlap[-1] == 1.0
+    assert thresholds.tolist() == [math.inf, *sorted(set(maps.ravel().tolist()), reverse=True)]
+
+
+@given(masked())
+def test_pixel_metrics_are_a_matter_of_order(case):
+    masks, maps = case
+    found = pro(masks, maps), pixel_roc_auc(masks, maps)
+    ranks = np.unique(maps, return_inverse=True)[1].reshape(maps.shape)
+    for increasing in (ranks, 3.0**ranks - 5):
+        assert (pro(masks, increasing), pixel_roc_auc(masks, increasing)) == found
+    for other in (np.s_[::-1], np.s_[:, ::-1], np.s_[:, :, ::-1]):  # images, rows, columns
+        assert (pro(masks[other], maps[other]), pixel_roc_auc(masks[other], maps[other])) == found
+
+
+@given(masked(), st.sampled_from([1.0, 0.3, 1 / 3, 1e-12]))
+def test_perfect_inverted_and_constant_maps(case, limit):
+    masks, maps = case
+    for perfect in (masks, np.tanh(maps) + 4 * masks):  # in one step, or in many
+        assert pro(masks, perfect, limit=limit) == 1 == pixel_roc_auc(masks, perfect)
+    inverted = np.tanh(maps) - 4.0 * masks
+    assert pro(masks, inverted, limit=limit) == 0 == pixel_roc_auc(masks, inverted)
+    constant = np.full(masks.shape, 0.1)
+    assert pixel_roc_auc(masks, constant) == 0.5
+    assert pro(masks, constant, limit=limit) == pytest.approx(limit / 2, rel=1e-12)
+
+
+def test_a_region_weighs_the_same_whatever_its_size_and_the_usual_limit_is_30_percent():
+    # One large defect and twenty of one pixel: one kind is found, the other missed.
+    masks = np.zeros((2, 100, 100), bool)
+    large, small = np.zeros_like(masks), np.zeros_like(masks)
+    large[0, 20:80, 20:80] = small[1, ::20, ::25] = True
+    masks = large | small
+    noise = np.random.default_rng(0).random(masks.shape)
+    for found, auc, overlap in ((large, 0.995, 1 / 21), (small, 0.005, 20 / 21)):
+        maps = np.where(found, 2, np.where(masks, -1, noise))
+        assert pixel_roc_auc(masks, maps) == pytest.approx(auc, abs=0.005)
+        assert pro(masks, maps) == pytest.approx(overlap, abs=1e-12)
+    assert pro(masks, noise) == pro(masks, noise, limit=0.3) != pro(masks, noise, limit=0.2)
+
+
+def test_thousands_of_regions_add_up_without_error():
     rng = np.random.default_rng(0)
-    scores = rng.lognormal(sigma=2, size=(4000, 40))
-    alarms = np.mean([new > threshold_at(row, 0.05) for *row, new in scores])
-    assert abs(alarms - 0.05) < 4 * np.sqrt(0.05 * 0.95 / 4000)  # four standard errors
-    # Ties can only lower it.
-    tied = np.mean([new > threshold_at(row, 0.05) for *row, new in np.round(scores[:1000])])
-    assert tied <= 0.05 + 4 * np.sqrt(0.05 * 0.95 / 1000)
+    masks = rng.random((3, 300, 300)) < 0.05
+    maps = rng.random(masks.shape, dtype=np.float32)
+    false_positive_rate, overlap, thresholds = pro_curve(masks, maps)
+    assert pro(masks, maps, limit=1) == pytest.approx(np.trapezoid(overlap, false_positive_rate))
+    # The last pixel's part is not lost among a quarter of a million additions.
+    lowest = np.unravel_index(np.argmin(np.where(masks, maps, 2)), masks.shape)
+    labels = regions(masks)
+    part = 1 / np.count_nonzero(labels == labels[lowest]) / labels.max()
+    before = overlap[thresholds > maps[lowest]][-1]
+    assert 1 - before == pytest.approx(part, abs=1e-12)
+
+
+def test_types_of_maps_and_masks():
+    rng = np.random.default_rng(0)
+    masks = rng.random((3, 9, 9)) < 0.2
+    maps = np.round(rng.random(masks.shape) * 50)
+    expected = pro(masks, maps), pixel_roc_auc(masks, maps)
+    for dtype in (np.int8, np.float16, np.float32, ">f4"):
+        given_maps = maps.astype(dtype)
+        for mask_dtype in (np.uint8, np.float32):
+            found = (
+                metric(masks.astype(mask_dtype), given_maps) for metric in (pro, pixel_roc_auc)
+            )
+            assert tuple(found) == expected
+        np.testing.assert_array_equal(given_maps, maps.astype(dtype))  # nothing is written into it
+    tensor = torch.tensor(maps, dtype=torch.bfloat16, requires_grad=True)
+    assert pro(torch.tensor(masks), tensor) == pro(masks.tolist(), maps.tolist()) == expected[0]
+
+
+MASKS = np.zeros((2, 2, 3), int)
+MASKS[0, 0, 0] = 1
+MAPS = np.arange(12.0).reshape(2, 2, 3)
+
+
+@pytest.mark.parametrize("function", [pro, pro_curve, pixel_roc_auc])
+@pytest.mark.parametrize(
+    "masks, maps, message",
+    [
+        (MASKS, np.where(MAPS > 10, np.nan, MAPS), "maps contains NaN"),
+        (MASKS, np.where(MAPS > 10, -np.inf, MAPS), "maps contains infinity"),
+        (MASKS[0], MAPS[0], r"maps are float64 \(2, 3\).*\(n, H, W\)"),
+        (MASKS, MAPS[:1], r"masks \(2, 2, 3\) and maps \(1, 2, 3\)"),
+        (MASKS[:0], MAPS[:0], r"maps are float64 \(0, 2, 3\)"),
+        (MASKS * 255, MAPS, "masks hold .*255"),
+        (MASKS * 0.5, MAPS, "masks hold .*0.5"),
+        (MASKS * 0, MAPS, "masks are all normal"),
+        (MASKS * 0 + 1, MAPS, "masks are all anomalous"),
+        (MASKS, MAPS * 1j, "maps are complex128"),
+    ],
+)
+def test_masks_and_maps_that_cannot_be(function, masks, maps, message):
+    with pytest.raises(ValueError, match=message):
+        function(masks, maps)
+
+
+@pytest.mark.parametrize("limit", [0, -0.1, 1.0001, np.nan])
+def test_a_limit_is_a_share(limit):
+    with pytest.raises(ValueError, match="limit=.*between 0 and 1"):
+        pro(MASKS, MAPS, limit=limit)
+
+
+def test_regions_check_their_masks():
+    assert not regions(MASKS * 0).any()  # normal images alone are no error here
+    for masks, message in ((MASKS[0], r"masks are of shape \(2, 3\)"), (MASKS * 2, "masks hold")):
+        with pytest.raises(ValueError, match=message):
+            regions(masks)

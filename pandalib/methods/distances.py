@@ -15,8 +15,7 @@ import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter1d
 from sklearn.base import BaseEstimator
 
-from pandalib.backbones import normalise
-from pandalib.validation import check_fitted, check_k
+from pandalib.validation import as_images, check_fitted, check_k
 
 # Distances that are worked out at once: 1 MB, which stays in the cache between product and minimum.
 TILE_ROWS, TILE_COLUMNS = 256, 1024
@@ -36,14 +35,15 @@ class MapDetector(BaseEstimator):
     def iter_maps(self, images) -> Iterator[np.ndarray]:
         """Yield the maps in batches (b, H, W) of about `memory_mb` of features."""
         check_fitted(self, "image_size_")
-        n, (height, width) = len(images), normalise(images[:1]).shape[2:]
-        if n == 0 or (height, width) != self.image_size_:
+        images = as_images(images)
+        size = height_and_width(images)
+        if size != self.image_size_:
             raise ValueError(
-                f"{n} images of {height} x {width} pixels: expected at least one, of "
-                f"{self.image_size_[0]} x {self.image_size_[1]} as in fit."
+                f"images are of {size[0]} x {size[1]} pixels: expected "
+                f"{self.image_size_[0]} x {self.image_size_[1]}, as in fit."
             )
         step = self._images_at_once()
-        for start in range(0, n, step):
+        for start in range(0, len(images), step):
             yield self._maps_of(images[start : start + step])
 
     def _images_at_once(self) -> int:
@@ -63,12 +63,7 @@ class Nearest:
 
     ||q - g||^2 = ||q||^2 + (||g||^2 - 2 q . g): one matrix product, added to the norms, gives all
     that depends on g, and ||q||^2 can wait. The caller subtracts the mean first, so that little is
-    lost where terms cancel.
-
-    Parameters
-    ----------
-    queries : tensor, shape (n, positions, C)
-    kappa : int
+    lost where terms cancel. Queries are of shape (n, positions, C).
     """
 
     def __init__(self, queries: torch.Tensor, kappa: int = 1):
@@ -108,19 +103,9 @@ class Nearest:
 
 
 def nearest_squared(queries: torch.Tensor, gallery: torch.Tensor, kappa: int = 1) -> torch.Tensor:
-    """Sum of the squared distances from each query to its kappa nearest in the gallery.
+    """Sum of the squared distances from queries (n, C) to their kappa nearest in a gallery (m, C).
 
-    Parameters
-    ----------
-    queries : tensor, shape (n, C), float32
-    gallery : tensor, shape (m, C), float32
-    kappa : int
-        1 to m.
-
-    Returns
-    -------
-    distances : tensor, shape (n,), float32
-        Accurate to about 1e-6 of the squared spread of the gallery.
+    float32 (n,), accurate to about 1e-6 of the squared spread of the gallery.
     """
     check_k(kappa, len(gallery))
     mean = gallery.mean(dim=0)
@@ -148,6 +133,11 @@ def enlarged(maps: np.ndarray, size: tuple[int, int], sigma: float) -> np.ndarra
     rows = enlargement(maps.shape[1], size[0], sigma)
     columns = enlargement(maps.shape[2], size[1], sigma)
     return rows @ maps @ columns.T
+
+
+def height_and_width(images) -> tuple[int, int]:
+    """Height and width of images (n, 3, H, W), of which the first is looked at."""
+    return tuple(np.shape(images[:1])[2:])
 
 
 def image_scores(maps: np.ndarray) -> np.ndarray:

@@ -19,7 +19,7 @@ from sklearn.base import BaseEstimator
 from pandalib.backbones import Backbone
 from pandalib.cache import FeatureCache
 from pandalib.methods.whitening import Whitening, l2_normalise, whitened_leave_one_out_scores
-from pandalib.validation import as_features, check_fitted, check_k
+from pandalib.validation import as_array, as_features, as_images, check_fitted, check_k
 
 # faiss works out ||x||^2 + ||y||^2 - 2 x.y in float32. Two steps make the result right, and the
 # same in any batch:
@@ -101,18 +101,16 @@ def squared_distances(
     Parameters
     ----------
     gallery : array or tensor, shape (N, d)
-        Features of the normal training images.
     queries : array or tensor, shape (n, d)
     k : int
-        Number of neighbours, 1 to N.
+        1 to N.
 
     Returns
     -------
     distances : ndarray, shape (n, k), float32
-        *Squared* distances, ascending; the same bits for a query alone and in any batch.
+        Ascending; the same bits for a query alone and in any batch.
     indices : ndarray, shape (n, k), int64
-        Rows of the gallery; of equal distances the lower row comes first (with more than k + 8
-        equals: some of them).
+        Rows of the gallery; of equal distances the lower row first, among those k + 8 nearest.
 
     Raises
     ------
@@ -167,19 +165,9 @@ def nearest_others(gallery: ArrayLike, k: int) -> np.ndarray:
 
 
 def kmeans_gallery(features: ArrayLike, n_centres: int, seed: int = 0) -> np.ndarray:
-    """Replace a gallery by its k-means centres: a faster search (PANDA, section 3).
+    """Replace a gallery (N, d) by its k-means centres, float32 (n_centres, d).
 
-    Parameters
-    ----------
-    features : array or tensor, shape (N, d)
-    n_centres : int
-        1 to N.
-    seed : int
-
-    Returns
-    -------
-    centres : ndarray, shape (n_centres, d), float32
-        The same bits for the same seed, with any number of threads.
+    A faster search (PANDA, section 3). The same bits for the same seed and any number of threads.
     """
     features = as_features(features)
     n, d = features.shape
@@ -245,18 +233,7 @@ class KNN(BaseEstimator):
         self.seed = seed
 
     def fit(self, features: ArrayLike, y=None) -> KNN:
-        """Remember the features of normal images.
-
-        Parameters
-        ----------
-        features : array or tensor, shape (N, d)
-        y : ignored
-
-        Raises
-        ------
-        ValueError
-            k or `n_centres` above N; features not two-dimensional or not finite.
-        """
+        """Remember the features (N, d) of normal images; y is ignored."""
         features = as_features(features)
         if self.normalise:
             features = l2_normalise(features)
@@ -271,18 +248,10 @@ class KNN(BaseEstimator):
         return self
 
     def score(self, features: ArrayLike, y=None) -> np.ndarray:
-        """Score images by their features.
+        """Score images by their features (n, d): float64 (n,), higher = more anomalous.
 
-        Parameters
-        ----------
-        features : array or tensor, shape (n, d)
-        y : ignored
-            scikit-learn's Pipeline passes one.
-
-        Returns
-        -------
-        scores : ndarray, shape (n,), float64
-            Higher = more anomalous. A training image meets itself: use `leave_one_out` for those.
+        A training image meets itself: use `leave_one_out` for those. scikit-learn's Pipeline passes
+        a y, which is ignored.
         """
         check_fitted(self, "gallery_")
         features = as_features(features)
@@ -293,19 +262,11 @@ class KNN(BaseEstimator):
         return self._gallery.scores(features, self.k)
 
     def leave_one_out(self) -> np.ndarray:
-        """Score every training image as if it had not been in the training set.
+        """Score every training image as if it had not been in the training set: float64 (N,).
 
         Left out by index, of the gallery and of the whitening: each image is scored with the mean
-        and covariance of the others (`whitened_leave_one_out_scores` says why that matters).
-
-        Returns
-        -------
-        scores : ndarray, shape (N,), float64
-
-        Raises
-        ------
-        ValueError
-            k above N - 1; with `n_centres`, where no row of the gallery is the image.
+        and covariance of the others (`whitened_leave_one_out_scores` says why that matters). Not
+        defined with `n_centres`, where no row of the gallery is the image.
         """
         check_fitted(self, "gallery_")
         if self.n_centres is not None:
@@ -421,7 +382,5 @@ class PixelKNN(BaseEstimator):
 
 def pixels(images) -> np.ndarray:
     """Images, uint8 (N, 3, H, W), as rows of pixel values from 0 to 1, float32 (N, 3 * H * W)."""
-    images = np.asarray(images[:])
-    if images.dtype != np.uint8 or images.ndim != 4 or len(images) == 0:
-        raise ValueError(f"images are {images.dtype} {images.shape}: expected uint8 (N, 3, H, W).")
+    images = as_array(as_images(images)[:])
     return images.reshape(len(images), -1).astype(np.float32) / np.float32(255)

@@ -18,8 +18,9 @@ import torch
 import torch.nn.functional as F
 
 from pandalib.backbones import Backbone
-from pandalib.methods.distances import MapDetector, Nearest, enlarged, enlargement
+from pandalib.methods.distances import MapDetector, Nearest, enlarged, enlargement, height_and_width
 from pandalib.progress import progress as bar
+from pandalib.validation import as_images
 
 
 class PatchCore(MapDetector):
@@ -84,6 +85,7 @@ class PatchCore(MapDetector):
         self._check_settings()
         if not 0 < self.coreset_ratio <= 1:
             raise ValueError(f"coreset_ratio={self.coreset_ratio!r}: expected above 0, at most 1.")
+        normal_images = as_images(normal_images)
         patches = self._patches(normal_images)
         self._grid = patches.shape[1:3]
         patches = patches.flatten(0, 2)
@@ -92,7 +94,7 @@ class PatchCore(MapDetector):
             patches = patches[coreset(patches, n_kept, seed=self.seed, progress=self.progress)]
         self.memory_bank_ = patches
         self._mean = patches.mean(dim=0)
-        self.image_size_ = tuple(np.shape(normal_images[:1])[2:])
+        self.image_size_ = height_and_width(normal_images)
         return self
 
     def _maps_of(self, images) -> np.ndarray:
@@ -128,28 +130,12 @@ def coreset(
     seed: int = 0,
     progress: bool = True,
 ) -> torch.Tensor:
-    """Choose rows such that every row has a chosen one near (Sener and Savarese 2018).
+    """Choose `n_kept` of the rows (n, d) such that every row has a chosen one near.
 
-    The greedy k-centre algorithm: each step takes the row that is farthest from all those chosen so
-    far. Distances are taken in a random projection, which nearly keeps them (Johnson and
-    Lindenstrauss).
-
-    Parameters
-    ----------
-    features : tensor, shape (n, d), float32
-    n_kept : int
-        1 to n.
-    n_projected : int
-        Dimensions of the projection; features of no more dimensions are taken as they are.
-    seed : int
-        Of the projection and of the first row.
-    progress : bool
-        Show a progress bar.
-
-    Returns
-    -------
-    chosen : tensor, shape (n_kept,), int64
-        Row numbers in the order of choice.
+    Greedy k-centre (Sener and Savarese 2018): each step takes the row that is farthest from all
+    those chosen so far. Distances are taken in a random projection to `n_projected` dimensions,
+    which nearly keeps them (Johnson and Lindenstrauss). Returns int64 row numbers (n_kept,), in the
+    order of choice.
     """
     n, d = features.shape
     if not 1 <= n_kept <= n:

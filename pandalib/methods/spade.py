@@ -26,11 +26,17 @@ import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter
 
 from pandalib.backbones import Backbone
-from pandalib.methods.distances import MapDetector, Nearest, enlarged, image_scores
+from pandalib.methods.distances import (
+    MapDetector,
+    Nearest,
+    enlarged,
+    height_and_width,
+    image_scores,
+)
 from pandalib.methods.knn import nearest_others, squared_distances
 from pandalib.metrics import threshold_at
 from pandalib.progress import progress as bar
-from pandalib.validation import check_counts, check_fitted
+from pandalib.validation import as_images, check_counts, check_fitted
 
 TOGETHER = 4096  # positions of normal images that are read at once: coarse layers have few an image
 FOR_SCALES = 16  # normal images that give a layer's scale, a mean over positions that hardly varies
@@ -60,8 +66,8 @@ def spade_reference(
 
 def _all_layers(backbone: Backbone, images, layers: Sequence[str]) -> dict[str, torch.Tensor]:
     """Pooled features (n, d) and layers (n, C, h, w) in float64."""
-    batches = list(backbone.iter_layers(images, layers))
-    return {name: torch.cat([batch[name] for batch in batches]).double() for name in batches[0]}
+    found = list(backbone.iter_layers(images, layers))
+    return {name: torch.cat([batch[name] for batch in found]).cpu().double() for name in found[0]}
 
 
 class SPADE(MapDetector):
@@ -129,8 +135,9 @@ class SPADE(MapDetector):
         """Remember the features of normal images, uint8 (N, 3, H, W); `balanced` needs two."""
         self._check_settings()
         check_counts(n_images=self.n_images, kappa=self.kappa)
+        normal_images = as_images(normal_images)
         normal = Pyramids.of(self.backbone, normal_images, self.layers)
-        return self.fit_pyramids(normal, np.shape(normal_images[:1])[2:])
+        return self.fit_pyramids(normal, height_and_width(normal_images))
 
     def fit_pyramids(
         self, normal: Pyramids, image_size: tuple[int, int], *, scales: np.ndarray | None = None
@@ -252,7 +259,7 @@ class Pyramids:
             maps = [found[name].permute(0, 2, 3, 1) for name in layers]
             parts = [found["pooled"], *(one.flatten(1) for one in maps)]
             batch = torch.cat([part.float().cpu() for part in parts], dim=1).numpy()
-            largest = np.abs(batch).max()
+            largest = max(batch.max(), -batch.min())
             if not largest <= largest_possible:  # NaN passes no comparison
                 raise ValueError(
                     f"features reach {largest:g}: expected at most {largest_possible:g}."

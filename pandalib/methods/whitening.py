@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, TransformerMixin
-from sklearn.covariance import LedoitWolf, ShrunkCovariance
+from sklearn.covariance import empirical_covariance, ledoit_wolf_shrinkage
 from sklearn.preprocessing import normalize
 
 from pandalib.validation import as_features, check_fitted, check_k
@@ -30,14 +30,7 @@ def l2_normalise(features: ArrayLike) -> np.ndarray:
     Between rows of length one, squared distance = 2 - 2 cosine similarity. The authors of DN2
     report that this can help.
 
-    Parameters
-    ----------
-    features : array or tensor, shape (n, d)
-
-    Returns
-    -------
-    normalised : ndarray, shape (n, d), float32
-        Rows of length one; a row of zeros has no direction and stays zero.
+    A row of zeros has no direction and stays zero. Features (n, d) stay so, in float32.
     """
     return normalize(as_features(features).astype(np.float64)).astype(np.float32)
 
@@ -77,48 +70,28 @@ class Whitening(TransformerMixin, BaseEstimator):
         self.shrinkage = shrinkage
 
     def fit(self, features: ArrayLike, y=None) -> Whitening:
-        """Learn mean, axes and spreads from normal features, in float64.
-
-        Parameters
-        ----------
-        features : array or tensor, shape (n, d), n >= 2
-        y : ignored
-
-        Raises
-        ------
-        ValueError
-            Fewer than two rows, or all alike; a shrinkage outside 0 to 1.
-        """
+        """Learn mean, axes and spreads from normal features (n, d), not all alike; y is ignored."""
         features = as_features(features)
         if (features == features[0]).all():
             raise ValueError(
                 f"all {len(features)} rows of features are alike: expected two or more that differ."
             )
+        if self.shrinkage is not None and not 0 <= self.shrinkage <= 1:
+            raise ValueError(f"shrinkage={self.shrinkage!r}: expected 0 to 1, or None.")
+        features = features.astype(np.float64)
+        self.mean_ = features.mean(axis=0)
+        self.shrinkage_ = self.shrinkage
         if self.shrinkage is None:
-            estimator = LedoitWolf(store_precision=False)
-        else:
-            estimator = ShrunkCovariance(shrinkage=self.shrinkage, store_precision=False)
-        estimator.fit(features.astype(np.float64))
-
-        self.mean_ = estimator.location_
-        self.shrinkage_ = float(estimator.shrinkage_ if self.shrinkage is None else self.shrinkage)
-        eigenvalues, axes = np.linalg.eigh(estimator.covariance_)  # lambda', in ascending order
+            self.shrinkage_ = float(ledoit_wolf_shrinkage(features))
+        eigenvalues, axes = np.linalg.eigh(empirical_covariance(features))
+        eigenvalues = np.clip(eigenvalues, 0, None)  # rounding can leave -1e-17 for no spread
+        shrunk = (1 - self.shrinkage_) * eigenvalues + self.shrinkage_ * eigenvalues.mean()
         kept = eigenvalues > 1e-10 * eigenvalues[-1] if self.shrinkage_ == 0 else slice(None)
-        self.components_ = axes[:, kept] / np.sqrt(eigenvalues[kept])
+        self.components_ = axes[:, kept] / np.sqrt(shrunk[kept])
         return self
 
     def transform(self, features: ArrayLike) -> np.ndarray:
-        """Whiten features.
-
-        Parameters
-        ----------
-        features : array or tensor, shape (n, d)
-
-        Returns
-        -------
-        whitened : ndarray, shape (n, m), float32
-            The same bits for an image alone and in any batch.
-        """
+        """Whiten features (n, d): float32 (n, m), the same bits for a row alone and in a batch."""
         check_fitted(self, "components_")
         features = as_features(features)
         d, m = self.components_.shape

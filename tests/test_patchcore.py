@@ -1,0 +1,119 @@
+"""PatchCore and its coreset against their definitions, by full distance matrices."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy.ndimage import gaussian_filter
+from scipy.spatial.distance import cdist
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from small import images, small_backbone
+from test_spade import IMAGES, QUERIES, close, painted, plain_layers, shaded
+
+from pandalib import PatchCore, pixel_roc_auc
+from pandalib.methods.patchcore import coreset
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return small_backbone()
+
+
+def plain_patches(pictures, layers) -> np.ndarray:
+    """(n, h, w, C): means over 3 x 3 positions, zeros beyond the border, on the first grid."""
+    found, parts = plain_layers(pictures), []
+    size = found[layers[0]].shape[1:3]
+    for layer in layers:
+        padded = np.pad(found[layer], ((0, 0), (1, 1), (1, 1), (0, 0)))
+        windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(1, 2))
+        means = torch.from_numpy(windows.mean(axis=(-2, -1))).permute(0, 3, 1, 2)
+        parts.append(F.interpolate(means, size, mode="bilinear").permute(0, 2, 3, 1).numpy())
+    return np.concatenate(parts, axis=3)
+
+
+@pytest.mark.parametrize("shape", ["square", "wide"])
+@pytest.mark.parametrize(
+    ("layers", "ratio"),
+    [(("layer2", "layer3"), 1.0), (("layer1", "layer2", "layer3"), 0.1), (("layer2",), 0.3)],
+)
+def test_maps_are_those_of_the_definition(backbone, layers, ratio, shape):
+    normal, pictures = (part[:, :, :32] if shape == "wide" else part for part in (IMAGES, QUERIES))
+    detector = PatchCore(backbone, layers=layers, coreset_ratio=ratio, progress=False).fit(normal)
+    patches = plain_patches(normal, layers)
+    _, high, wide, channels = patches.shape
+    patches = patches.reshape(-1, channels)
+    bank = detector.memory_bank_
+    assert bank.shape == (round(ratio * len(patches)), channels) and bank.dtype == torch.float32
+    apart = cdist(bank.numpy(), patches, "sqeuclidean")
+    chosen = apart.argmin(axis=1)  # some of the patches, none twice
+    assert apart.min(axis=1).max() < 1e-6 * apart.max() and len(set(chosen)) == len(bank)
+
+    expected = []
+    for queries in plain_patches(pictures, layers):
+        distances = cdist(queries.reshape(-1, channels), patches[chosen], "sqeuclidean")
+        small = torch.from_numpy(distances.min(axis=1).reshape(1, 1, high, wide))
+        whole = F.interpolate(small, pictures.shape[2:], mode="bilinear")[0, 0].numpy()
+        expected.append(gaussian_filter(whole, 4.0))
+    close(detector.maps(pictures), np.stack(expected), 1e-4)
+    np.testing.assert_allclose(detector.score(pictures), np.max(expected, axis=(1, 2)), rtol=1e-3)
+    assert (detector.maps(normal).max() < 1e-3 * np.max(expected)) == (ratio == 1)
+    detector.memory_mb = 1e-9  # one image at a time
+    close(detector.maps(pictures), np.stack(expected), 1e-4)
+
+
+def test_a_painted_square_is_found(backbone):
+    pictures, masks = painted(20)
+    detector = PatchCore(backbone, layers=("layer1", "layer2"), sigma=2.0, progress=False)
+    assert pixel_roc_auc(masks, detector.fit(shaded(20)).maps(pictures)) > 0.95
+
+
+def test_patchcore_is_an_estimator(backbone):
+    detector = clone(PatchCore(backbone, coreset_ratio=0.2)).set_params(progress=False)
+    assert detector.get_params()["coreset_ratio"] == 0.2
+    with pytest.raises(NotFittedError, match="This PatchCore has seen no normal images yet"):
+        detector.maps(QUERIES)
+    banks = [detector.set_params(seed=seed).fit(IMAGES).memory_bank_ for seed in (0, 0, 1)]
+    assert torch.equal(banks[0], banks[1]) and not torch.equal(banks[0], banks[2])
+    with pytest.raises(ValueError, match="images are of 32 x 32 pixels: expected 48 x 48"):
+        detector.score(images(2))
+    for ratio in (0, 1.5):
+        with pytest.raises(ValueError, match=f"coreset_ratio={ratio}"):
+            detector.set_params(coreset_ratio=ratio).fit(IMAGES)
+
+
+def test_coreset_is_greedy():
+    features = torch.randn(150, 9, generator=torch.Generator().manual_seed(0))
+    chosen = coreset(features, 40, seed=3, progress=False).tolist()
+    distances = cdist(features, features)
+    for number in range(1, 40):
+        farthest = distances[:, chosen[:number]].min(axis=1).argmax()
+        assert chosen[number] == farthest
+    assert coreset(features, 15, seed=3, progress=False).tolist() == chosen[:15]
+    assert len({coreset(features, 1, seed=seed, progress=False).item() for seed in range(9)}) > 3
+
+
+@pytest.mark.parametrize("width", [16, 300])
+def test_coreset_covers_better_than_chance(width):
+    """With and without a projection."""
+    generator = torch.Generator().manual_seed(0)
+    spread = torch.randn(600, 6, generator=generator).exp()  # a dense middle and thin borders
+    features = 50 + spread @ torch.randn(6, width, generator=generator)
+    distances = cdist(features, features)
+    chosen = coreset(features, 60, progress=False)
+    assert chosen.dtype == torch.int64 and len(set(chosen.tolist())) == 60
+    radius = distances[:, chosen].min(axis=1).max()
+    draws = [np.random.default_rng(seed).choice(600, 60, replace=False) for seed in range(20)]
+    assert radius < 0.75 * min(distances[:, drawn].min(axis=1).max() for drawn in draws)
+
+
+@pytest.mark.parametrize("width", [5, 200])
+def test_no_patch_is_chosen_twice(width):
+    distinct = torch.randn(12, width, generator=torch.Generator().manual_seed(0))
+    chosen = coreset(distinct.repeat(10, 1) + 100, 120, progress=False).tolist()
+    assert sorted(chosen) == list(range(120))
+    assert len({number % 12 for number in chosen[:12]}) == 12  # different ones first
+    assert sorted(coreset(torch.ones(7, width), 7, progress=False).tolist()) == list(range(7))
+    for n_kept in (0, 121):
+        with pytest.raises(ValueError, match=f"n_kept={n_kept}: expected 1 to 12"):
+            coreset(distinct, n_kept)

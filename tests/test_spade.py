@@ -1,0 +1,314 @@
+"""SPADE against its definition, written out here by full distance matrices in numpy."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy.ndimage import binary_dilation, gaussian_filter
+from scipy.spatial.distance import cdist
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from small import images, normalised, plain_network, small_backbone
+
+from pandalib import SPADE, backbones, pixel_roc_auc, roc_auc
+from pandalib.methods import spade
+from pandalib.methods.distances import image_scores
+from pandalib.methods.spade import Pyramids, spade_reference
+
+LAYERS = ("layer1", "layer2", "layer3")
+SIDE = 48
+IMAGES, QUERIES = images(14, SIDE), images(5, SIDE, seed=1)
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return small_backbone()
+
+
+@torch.no_grad()
+def plain_layers(pictures) -> dict[str, np.ndarray]:
+    """Of each layer (n, h, w, C) and the pooled feature (n, d), the network with nothing folded."""
+    network, x, found = plain_network(), normalised(pictures), {}
+    for name in ("conv", *LAYERS, "layer4"):
+        x = getattr(network, name)(x)
+        found[name] = x.permute(0, 2, 3, 1).double().numpy()
+    return found | {"pooled": x.mean(dim=(2, 3)).double().numpy()}
+
+
+def plain_spade(normal, pictures, *, n_images, kappa=1, sigma=4.0, layers=LAYERS) -> np.ndarray:
+    """Every position against all positions of the K nearest images."""
+    gallery, queries = plain_layers(normal), plain_layers(pictures)
+    maps = []
+    for i in range(len(pictures)):
+        to_images = cdist(queries["pooled"][i : i + 1], gallery["pooled"])[0]
+        nearest = np.argsort(to_images)[:n_images]
+        layer_maps = []
+        for layer in layers:
+            _, high, wide, channels = queries[layer].shape
+            positions = queries[layer][i].reshape(-1, channels)
+            candidates = gallery[layer][nearest].reshape(-1, channels)
+            table = np.sort(cdist(positions, candidates, "sqeuclidean"), axis=1)
+            small = torch.from_numpy(table[:, :kappa].sum(axis=1).reshape(1, 1, high, wide))
+            size = pictures.shape[2:]
+            layer_maps.append(F.interpolate(small, size, mode="bilinear")[0, 0].numpy())
+        mean = np.mean(layer_maps, axis=0)
+        maps.append(gaussian_filter(mean, sigma) if sigma else mean)
+    return np.stack(maps)
+
+
+def close(maps, expected, tolerance):
+    """Relative to the largest value of the expected maps."""
+    assert maps.shape == expected.shape
+    np.testing.assert_allclose(maps, expected, rtol=0, atol=tolerance * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("shape", ["square", "wide", "high"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(),
+        dict(kappa=3),
+        dict(n_images=1, sigma=0.0),
+        dict(n_images=50),
+        dict(layers=("layer1", "layer4"), sigma=1.5),
+    ],
+)
+def test_maps_are_those_of_the_definition(backbone, changes, shape):
+    crop = {"square": np.s_[:], "wide": np.s_[:, :, :32], "high": np.s_[:, :, :, :40]}[shape]
+    normal, pictures = IMAGES[crop], QUERIES[crop]
+    options = dict(n_images=4, layers=LAYERS) | changes
+    expected = plain_spade(normal, pictures, **options)
+    reference = spade_reference(backbone, normal, pictures, **options)
+    assert reference.dtype == np.float32
+    close(reference, expected, 1e-5)
+
+    detector = SPADE(backbone, **options).fit(normal)
+    maps = detector.maps(pictures)
+    assert maps.dtype == np.float32 and detector.normal_.rows.dtype == np.float16
+    close(maps, reference, 1e-3)  # the difference is the float16 of the gallery
+    scores = detector.score(pictures)
+    np.testing.assert_allclose(scores, expected.max(axis=(1, 2)), rtol=1e-3)
+    np.testing.assert_array_equal(scores, image_scores(maps))
+
+
+def test_without_rounding_the_maps_are_closer(backbone):
+    normal = Pyramids.of(backbone, IMAGES, LAYERS, dtype=np.float32)
+    detector = SPADE(backbone, n_images=4).fit_pyramids(normal, (SIDE, SIDE))
+    reference = spade_reference(backbone, IMAGES, QUERIES, layers=LAYERS, n_images=4)
+    close(detector.maps(QUERIES), reference, 1e-5)
+
+
+def test_as_many_images_as_there_are(backbone):
+    reference = spade_reference(backbone, IMAGES, QUERIES, layers=LAYERS, n_images=14)
+    for n_images in (14, 15, 500):
+        close(SPADE(backbone, n_images=n_images).fit(IMAGES).maps(QUERIES), reference, 1e-3)
+    assert SPADE(backbone).fit(IMAGES[:1]).maps(QUERIES[:1]).shape == (1, SIDE, SIDE)
+
+
+def test_balanced_layers_are_on_one_scale(backbone):
+    def layer_maps(layer, **options):
+        return spade_reference(backbone, layers=(layer,), n_images=4, **options)
+
+    detector = SPADE(backbone, n_images=4, balanced=True).fit(IMAGES)
+    scales = []
+    for layer in LAYERS:
+        one_by_one = [
+            layer_maps(layer, normal_images=np.delete(IMAGES, i, axis=0), images=IMAGES[[i]])
+            for i in range(len(IMAGES))
+        ]
+        scales.append(np.mean(one_by_one))
+    # Enlarging weighs the positions nearly alike, not quite.
+    np.testing.assert_allclose(detector.scales_, scales, rtol=0.05)
+    assert max(scales) > 2 * min(scales)
+    assert SPADE(backbone).fit(IMAGES).scales_.tolist() == [1, 1, 1]
+    expected = np.mean(
+        [
+            layer_maps(layer, normal_images=IMAGES, images=QUERIES) / scale
+            for layer, scale in zip(LAYERS, detector.scales_)
+        ],
+        axis=0,
+    )
+    close(detector.maps(QUERIES), expected, 1e-3)
+    again = SPADE(backbone, n_images=4).fit_pyramids(
+        detector.normal_, (SIDE, SIDE), scales=detector.scales_
+    )
+    np.testing.assert_array_equal(again.maps(QUERIES), detector.maps(QUERIES))
+
+
+def test_scales_of_many_and_of_equal_images(backbone, monkeypatch):
+    some = SPADE(backbone, balanced=True).fit(images(60, SIDE)).scales_
+    monkeypatch.setattr(spade, "FOR_SCALES", 60)
+    all_of_them = SPADE(backbone, balanced=True).fit(images(60, SIDE)).scales_
+    np.testing.assert_allclose(some, all_of_them, rtol=0.1)
+    # Not what rounding leaves.
+    assert SPADE(backbone, balanced=True).fit(IMAGES[[0] * 5]).scales_.tolist() == [1, 1, 1]
+
+
+class Lazy(Sequence):
+    """Images on demand; remembers how many were asked for at once."""
+
+    def __init__(self, pictures):
+        self.pictures, self.asked = pictures, []
+
+    def __len__(self):
+        return len(self.pictures)
+
+    def __getitem__(self, index):
+        part = self.pictures[index]
+        self.asked.append(len(part))
+        return part
+
+
+def test_memory_sets_the_size_of_a_batch_and_changes_no_map(backbone):
+    pictures = images(23, SIDE, seed=3)
+    detector = SPADE(backbone, n_images=4).fit(IMAGES)
+    whole = detector.maps(pictures)
+    for memory_mb, step in ((1e-9, 1), (5.5 * detector._bytes_per_image() / 1e6, 5)):
+        detector.set_params(memory_mb=memory_mb)
+        lazy = Lazy(pictures)
+        parts = detector.iter_maps(lazy)
+        first = next(parts)
+        assert len(first) == step == max(lazy.asked) and sum(lazy.asked) < 3 * step + 4
+        close(np.concatenate([first, *parts]), whole, 1e-5)
+        assert max(lazy.asked) == step
+        np.testing.assert_allclose(detector.score(lazy), image_scores(whole), rtol=1e-4)
+
+
+def test_normal_images_may_be_drawn_on_demand(backbone, monkeypatch):
+    expected = SPADE(backbone, n_images=4).fit(IMAGES).maps(QUERIES)
+    monkeypatch.setattr(backbones, "PIXELS_PER_BATCH", 3 * SIDE * SIDE)
+    lazy = Lazy(IMAGES)
+    detector = SPADE(backbone, n_images=4).fit(lazy)
+    close(detector.maps(torch.from_numpy(QUERIES)), expected, 1e-5)
+    assert max(lazy.asked) == 3
+
+
+@pytest.mark.parametrize("together", [1, 40, 300])
+def test_how_many_normal_images_go_together_changes_no_map(backbone, monkeypatch, together):
+    detectors = [SPADE(backbone, n_images=n).fit(IMAGES) for n in (4, 50)]
+    expected = [detector.maps(QUERIES) for detector in detectors]
+    monkeypatch.setattr(spade, "TOGETHER", together)  # positions; layers have 144, 36, 9 an image
+    for detector, maps in zip(detectors, expected):
+        close(detector.maps(QUERIES), maps, 1e-5)
+
+
+def test_leave_one_out_is_by_index(backbone):
+    """A twin is another image: it may be met. The image itself may not."""
+    pictures = np.concatenate([IMAGES, IMAGES[3:4]])
+    detector = SPADE(backbone, n_images=4).fit(pictures)
+    maps = detector.leave_one_out_maps(progress=False)
+    assert maps.shape == (15, SIDE, SIDE)
+    scores, typical = image_scores(maps), np.median(image_scores(maps))
+    twins = np.isin(np.arange(15), [3, 14])
+    assert scores[twins].max() < 1e-4 * typical and scores[~twins].min() > 0.2 * typical
+    for i in (0, 7, 13):
+        others = SPADE(backbone, n_images=4).fit(np.delete(pictures, i, axis=0))
+        close(maps[i : i + 1], others.maps(pictures[i : i + 1]), 1e-3)
+    detector.memory_mb = 1e-9
+    close(detector.leave_one_out_maps(progress=False), maps, 1e-5)
+    detector.n_images = 99
+    expected = SPADE(backbone).fit(pictures[1:]).maps(pictures[:1])
+    close(detector.leave_one_out_maps(progress=False)[:1], expected, 1e-3)
+
+
+def shaded(n, seed=0) -> np.ndarray:
+    """Normal: a shade from dark to light with some noise, uint8 (n, 3, side, side)."""
+    rng = np.random.default_rng(seed)
+    ground = np.linspace(60, 180, SIDE)[:, None] + rng.uniform(-15, 15, size=(n, 3, 1, 1))
+    return np.clip(ground + rng.normal(0, 8, size=(n, 3, SIDE, SIDE)), 0, 255).astype(np.uint8)
+
+
+def painted(n, seed=1) -> tuple[np.ndarray, np.ndarray]:
+    """The same with a square of another colour in every second image, and its mask."""
+    pictures, masks = shaded(n, seed), np.zeros((n, SIDE, SIDE), bool)
+    rng = np.random.default_rng(seed)
+    for picture, mask in list(zip(pictures, masks))[1::2]:
+        top, left = rng.integers(4, SIDE - 16, size=2)
+        mask[top : top + 12, left : left + 12] = True
+        picture[:, mask] = np.array([[250], [30], [40]])
+    return pictures, masks
+
+
+def test_a_painted_square_is_found(backbone):
+    pictures, masks = painted(20)
+    detector = SPADE(backbone, n_images=10, sigma=2.0).fit(shaded(20))
+    maps = detector.maps(pictures)
+    assert pixel_roc_auc(masks, maps) > 0.95
+    assert roc_auc(masks.any(axis=(1, 2)), detector.score(pictures)) == 1
+    for mask, one in zip(masks[1::2], maps[1::2]):
+        peak = np.unravel_index(one.argmax(), one.shape)
+        assert binary_dilation(mask, iterations=4)[peak]
+
+
+def test_the_threshold_keeps_its_promise_on_normal_images(backbone):
+    detector = SPADE(backbone, n_images=20).fit(shaded(60))
+    new = detector.score(shaded(150, seed=5))
+    assert (new > detector.threshold(0.2)).mean() == pytest.approx(0.2, abs=0.12)
+    assert (new > detector.threshold(0.05)).mean() < 0.12
+    assert (detector.score(painted(20)[0][1::2]) > detector.threshold(0.05)).all()
+
+
+def test_pyramids(backbone):
+    pyramids = Pyramids.of(backbone, IMAGES, LAYERS, dtype=np.float32)
+    found = plain_layers(IMAGES)
+    assert len(pyramids) == 14 and pyramids.shapes == [found[name].shape[1:] for name in LAYERS]
+    np.testing.assert_allclose(pyramids.pooled, found["pooled"], atol=1e-4)
+    for number, name in enumerate(LAYERS):
+        expected = found[name].reshape(14, -1, found[name].shape[3])
+        np.testing.assert_allclose(pyramids.positions(5, number), expected[5], atol=1e-4)
+        part = pyramids[2:4].positions(slice(None), number)
+        np.testing.assert_allclose(part, expected[2:4], atol=1e-4)
+        np.testing.assert_allclose(pyramids.mean(number), expected.mean(axis=(0, 1)), atol=1e-4)
+
+
+def test_features_beyond_float16_are_refused():
+    """An overflow would be an infinite distance, or none at all."""
+    network = small_backbone()
+    with torch.no_grad():
+        network.trainable.layer3[0].bn2.weight.mul_(3e5)
+    bright = np.concatenate([np.zeros_like(IMAGES[:9]), IMAGES[:2]])
+    with pytest.raises(ValueError, match=r"features reach \d.*: expected at most 65504"):
+        SPADE(network).fit(bright)
+    assert Pyramids.of(network, bright, LAYERS, dtype=np.float32).pooled.max() > 65504
+    with torch.no_grad():
+        network.trainable.layer3[0].bn2.weight.fill_(torch.nan)
+    with pytest.raises(ValueError, match="features reach nan"):
+        SPADE(network).fit(bright)
+
+
+def test_spade_is_an_estimator(backbone):
+    detector = clone(SPADE(backbone, kappa=2)).set_params(n_images=3)
+    assert detector.get_params()["kappa"] == 2 and detector.layers == LAYERS
+    for call in (detector.maps, detector.score):
+        with pytest.raises(NotFittedError, match="This SPADE has seen no normal images yet"):
+            call(QUERIES)
+    with pytest.raises(NotFittedError):
+        detector.leave_one_out_maps()
+    assert detector.fit(IMAGES, None) is detector
+    for option, value in (("n_images", 0), ("n_images", 2.5), ("kappa", 0)):
+        with pytest.raises(ValueError, match=f"{option}={value}: expected a whole number"):
+            SPADE(backbone, **{option: value}).fit(IMAGES)
+
+
+def test_images_and_layers_that_cannot_be(backbone):
+    detector = SPADE(backbone).fit(IMAGES[:1])
+    for wrong, message in (
+        (images(2), "images are of 32 x 32 pixels: expected 48 x 48"),
+        (QUERIES[:, :, :32], "32 x 48 pixels"),
+        (QUERIES[:0], "no images"),
+        (QUERIES.astype(np.float32), "images are float32"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            detector.maps(wrong)
+    for alone in (
+        detector.leave_one_out_maps,
+        lambda: SPADE(backbone, balanced=True).fit(QUERIES[:1]),
+    ):
+        with pytest.raises(ValueError, match="1 with one left out"):
+            alone()
+    with pytest.raises(ValueError, match="layer5"):
+        SPADE(backbone, layers=("layer1", "layer5")).fit(IMAGES)
+    with pytest.raises(ValueError, match="kappa=10: .*positions"):  # layer3 has 3 x 3
+        SPADE(backbone, kappa=10, layers=("layer3",)).fit(IMAGES[:1]).maps(QUERIES)
