@@ -1,11 +1,10 @@
-"""Checks of the exercises: each calls the reader's function on fresh inputs and knows the usual wrong answers.
+"""Checks of the exercises: the reader's function on fresh inputs, and the usual mistakes by name.
 
 The inputs are of the kind that a later cell of the lesson hands over, and the result has to be of
-the kind that this cell goes on with: what is right here must not crash there.
-
-A check passes with one line, or raises `CheckFailed`, which a notebook shows as one line as well. The messages say
-where to look and never give the solution; they stand in `strings/`. As long as a function is the stub, the library's
-own takes its place in the notebook, so that one unsolved exercise does not end the lesson.
+the kind that this cell goes on with: what is right here must not crash there. A check passes with
+one line or fails with one line, which says where to look and never gives the solution; the
+sentences stand in `strings/`. As long as a function is the stub, the library's own takes its place
+in the notebook, so that one unsolved exercise does not end the lesson.
 """
 
 from __future__ import annotations
@@ -13,15 +12,15 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-import linecache
 import textwrap
+import traceback
 import warnings
 from collections.abc import Callable
 
 import numpy as np
 
-from pandalib.teach import session
 from pandalib.teach.exercises import EXERCISES, Exercise
+from pandalib.teach.lesson import session
 from pandalib.teach.strings import OneLine, say, text
 
 
@@ -36,142 +35,116 @@ class NotSolved(OneLine, NotImplementedError):
 
 
 def check(key: str, function: Callable) -> None:
-    """Check the reader's `function` for exercise `key`, and remember the outcome for the lesson's card.
+    """Check the reader's `function` for exercise `key`, and remember the outcome for the card.
 
     Raises
     ------
-    CheckFailed with one line about what to look at; NotSolved when the stub still raises NotImplementedError.
+    CheckFailed
+        With one line about what to look at.
+    NotSolved
+        When the stub still raises NotImplementedError.
     """
-    exercise, strings = EXERCISES.get(key), text("exercise", key)
-    if exercise is None:
-        raise ValueError(f"there is no exercise {key!r}: choose one of {', '.join(EXERCISES)}.")
+    strings = text("exercise", key)
+    exercise = EXERCISES[key]
     session.solved[key] = False  # until shown: what was solved once and fails now is open again
     function = getattr(function, "stands_in_for", function)
     if not callable(function):
         raise CheckFailed(say("not_a_function", key=key))
-    cases = exercise.cases()
-    answers, complaint = _answers(key, function, cases)
-    with (
-        warnings.catch_warnings(),
-        np.errstate(all="ignore"),
-    ):  # a recognised mistake may well divide by zero
-        warnings.simplefilter("ignore")
-        expected = [exercise.solution(*case) for case in cases]
-        if all(
-            _close(answer, right, exercise.tolerance) for answer, right in zip(answers, expected)
-        ):
-            if complaint:
-                raise CheckFailed(complaint)
-            session.solved[key] = True
-            print(say("right", praise=strings["praise"]))
-            return
-        for name, mistake in exercise.wrong.items():
-            if all(
-                _close(answer, mistake(*case), exercise.tolerance)
-                for answer, case in zip(answers, cases)
-            ):
-                raise CheckFailed(say("not_yet", key=key, message=strings["wrong"][name]))
-    for answer, right in zip(answers, expected):
-        _same_form(key, answer, right)
-    if all(_close(answer, right, 1e-4) for answer, right in zip(answers, expected)):
-        raise CheckFailed(say("rounded", key=key))
-    number = next(
-        i for i, (a, b) in enumerate(zip(answers, expected)) if not _close(a, b, exercise.tolerance)
-    )
-    raise CheckFailed(
-        say("not_yet", key=key, message=f"{strings['otherwise']} ({_describe(cases[number])})")
-    )
+    cases = list(exercise.cases())
+    answers, complaint = _answers(exercise, function, cases)
+    right = [exercise.solution(*case) for case in cases]
+    if not _agree(answers, right, exercise.tolerance):
+        raise CheckFailed(_what_is_wrong(exercise, strings, cases, answers, right))
+    if complaint:
+        raise CheckFailed(complaint)
+    session.solved[key] = True
+    print(say("right", praise=strings["praise"]))
 
 
-def _answers(key: str, function: Callable, cases: list[tuple]) -> tuple[list[np.ndarray], str]:
-    """The reader's results as numbers; and why a later cell cannot go on with them, or nothing."""
-    exercise = EXERCISES[key]
+# ---------------------------------------------------------------- the reader's function is called
+
+
+def _answers(exercise: Exercise, function: Callable, cases: list) -> tuple[list, str]:
+    """The reader's results as numbers; and why a later cell cannot go on with them, or ""."""
     try:
-        pairs = [_call(key, function, exercise, case, exercise.given) for case in cases]
+        results = [_call(exercise, function, case, exercise.given) for case in cases]
     except CheckFailed as failure:
         if not exercise.given:
             raise
         try:  # on arrays a mistake can still be recognised
-            pairs = [_call(key, function, exercise, case, "") for case in cases]
+            results = [_call(exercise, function, case, "") for case in cases]
         except CheckFailed:
             raise failure from None
-        given = say("tensors_with_gradients") if exercise.given == "gradients" else say("tensors")
-        complaint = say("arrays_only", key=key, given=given, where=failure.line)
+        given = say(exercise.given)
+        complaint = say("arrays_only", key=exercise.key, given=given, where=failure.line)
     else:
-        complaint = next((why for _, why in pairs if why), "")
-    return [numbers for numbers, _ in pairs], complaint
+        complaint = next((why for _, why in results if why), "")
+    return [numbers for numbers, _ in results], complaint
 
 
-def _call(
-    key: str, function: Callable, exercise: Exercise, case: tuple, given: str
-) -> tuple[np.ndarray, str]:
-    # One that changes its arguments must not change what it is compared with.
+def _call(exercise: Exercise, function: Callable, case: tuple, given: str):
+    """The result for one case, as numbers, and what is unfit about it, or ""."""
+    key = exercise.key
+    # A function that changes its arguments must not change what it is compared with.
     arguments = _tensors(case) if given else copy.deepcopy(case)
     before = [_contents(argument) for argument in arguments]
-    last = len(arguments) - len(exercise.by_name)
+    n_by_place = len(arguments) - len(exercise.by_name)
+    by_name = dict(zip(exercise.by_name, arguments[n_by_place:]))
     try:
         with warnings.catch_warnings():
             if given:  # torch warns of float(x) where x has a gradient; in the lesson not all have
                 warnings.simplefilter("ignore")
-            answer = function(*arguments[:last], **dict(zip(exercise.by_name, arguments[last:])))
+            answer = function(*arguments[:n_by_place], **by_name)
     except NotImplementedError:
-        raise NotSolved(
-            say("stub", key=key)
-            + (" " + say("goes_on") if _let_the_library_stand_in(key, function) else "")
-        ) from None
-    except (
-        Exception,
-        SystemExit,
-    ) as error:  # whatever the reader's code raises is the reader's to see, in one line
-        what = textwrap.shorten(f"{type(error).__name__}: {error}", 200, placeholder=" ...")
-        where = _line_of(function, error)
-        called = _describe(arguments)
-        failure = CheckFailed(say("raised", key=key, error=what, where=where, case=called))
-        failure.line = where
+        goes_on = " " + say("goes_on") if _let_the_library_stand_in(exercise, function) else ""
+        raise NotSolved(say("stub", key=key) + goes_on) from None
+    except (Exception, SystemExit) as error:  # the reader's own, whatever it is, in one line
+        failure = CheckFailed(_raised(key, function, error, arguments))
+        failure.line = _line_of(function, error)
         raise failure from None
     if answer is None:
         raise CheckFailed(say("none", key=key))
-    changed = [_contents(argument) for argument in arguments]
-    if changed != before:
-        number = next(i for i in range(len(before)) if changed[i] != before[i])
-        raise CheckFailed(say("changed", key=key, number=number + 1))
-    try:
-        numbers = np.asarray(answer.detach().cpu() if hasattr(answer, "detach") else answer)
-        if (
-            numbers.dtype.kind not in "biufO"
-        ):  # text that looks like a number is no number, and a complex one would lose a part
-            raise TypeError
-        numbers = numbers.astype(float)
-    except Exception:
-        raise CheckFailed(say("not_numbers", key=key, type=type(answer).__name__)) from None
-    return numbers, _unfit(key, exercise, answer, arguments if given else ())
+    for number, argument in enumerate(arguments):
+        if _contents(argument) != before[number]:
+            raise CheckFailed(say("changed", key=key, number=number + 1))
+    return _numbers(key, answer), _unfit(exercise, answer, arguments if given else ())
 
 
-def _tensors(case: tuple) -> tuple:
-    """The case as a training loop has it: float32, and nothing that numpy can read, as on a GPU."""
+def _tensors(case: tuple) -> list:
+    """The case as a training loop has it: in float32, and unreadable for numpy, as on a GPU."""
     import torch  # the lessons without a network need none
 
-    def tensor(array):  # no leaf, which torch itself forbids to change: `changed` says it better
+    def tensor(array):  # not a leaf, or torch itself would forbid changes; `changed` says it better
         return torch.tensor(array, dtype=torch.float32, requires_grad=True).clone()
 
-    return tuple(tensor(part) if isinstance(part, np.ndarray) else part for part in case)
+    return [tensor(part) if isinstance(part, np.ndarray) else part for part in case]
 
 
-def _contents(argument) -> object:
+def _contents(argument):
     """What is equal before and after a call, unless the function has changed its argument."""
     if hasattr(argument, "detach"):
         argument = argument.detach().numpy()
     if isinstance(argument, np.ndarray):
-        return argument.shape, argument.tobytes()  # as bytes NaN equals NaN
+        return argument.tobytes()  # as bytes NaN equals NaN
     return copy.deepcopy(argument)
 
 
-def _unfit(key: str, exercise: Exercise, answer, tensors: tuple) -> str:
-    """Why a later cell cannot go on with this answer, even if it is right, or nothing."""
-    kind = type(answer).__name__
+def _numbers(key: str, answer) -> np.ndarray:
+    try:
+        numbers = np.asarray(answer.detach().cpu() if hasattr(answer, "detach") else answer)
+        if numbers.dtype.kind not in "biufO":  # neither text nor complex numbers
+            raise TypeError
+        return numbers.astype(float)
+    except Exception:
+        raise CheckFailed(say("not_numbers", key=key, type=type(answer).__name__)) from None
+
+
+def _unfit(exercise: Exercise, answer, tensors: list) -> str:
+    """Why a later cell cannot go on with this answer, even if it is right, or ""."""
+    key, kind = exercise.key, type(answer).__name__
     if tensors and not hasattr(answer, "detach"):
         return say("not_a_tensor", key=key, type=kind)
-    if tensors and exercise.given == "gradients":
+    if tensors and exercise.given == "tensors_with_gradients":
         import torch
 
         try:
@@ -185,22 +158,8 @@ def _unfit(key: str, exercise: Exercise, answer, tensors: tuple) -> str:
     return ""
 
 
-def _line_of(function: Callable, error: BaseException) -> str:
-    """The line of the reader's own code in which the error arose, quoted; empty where the source is not at hand."""
-    file, found, trace = (
-        getattr(getattr(function, "__code__", None), "co_filename", None),
-        "",
-        error.__traceback__,
-    )
-    while trace is not None:
-        if trace.tb_frame.f_code.co_filename == file:
-            found = linecache.getline(file, trace.tb_lineno).strip()
-        trace = trace.tb_next
-    return " " + say("in_the_line", line=found) if found else ""
-
-
-def _let_the_library_stand_in(key: str, stub: Callable) -> bool:
-    """In the notebook that holds the stub, call the library's solution by the stub's name, until it is defined again."""
+def _let_the_library_stand_in(exercise: Exercise, stub: Callable) -> bool:
+    """In the notebook that holds the stub, call the solution by its name until it is written."""
     space, name = getattr(stub, "__globals__", {}), getattr(stub, "__name__", "")
     if getattr(space.get(name), "stands_in_for", space.get(name)) is not stub:
         return False
@@ -210,39 +169,76 @@ def _let_the_library_stand_in(key: str, stub: Callable) -> bool:
     def library(*arguments, **named):
         bound = signature.bind(*arguments, **named)
         bound.apply_defaults()
-        return EXERCISES[key].solution(*bound.args, **bound.kwargs)
+        return exercise.solution(*bound.args, **bound.kwargs)
 
     library.stands_in_for = stub  # the next check must see the stub, not the solution
     space[name] = library
     return True
 
 
-def _same_form(key: str, answer: np.ndarray, right) -> None:
-    shape = np.shape(right)
-    if answer.shape != shape:
-        expected = say("one_number") if shape == () else say("array_of_shape", shape=shape)
-        given = (
-            say("one_number") if answer.shape == () else say("array_of_shape", shape=answer.shape)
-        )
-        raise CheckFailed(say("shape", key=key, given=given, expected=expected))
-    if np.isnan(answer).any() and not np.isnan(np.asarray(right, dtype=float)).any():
-        raise CheckFailed(say("nan", key=key))
-    if np.isinf(answer).any() and np.isfinite(np.asarray(right, dtype=float)).all():
-        raise CheckFailed(say("infinite", key=key))
+# ---------------------------------------------------------------- what is said about it
+
+
+def _what_is_wrong(exercise: Exercise, strings: dict, cases: list, answers: list, right: list):
+    key, tolerance = exercise.key, exercise.tolerance
+    with warnings.catch_warnings(), np.errstate(all="ignore"):  # a mistake may divide by zero
+        warnings.simplefilter("ignore")
+        mistakes = [exercise.mistakes(*case) for case in cases]
+    for name, message in strings["wrong"].items():
+        if _agree(answers, [results[name] for results in mistakes], tolerance):
+            return say("not_yet", key=key, message=message)
+    for answer, expected in zip(answers, right):
+        if complaint := _other_form(key, answer, np.asarray(expected, dtype=float)):
+            return complaint
+    if _agree(answers, right, 1e-4):
+        return say("rounded", key=key)
+    pairs = zip(answers, right)
+    number = next(i for i, pair in enumerate(pairs) if not _close(*pair, tolerance))
+    message = f"{strings['otherwise']} ({_describe(cases[number])})"
+    return say("not_yet", key=key, message=message)
+
+
+def _agree(answers: list, expected: list, tolerance: float) -> bool:
+    return all(_close(answer, right, tolerance) for answer, right in zip(answers, expected))
 
 
 def _close(answer: np.ndarray, right, tolerance: float) -> bool:
     right = np.asarray(right, dtype=float)
     if answer.shape != right.shape:
         return False
-    scale = max(1.0, float(np.abs(right[np.isfinite(right)]).max(initial=0.0)))
-    return bool(np.allclose(answer, right, rtol=0, atol=tolerance * scale, equal_nan=True))
+    scale = max(1.0, np.abs(right[np.isfinite(right)]).max(initial=0.0))
+    return np.allclose(answer, right, rtol=0, atol=tolerance * scale, equal_nan=True)
+
+
+def _other_form(key: str, answer: np.ndarray, right: np.ndarray) -> str:
+    def form(array):
+        return say("array_of_shape", shape=array.shape) if array.shape else say("one_number")
+
+    if answer.shape != right.shape:
+        return say("shape", key=key, given=form(answer), expected=form(right))
+    if np.isnan(answer).any():
+        return say("nan", key=key)
+    return say("infinite", key=key) if np.isinf(answer).any() else ""
+
+
+def _raised(key: str, function: Callable, error: BaseException, arguments) -> str:
+    what = textwrap.shorten(f"{type(error).__name__}: {error}", 200, placeholder=" ...")
+    where = _line_of(function, error)
+    return say("raised", key=key, error=what, where=where, case=_describe(arguments))
+
+
+def _line_of(function: Callable, error: BaseException) -> str:
+    """The line of the reader's code in which the error arose; empty where there is no source."""
+    file = getattr(getattr(function, "__code__", None), "co_filename", None)
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.line for frame in frames if frame.filename == file and frame.line]
+    return " " + say("in_the_line", line=lines[-1]) if lines else ""
 
 
 def _describe(case: tuple) -> str:
     with np.printoptions(precision=3, suppress=True):  # to be read, not to be copied
-        parts = map(_name, case)
-        return say("called_with", arguments=" ".join(", ".join(parts).split()))
+        arguments = ", ".join(map(_name, case))
+    return say("called_with", arguments=" ".join(arguments.split()))
 
 
 def _name(argument) -> str:

@@ -1,12 +1,34 @@
-"""Predict, reveal, hint, report: the voice of a lesson. Its sentences stand in `strings/`, its memory in `session`."""
+"""The voice of a lesson: predict, reveal, hint, report, and the card at its end.
+
+Its sentences stand in `strings/`. What the reader has done is kept in `session` as long as the
+notebook's kernel lives; cells may run twice and in any order, so it says how things stand now.
+"""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, field
 
-from pandalib.teach import session
-from pandalib.teach.strings import Mistyped, OneLine, say, text
 from pandalib.experiments.config import current_tier
+from pandalib.teach.strings import Mistyped, OneLine, say, table, text
+
+
+@dataclass
+class Session:
+    """What the reader has done since the kernel started."""
+
+    predictions: dict[str, str] = field(default_factory=dict)  # the answers as they stand
+    shown: dict[str, str] = field(default_factory=dict)  # ... and as they stood at the reveal
+    hints: dict[str, int] = field(default_factory=dict)  # read, by exercise
+    solved: dict[str, bool] = field(default_factory=dict)  # by the last check of the exercise
+
+    def clear(self) -> None:
+        """Forget everything, as a new kernel does."""
+        for record in vars(self).values():
+            record.clear()
+
+
+session = Session()
 
 
 class OutOfBand(OneLine, AssertionError):
@@ -14,15 +36,13 @@ class OutOfBand(OneLine, AssertionError):
 
 
 def predict(key: str, answer: str | None = None) -> None:
-    """Show a question with its options and remember the reader's answer; None goes on without one."""
+    """Show a question with its options and remember the answer; None goes on without one."""
     entry = text("predict", key)
     options = entry["options"]
     if answer is None:
         session.predictions.pop(key, None)
-        show(
-            say("question", question=entry["question"]),
-            *(f"- **{name}**: {option}" for name, option in options.items()),
-        )
+        listed = [f"- **{name}**: {option}" for name, option in options.items()]
+        show(say("question", question=entry["question"]), *listed)
         print(say("how_to_answer", key=key, option=next(iter(options))))
         return
     choice = str(answer).strip().lower()
@@ -37,60 +57,85 @@ def predict(key: str, answer: str | None = None) -> None:
 def reveal(key: str) -> None:
     """Answer the prediction that was made, or none, once the measurement stands above."""
     entry = text("predict", key)
-    right, choice = entry["right"], session.predictions.get(key)
+    answer = {"right": entry["right"], "option": entry["options"][entry["right"]]}
+    choice = session.predictions.get(key)
     if choice is None:
-        opening = say("no_prediction", right=right, option=entry["options"][right])
+        opening = say("no_prediction", **answer)
+    elif choice == entry["right"]:
+        opening = say("predicted_right", right=choice)
     else:
-        session.shown.setdefault(key, choice)
-        if choice == right:
-            opening = say("predicted_right", right=right)
-        else:
-            opening = say(
-                "predicted_wrong",
-                choice=choice,
-                reply=entry["replies"][choice],
-                right=right,
-                option=entry["options"][right],
-            )
+        opening = say("predicted_wrong", choice=choice, reply=entry["replies"][choice], **answer)
+    if choice is not None:
+        session.shown.setdefault(key, choice)  # what is changed later is hindsight
     show(f"{opening} {entry['why']}")
 
 
 def hint(key: str) -> None:
-    """The next hint for an exercise; each call says a little more, the last one is repeated."""
+    """Print the next hint for an exercise; each says a little more, the last one is repeated."""
     hints = text("exercise", key)["hints"]
-    session.hints[key] = min(session.hints.get(key, 0) + 1, len(hints))
-    print(say("hint", step=session.hints[key], n=len(hints), hint=hints[session.hints[key] - 1]))
+    step = session.hints[key] = min(session.hints.get(key, 0) + 1, len(hints))
+    print(say("hint", step=step, n=len(hints), hint=hints[step - 1]))
 
 
 def report(name: str, value: float, low: float, high: float, *, digits: int = 3) -> None:
-    """Print a rounded result with the band in which it must lie; raise when it has left it.
+    """Print a rounded result with the band in which it must lie.
 
-    The bands are set from several seeds in the embedded tier and are wide enough for another processor. In another
-    tier the lesson's numbers differ, so there the value is printed without a band.
+    The bands are set from several seeds in the embedded tier and are wide enough for another
+    processor. In another tier the numbers differ, so there the value is printed without a band.
 
     Raises
     ------
-    OutOfBand naming the result, its value and the band.
+    OutOfBand
+        Naming the result, its value and the band.
     """
-    value = float(value)
+    rounded = f"{value:.{digits}f}"
     if current_tier().name != "embedded":
-        print(f"{name}: {value:.{digits}f}")
+        print(f"{name}: {rounded}")
         return
     if not (math.isfinite(value) and low <= value <= high):
-        raise OutOfBand(
-            say(
-                "out_of_band",
-                name=name,
-                value=f"{value:.{digits}f}",
-                low=f"{low:g}",
-                high=f"{high:g}",
-            )
-        )
-    print(f"{name}: {value:.{digits}f}   (band {low:g} to {high:g})")
+        band = {"low": f"{low:g}", "high": f"{high:g}"}
+        raise OutOfBand(say("out_of_band", name=name, value=rounded, **band))
+    print(f"{name}: {rounded}   (band {low:g} to {high:g})")
 
 
-def show(*paragraphs: str) -> None:
+def card(lesson: str) -> None:
+    """Sum up the predictions and the exercises of a lesson, "00" to "08".
+
+    A prediction counts as it stood when its answer was first shown, an exercise as its last check
+    left it. Raises ValueError, naming the lessons that there are.
+    """
+    questions = {k: v for k, v in table()["predict"].items() if k.startswith(f"{lesson}-")}
+    exercises = {k: v for k, v in table()["exercise"].items() if v["lesson"] == lesson}
+    if not questions:
+        lessons = sorted({key[:2] for key in table()["predict"]})
+        raise ValueError(f"there is no lesson {lesson!r}: choose one of {', '.join(lessons)}.")
+    made = [key for key in questions if key in session.predictions or key in session.shown]
+    shown = [key for key in made if key in session.shown]
+    wrong = [key for key in shown if session.shown[key] != questions[key]["right"]]
+    unsolved = [key for key in exercises if not session.solved.get(key)]
+    n_hints = sum(session.hints.get(key, 0) for key in exercises)
+
+    predicted = say("card_no_prediction", n=len(questions))
+    if made:
+        n_right = len(shown) - len(wrong)
+        predicted = say("card_predictions", made=len(made), n=len(questions), right=n_right)
+    if len(made) > len(shown):
+        predicted += " " + say("card_not_shown", n=len(made) - len(shown))
+    solved = say("card_exercises", solved=len(exercises) - len(unsolved), n=len(exercises))
+    if unsolved:
+        solved += " " + say("card_open", names=", ".join(f"`{key}`" for key in unsolved))
+    solved += " " + (say("card_hints", n=n_hints) if n_hints else say("card_no_hints"))
+    entries = [*(questions[key] for key in wrong), *(exercises[key] for key in unsolved)]
+    if entries:
+        sections = dict.fromkeys(f"*{entry['section']}*" for entry in entries)  # each one once
+        reread = say("card_reread", sections=", ".join(sections))
+    else:
+        reread = say("card_nothing_to_reread" if made else "card_predict_next_time")
+    show(say("card_title", lesson=lesson), f"- {predicted}", f"- {solved}", f"- {reread}")
+
+
+def show(paragraph: str, *lines: str) -> None:
     """Show a paragraph and, below it, the lines of a list, as Markdown."""
-    from IPython.display import Markdown, display
+    from IPython.display import Markdown, display  # not needed to grade in a plain process
 
-    display(Markdown("\n\n".join(paragraphs[:1]) + "\n\n" + "\n".join(paragraphs[1:])))
+    display(Markdown("\n\n".join([paragraph, "\n".join(lines)])))
