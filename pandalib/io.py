@@ -90,8 +90,8 @@ def _temporary(path: Path) -> Iterator[Path]:
             with suppress(OSError):
                 temporary.unlink()
         if isinstance(error, OSError) and _about(error, temporary):
-            # The system names the temporary file, or on a full disk none.
-            error.filename, error.filename2 = str(path), None
+            # The system named the temporary file, or on a full disk none.
+            raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
         raise
 
 

@@ -1,4 +1,4 @@
-"""The feature cache: whole files or none, damage noticed, bounded, safe for two processes at once."""
+"""The feature cache: whole files or none, damage noticed, bounded, safe for two processes."""
 
 import os
 import subprocess
@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from pandalib.cache import HEADER, FeatureCache, content_key
+from pandalib.cache import FeatureCache, Memory, content_key
 
 DATA = np.random.default_rng(0).normal(size=(50, 4, 2, 2)).astype(np.float32)
 KEY = content_key("test", DATA)
@@ -29,37 +29,43 @@ def get(cache, source):
     return cache.get(KEY, DATA.shape, source())
 
 
-def test_computed_once_and_equal(tmp_path):
-    source = Counted()
-    exact = FeatureCache(tmp_path, dtype="float32")
-    assert np.array_equal(get(exact, source), DATA) and np.array_equal(get(exact, source), DATA)
-    assert source.calls == 1
-    half = FeatureCache(tmp_path, dtype="float16")
-    assert get(half, source).dtype == np.float16 and source.calls == 2  # a file of its own
-    assert np.abs(get(half, source) - DATA).max() / np.abs(DATA).max() < 1e-3
-    assert not list(tmp_path.glob(".*.part"))
-
-
-@pytest.mark.parametrize("position", [5, 40, HEADER, HEADER + 333, -1])
-def test_a_flipped_bit_is_noticed(tmp_path, position):
-    source, cache = Counted(), FeatureCache(tmp_path, dtype="float32")
+@pytest.fixture
+def filled(tmp_path):
+    """A cache with one file, where the data came from, and the file."""
+    cache, source = FeatureCache(tmp_path, dtype="float32"), Counted()
     get(cache, source)
     (path,) = tmp_path.iterdir()
-    content = bytearray(path.read_bytes())
-    content[position] ^= 0x10
-    path.write_bytes(content)
-    assert np.array_equal(get(cache, source), DATA)
-    assert source.calls == 2
+    return cache, source, path
 
 
-@pytest.mark.parametrize("size", [0, 10, HEADER, HEADER + 100])
-def test_a_truncated_file_is_computed_again(tmp_path, size):
-    source, cache = Counted(), FeatureCache(tmp_path, dtype="float32")
-    get(cache, source)
-    (path,) = tmp_path.iterdir()
-    os.truncate(path, size)
-    assert np.array_equal(get(cache, source), DATA) and source.calls == 2
-    assert np.array_equal(get(cache, source), DATA) and source.calls == 2  # mended on disk as well
+def test_computed_once_and_equal(filled, tmp_path):
+    cache, source, path = filled
+    assert np.array_equal(get(cache, source), DATA) and source.calls == 1
+    assert np.array_equal(np.load(path, allow_pickle=False), DATA)  # an ordinary .npy
+    half = FeatureCache(tmp_path)
+    assert get(half, source).dtype == np.float16 and source.calls == 2  # in a file of its own
+    assert np.array_equal(get(half, source), DATA.astype(np.float16)) and source.calls == 2
+    with pytest.raises(ValueError, match="'int8'"):
+        FeatureCache(dtype="int8")
+
+
+def test_writing_into_what_was_read_changes_no_file(filled):
+    cache, source, path = filled
+    get(cache, source)[:] = 0
+    assert np.array_equal(get(cache, source), DATA) and source.calls == 1
+
+
+def test_each_flipped_bit_and_each_cut_is_noticed(filled):
+    cache, source, path = filled
+    whole = path.read_bytes()
+    positions = [0, 7, 30, 60, 127, 128, 500, len(whole) - 33, len(whole) - 1]
+    damaged = [whole[:i] + bytes([whole[i] ^ 16]) + whole[i + 1 :] for i in positions]
+    damaged += [whole[:size] for size in (0, 10, 32, 128, 500, len(whole) - 1)] + [whole + b"x"]
+    for number, content in enumerate(damaged):
+        path.unlink()  # what is mapped must not change under the reader
+        path.write_bytes(content)
+        assert np.array_equal(get(cache, source), DATA)
+        assert source.calls == number + 2 and path.read_bytes() == whole  # mended
 
 
 def test_a_failing_computation_leaves_nothing(tmp_path):
@@ -70,41 +76,36 @@ def test_a_failing_computation_leaves_nothing(tmp_path):
     with pytest.raises(RuntimeError, match="boom"):
         FeatureCache(tmp_path).get(KEY, DATA.shape, broken())
     assert not list(tmp_path.iterdir())
-    with pytest.raises(ValueError, match="10 rows of features were computed where 50"):
-        FeatureCache(tmp_path).get(KEY, DATA.shape, iter([DATA[:10]]))
-    assert not list(tmp_path.iterdir())
+    with pytest.raises(OSError, match=r"does not hold \(50, 4, 2, 2\)"):
+        FeatureCache(tmp_path).get(KEY, DATA.shape, [DATA[:10]])
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(OSError, match=r"features could not be kept in .*file.*PANDALIB_CACHE"):
+    with pytest.raises(OSError, match="features cannot be kept: .*file.*PANDALIB_CACHE"):
         FeatureCache(tmp_path / "file").get(KEY, DATA.shape, Counted()())
 
 
-def test_oldest_files_go_first(tmp_path):
-    size = DATA.nbytes + HEADER
-    cache = FeatureCache(tmp_path, dtype="float32", limit_gb=2.5 * size / 1e9)
-    keys = [content_key(str(i)) for i in range(3)]
-    for age, key in zip((300, 200), keys):
-        cache.get(key, DATA.shape, iter([DATA]))
-        path = next(tmp_path.glob(f"{key[:40]}*"))
-        os.utime(path, (time.time() - age,) * 2)
-    cache.get(keys[0], DATA.shape, iter([]))  # used just now: the second is the oldest
-    open_map = cache.get(keys[1], DATA.shape, iter([]))
-    os.utime(next(tmp_path.glob(f"{keys[1][:40]}*")), (time.time() - 200,) * 2)
-    cache.get(keys[2], DATA.shape, iter([DATA]))
-    left = {path.name[:40] for path in tmp_path.iterdir()}
-    assert left == {keys[0][:40], keys[2][:40]}
-    assert np.array_equal(open_map, DATA)  # whoever had it open goes on
+def test_the_files_unused_for_longest_go_first(tmp_path, monkeypatch):
+    monkeypatch.setenv("PANDALIB_CACHE", str(tmp_path))
+    cache = FeatureCache(dtype="float32", limit_gb=2.5 * DATA.nbytes / 1e9)
+    first, second, third = (content_key(name) for name in ("first", "second", "third"))
+    path_of = {key: tmp_path / f"{key[:40]}.float32.npy" for key in (first, second, third)}
+    for age, key in ((300, first), (200, second)):
+        cache.get(key, DATA.shape, [DATA])
+        os.utime(path_of[key], (time.time() - age,) * 2)
+    still_open = cache.get(second, DATA.shape, [])
+    os.utime(path_of[second], (time.time() - 200,) * 2)
+    cache.get(first, DATA.shape, [])  # used just now
+    cache.get(third, DATA.shape, [DATA])
+    assert set(tmp_path.iterdir()) == {path_of[first], path_of[third]}
+    assert np.array_equal(still_open, DATA)
+    tiny = FeatureCache(dtype="float32", limit_gb=1e-9)
+    tiny.get(second, DATA.shape, [DATA])
+    assert set(tmp_path.iterdir()) == {path_of[second]}  # the newest stays, whatever its size
 
 
-def test_larger_than_the_limit_is_not_kept(tmp_path):
-    source, cache = Counted(), FeatureCache(tmp_path, dtype="float32", limit_gb=1e-9)
-    assert np.array_equal(get(cache, source), DATA)
-    assert not list(tmp_path.iterdir())
-
-
-def test_remains_of_a_killed_process_are_cleared(tmp_path):
+def test_what_a_killed_process_left_is_cleared(tmp_path):
     old, fresh = tmp_path / ".a.part", tmp_path / ".b.part"
     old.write_bytes(b"x")
     fresh.write_bytes(b"x")
@@ -114,21 +115,21 @@ def test_remains_of_a_killed_process_are_cleared(tmp_path):
 
 
 def test_two_processes_at_once(tmp_path):
-    program = (
-        "import sys, numpy as np, time\n"
-        "from pandalib.cache import FeatureCache\n"
-        "data = np.arange(4_000_000, dtype=np.float32).reshape(1000, 4000)\n"
-        "def chunks():\n"
-        "    for part in np.array_split(data, 20):\n"
-        "        time.sleep(0.01)\n"
-        "        yield part\n"
-        "for number in range(3):\n"
-        "    got = FeatureCache(sys.argv[1], dtype='float32').get(f'{number:040d}', data.shape, chunks())\n"
-        "    assert np.array_equal(got, data)\n"
-    )
+    program = """
+import sys, time, numpy as np
+from pandalib.cache import FeatureCache
+data = np.arange(4_000_000, dtype=np.float32).reshape(1000, 4000)
+def chunks():
+    for part in np.array_split(data, 20):
+        time.sleep(0.01)
+        yield part
+for number in range(3):
+    found = FeatureCache(sys.argv[1], dtype="float32").get(f"{number:040d}", data.shape, chunks())
+    assert np.array_equal(found, data)
+"""
     runs = [subprocess.Popen([sys.executable, "-c", program, str(tmp_path)]) for _ in range(2)]
     assert [run.wait(60) for run in runs] == [0, 0]
-    assert len(list(tmp_path.iterdir())) == 3 and not list(tmp_path.glob(".*"))
+    assert len(list(tmp_path.glob("*.npy"))) == len(list(tmp_path.iterdir())) == 3
 
 
 def test_keys_tell_contents_apart():
@@ -136,16 +137,28 @@ def test_keys_tell_contents_apart():
         def fingerprint(self):
             return "abc"
 
-    keys = [
-        content_key("a", DATA),
-        content_key("b", DATA),
-        content_key("a", DATA[:-1]),
-        content_key("a", DATA.reshape(-1)),
-        content_key("a", DATA.astype(np.float64)),
-        content_key("a", Lazy()),
-        content_key("aabc"),
+    others = [
+        ("b", DATA),
+        ("a", DATA[:-1]),
+        ("a", DATA.reshape(-1)),
+        ("a", DATA.astype(np.float64)),
+        ("a", Lazy()),
+        ("aabc",),
     ]
-    assert len(set(keys)) == len(keys)
-    assert content_key("a", DATA.copy()) == keys[0]
-    with pytest.raises(ValueError, match="'int8'"):
-        FeatureCache(dtype="int8")
+    assert len({content_key("a", DATA), *(content_key(*parts) for parts in others)}) == 7
+    assert content_key("a", DATA.copy()) == content_key("a", DATA)
+
+
+def test_memory_keeps_arrays_and_results_within_its_limits():
+    memory, source = Memory(limit_mb=2.5 * DATA.nbytes / 2**20, n_results=2), Counted()
+    assert get(memory, source) is get(memory, source) and source.calls == 1
+    assert np.array_equal(get(memory, source), DATA)
+    memory.get("1", DATA.shape, [DATA])
+    get(memory, source)
+    memory.get("2", DATA.shape, [DATA])  # now "1" is unused for longest
+    get(memory, source)
+    assert source.calls == 1
+    assert memory.get("1", DATA.shape, [DATA + 1])[0, 0, 0, 0] == DATA[0, 0, 0, 0] + 1
+    calls = []
+    results = [memory.recall(lambda n: calls.append(n) or n * 10, n) for n in (1, 1, 2, 1, 3, 2)]
+    assert results == [10, 10, 20, 10, 30, 20] and calls == [1, 2, 3, 2]
