@@ -280,8 +280,8 @@ def _score_arguments(parser: argparse.ArgumentParser) -> None:
 
 def score(options: argparse.Namespace) -> int:
     """images before a fitted detector: a ranking, alarms, a report"""
-    from pandalib.inspection.inspector import Inspector
-    from pandalib.inspection.report import write_report
+    from pandalib.inspection.inspector import Inspector, counted
+    from pandalib.inspection.report import ranked_rows, write_report
     from pandalib.io import write_atomically
 
     inspector = Inspector.load(options.model, weights=options.weights)
@@ -289,7 +289,7 @@ def score(options: argparse.Namespace) -> int:
     ranking = inspector.rank(
         options.images, top=options.top, recursive=options.recursive, skip_unreadable=True
     )
-    rows = _rows(ranking, threshold)
+    rows = list(ranked_rows(ranking, threshold))
     alarms = sum(row["alarm"] for row in rows)
     if options.report:
         name = "/".join(Path(options.images).expanduser().resolve().parts[-2:])
@@ -323,28 +323,10 @@ def score(options: argparse.Namespace) -> int:
             print(f"{row['rank']:4}  {row['relative']:17.3f}  {alarm:>5}  {row['file']}")
         if len(rows) > options.top:
             print(f"... and {len(rows) - options.top} more")
-        print(f"{alarms} of {len(rows)} images raise an alarm (score above {threshold:.4g})")
+        print(f"alarms: {alarms} of {counted(len(rows), 'image')} (score above {threshold:.4g})")
     for name, reason in ranking.unreadable:
         print(f"pandalib: {name!r} is no image: {reason}", file=sys.stderr)
     return int(bool(ranking.unreadable))
-
-
-def _rows(ranking, threshold: float) -> list[dict]:
-    from pandalib.inspection.overlays import in_words
-
-    return [
-        dict(
-            rank=place,
-            file=ranking.names[number],
-            score=float(ranking.scores[number]),
-            relative=float(ranking.scores[number]) / threshold,
-            alarm=bool(ranking.scores[number] > threshold),
-            image=float(ranking.parts["image"][number]),
-            place=float(ranking.parts["place"][number]),
-            hottest=in_words(ranking.spots[number]),
-        )
-        for place, number in enumerate(ranking.order.tolist(), 1)
-    ]
 
 
 # ---------------------------------------------------------------- sweep, table
