@@ -227,8 +227,8 @@ def _require_masks(root: Path, masks: dict[Path, Path | None]) -> None:
     if missing:
         expected = root / "ground_truth" / missing[0].parent.name / f"{missing[0].stem}_mask.png"
         raise ValueError(
-            f"{str(missing[0])!r} has no mask, one of {len(missing)} of {len(masks)} anomalous images: "
-            f"add {str(expected)!r} and so on, or pass missing_masks='drop' or 'none'."
+            f"{len(missing)} of {len(masks)} anomalous images have no mask: add {str(expected)!r} "
+            "and so on, or pass missing_masks='drop' or 'none'."
         )
 
 

@@ -229,12 +229,11 @@ def list_images(path, *, recursive: bool = False) -> list[Path]:
 
 
 def _visible(folder) -> list[Path]:
-    folder = Path(folder)
-    if not folder.exists():
+    if not os.path.exists(folder):  # not Path(folder): an empty name is no folder
         raise FileNotFoundError(f"there is no folder {str(folder)!r}: check the path.")
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise NotADirectoryError(f"{str(folder)!r} is a file: expected a folder of images.")
-    visible = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    visible = [path for path in Path(folder).iterdir() if not path.name.startswith(".")]
     return sorted(visible, key=lambda path: path.name)
 
 

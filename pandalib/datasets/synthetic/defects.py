@@ -1,4 +1,4 @@
-"""What can be wrong with a surface: each function draws one defect over a `Scene`, at its strongest.
+"""What can be wrong with a surface: each function draws one defect over a scene, at full strength.
 
 All have the signature (rng, scene, scale) -> float32 (3, size, size): the image with the defect.
 `scale` multiplies its lengths. The random numbers drawn do not depend on it, so a defect lies in

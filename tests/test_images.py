@@ -1,0 +1,606 @@
+"""Every kind of picture file reads right or fails in one sentence; folders, sequences, batches."""
+
+import io
+import multiprocessing
+import os
+import shutil
+import struct
+import tracemalloc
+import zlib
+from pathlib import Path
+
+import hypothesis
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from pictures import flat, one_sentence, ramp, save
+from PIL import Image
+
+from pandalib.datasets import images
+from pandalib.datasets.images import (
+    ENDINGS,
+    ImageArray,
+    ImageError,
+    ImageFolder,
+    join,
+    list_images,
+    open_images,
+    read_image,
+    read_mask,
+    take,
+)
+from pandalib.datasets.synthetic.pictograms import Pictograms
+from pandalib.validation import as_images
+
+# ---------------------------------------------------------------- geometry
+
+
+def two_steps(pixels, size, resize, how):
+    """The definition: resize the whole image, then cut out the centre, rounded as in torchvision."""
+    image = Image.fromarray(pixels)
+    short = min(image.size)
+    image = image.resize([int(resize * length / short) for length in image.size], how)
+    left, top = round((image.width - size) / 2), round((image.height - size) / 2)
+    return np.asarray(image.crop((left, top, left + size, top + size)))
+
+
+def off_the_border(length, size, resize, short):
+    """Where a nearest neighbour is one for certain, and not exactly between two pixels."""
+    new = int(resize * length / short)
+    samples = (round((new - size) / 2) + np.arange(size) + 0.5) * length / new
+    return np.abs(samples - samples.round()) > 1e-3
+
+
+@pytest.mark.parametrize("width, height", [(40, 30), (31, 77), (61, 61), (500, 33), (7, 5)])
+@pytest.mark.parametrize("size, resize", [(24, None), (28, 32), (15, 21)])
+def test_geometry_is_resize_then_centre_crop(tmp_path, width, height, size, resize):
+    noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    got = read_image(save(tmp_path / "a.png", noise), size, resize)
+    assert got.shape == (3, size, size) and got.dtype == np.uint8 and got.flags["C_CONTIGUOUS"]
+    resize = resize or size
+    wanted = two_steps(noise, size, resize, Image.Resampling.BILINEAR).transpose(2, 0, 1)
+    assert np.abs(got.astype(int) - wanted).max() <= 1
+
+    spots = (noise[..., 0] > 128).astype(np.uint8) * 255
+    mask = read_mask(save(tmp_path / "m.png", spots), size, resize)
+    assert mask.shape == (size, size) and mask.dtype == bool
+    wanted = two_steps(spots, size, resize, Image.Resampling.NEAREST) > 0
+    sides = (off_the_border(side, size, resize, min(width, height)) for side in (height, width))
+    clear = np.outer(*sides)
+    assert clear.mean() > 0.5 and (mask == wanted)[clear].all()
+
+
+def test_geometry_agrees_with_torchvision(tmp_path):
+    from torchvision import transforms
+
+    path = save(tmp_path / "a.png", ramp(333, 250))
+    crop = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224)])
+    wanted = np.asarray(crop(Image.open(path))).transpose(2, 0, 1)
+    assert np.abs(read_image(path, 224, 256).astype(int) - wanted).max() <= 1
+    same = save(tmp_path / "b.png", ramp(32, 32))
+    assert (read_image(same, 32) == ramp(32, 32).transpose(2, 0, 1)).all()
+    for size, resize in ((0, None), (64, 32)):
+        with pytest.raises(ValueError, match="1 <= size <= resize"):
+            read_image(path, size, resize)
+
+
+def test_extreme_strips_do_not_swell(tmp_path, monkeypatch):
+    strip = np.zeros((20, 20000, 3), np.uint8)
+    strip[:, 9990:10010] = 200
+    made, resize = [], Image.Image.resize
+    monkeypatch.setattr(
+        Image.Image,
+        "resize",
+        lambda image, size, *how, **more: made.append(size) or resize(image, size, *how, **more),
+    )
+    for name, pixels in (("wide", strip), ("tall", strip.transpose(1, 0, 2))):
+        image = read_image(save(tmp_path / f"{name}.png", pixels), 224)
+        assert (image[:, 12:-12, 12:-12] == 200).all()
+    assert made == [(224, 224)] * 2  # the whole strip would become 224000 x 224
+
+
+# ---------------------------------------------------------------- colours
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_every_ending(tmp_path, ending):
+    pixels = ramp(32, 32)
+    if ending == ".pgm":
+        pixels = pixels[..., 0]
+    path = save(tmp_path / f"a{ending}", pixels)
+    wanted = np.broadcast_to(np.atleast_3d(pixels), (32, 32, 3)).transpose(2, 0, 1).astype(int)
+    lossy = ending in (".jpg", ".jpeg", ".webp", ".gif")
+    assert np.abs(read_image(path, 32) - wanted).mean() <= 10 * lossy
+    assert list_images(tmp_path) == [path]
+    other = path.rename(tmp_path / "a.png")  # the content decides, not the ending
+    assert read_image(other, 8).shape == (3, 8, 8)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "a.pgm"])
+def test_16_bit_grey_keeps_its_upper_byte(tmp_path, name):
+    wide = (ramp(32, 32)[..., 0].astype(np.uint16) << 8) + 200
+    got = read_image(save(tmp_path / name, wide), 32)
+    assert (got == ramp(32, 32)[..., 0]).all()  # three equal channels
+    dark = save(tmp_path / f"dark {name}", np.full((8, 8), 255, np.uint16))
+    assert read_image(dark, 8).max() == 0  # not stretched
+    big = Image.frombytes("I;16B", (2, 2), np.full(4, 0x7B01, ">u2").tobytes())
+    assert (read_image(save(tmp_path / "b.tif", big), 2) == 0x7B).all()
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.int32])
+def test_32_bits_declare_no_range(tmp_path, kind):
+    path = save(tmp_path / "a.tif", np.array([[0, 1]], kind))
+    with pytest.raises(ImageError, match="8 or 16 bits") as error:
+        read_image(path, 2)
+    one_sentence(error, path)
+
+
+def test_palette_bits_and_cmyk(tmp_path):
+    image = Image.fromarray(ramp(32, 32)).quantize(64)
+    wanted = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
+    assert (read_image(save(tmp_path / "p.png", image), 32) == wanted).all()
+    bits = image.convert("L").point(lambda value: 255 * (value > 90)).convert("1")
+    got = read_image(save(tmp_path / "b.png", bits), 32)
+    assert (got == 255 * np.asarray(bits)).all()
+    ink = Image.new("RGB", (16, 16), (200, 30, 90)).convert("CMYK")
+    for name in ("c.jpg", "c.tif"):
+        got = read_image(save(tmp_path / name, ink, quality=100), 16)
+        assert np.abs(got[:, 8, 8] - np.array([200, 30, 90])).max() <= 3
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+@pytest.mark.parametrize("ending", ["png", "tif", "webp"])
+def test_transparency_is_laid_on_white(tmp_path, mode, ending):
+    pixels = np.full((8, 8, 4), [100, 100, 100, 255], np.uint8)
+    pixels[:, :4, 3] = 0
+    pixels[0, 7, 3] = 128
+    options = {"lossless": True} if ending == "webp" else {}
+    image = Image.fromarray(pixels).convert(mode)
+    got = read_image(save(tmp_path / f"a.{ending}", image, **options), 8)
+    assert (got[:, :, :4] == 255).all() and (got[:, 1:, 4:] == 100).all()
+    assert np.abs(got[:, 0, 7].astype(int) - 177).max() <= 1
+
+
+@pytest.mark.parametrize("mode", ["P", "L", "RGB"])
+def test_a_transparent_colour_is_laid_on_white(tmp_path, mode):
+    image = Image.new("RGB", (4, 4), (250, 0, 0))
+    image.paste((0, 0, 200), (0, 0, 2, 4))
+    image = image.quantize(4) if mode == "P" else image.convert(mode)
+    got = read_image(save(tmp_path / "a.png", image, transparency=image.getpixel((0, 0))), 4)
+    rest = np.asarray(image.convert("RGB"))[:, 2:].transpose(2, 0, 1)
+    assert (got[:, :, :2] == 255).all() and (got[:, :, 2:] == rest).all()
+
+
+TURNED = {  # what a camera stores, so that the picture shown is upright
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.transpose(1, 0, 2),
+    6: lambda a: np.rot90(a, 1),
+    7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda a: np.rot90(a, -1),
+}
+
+
+@pytest.mark.parametrize("orientation", TURNED)
+@pytest.mark.parametrize("ending", ["png", "jpg"])
+def test_exif_rotation(tmp_path, orientation, ending):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = np.ascontiguousarray(TURNED[orientation](ramp(48, 32)))
+    options = {"quality": 100, "subsampling": 0} if ending == "jpg" else {}
+    got = read_image(save(tmp_path / f"a.{ending}", stored, exif=exif, **options), 16, 32)
+    wanted = read_image(save(tmp_path / "b.png", ramp(48, 32)), 16, 32)
+    assert np.abs(got.astype(int) - wanted).max() <= (4 if ending == "jpg" else 0)
+
+
+@pytest.mark.parametrize("ending", ["gif", "webp", "tif"])
+def test_first_frame(tmp_path, ending):
+    frames = [Image.new("RGB", (8, 8), (value,) * 3) for value in (10, 240)]
+    path = save(tmp_path / f"a.{ending}", frames[0], save_all=True, append_images=frames[1:])
+    assert read_image(path, 8).max() < 20
+
+
+def test_mask_values(tmp_path):
+    half = np.zeros((8, 8), np.uint8)
+    half[:, :4] = 1
+    palette = Image.fromarray(half).convert("P")
+    palette.putpalette([0, 0, 0, 128, 0, 0])
+    clear = np.full((8, 8, 4), 255, np.uint8)
+    clear[:, 4:, 3] = 0
+    pictures = [half, half.astype(np.uint16), half.astype(bool), palette, clear]
+    for number, picture in enumerate(pictures):
+        mask = read_mask(save(tmp_path / f"{number}.png", picture), 8)
+        assert (mask == half.astype(bool)).all(), number
+    spot = np.zeros((16, 16), np.uint8)
+    spot[5:11, 3:8] = 255
+    noisy = save(tmp_path / "m.jpg", spot, quality=75)
+    assert ((np.asarray(Image.open(noisy)) > 0) & (spot == 0)).any()
+    assert (read_mask(noisy, 16) == (spot > 0)).all()
+
+
+def test_mask_lies_on_its_image(tmp_path):
+    pixels = np.zeros((90, 160, 3), np.uint8)
+    pixels[20:50, 60:90] = 255
+    picture = save(tmp_path / "a.png", pixels)
+    mask = read_mask(save(tmp_path / "m.png", pixels[..., 0]), 32, 40, image=picture)
+    assert 20 < mask.sum() and ((read_image(picture, 32, 40)[0] > 128) == mask).mean() > 0.95
+    smaller = save(tmp_path / "s.png", np.zeros((45, 80), np.uint8))
+    assert not read_mask(smaller, 8, image=picture).any()  # another resolution is no harm
+    with pytest.raises(ImageError, match="160 x 90 pixels, but it has 90 x 160") as error:
+        read_mask(save(tmp_path / "t.png", np.zeros((160, 90), np.uint8)), 8, image=picture)
+    one_sentence(error, "t.png", "a.png")
+
+
+# ---------------------------------------------------------------- files that cannot be read
+
+
+def test_not_images(tmp_path):
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "text.jpg").write_text("these are words")
+    (tmp_path / "page.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "broken.png").symlink_to(tmp_path / "gone.png")
+    for name, cause in {
+        "empty.png": "0 bytes",
+        "text.jpg": "none of PNG",
+        "page.png": "none of PNG",
+        "folder.png": "is a folder",
+        "broken.png": "link to a file that does not exist",
+        "never.png": "no such file",
+    }.items():
+        for read in (read_image, read_mask):
+            with pytest.raises(ImageError) as error:
+                read(tmp_path / name, 8)
+            one_sentence(error, tmp_path / name, cause, error.value.cause)
+
+
+@pytest.mark.parametrize("limit", [1000, 400])  # Pillow warns, and above twice its limit refuses
+def test_too_many_pixels(tmp_path, monkeypatch, limit, recwarn):
+    path = save(tmp_path / "a.png", ramp(40, 30))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    with pytest.raises(ImageError, match=f"more than {limit} pixels"):
+        read_image(path, 16)
+    assert not recwarn.list
+
+
+def encoded(form, mode, **options):
+    """A small valid file: smooth, so that compressed formats have something to do."""
+    smooth = np.random.default_rng(0).normal(128, 60, (5, 6, 4))
+    smooth = np.clip(smooth, 0, 255).astype(np.uint8).repeat(4, 0).repeat(4, 1)
+    image = Image.fromarray(smooth if mode == "RGBA" else smooth[..., :3]).convert(mode)
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+VALID = {
+    "grey.png": encoded("PNG", "L"),
+    "rgba.png": encoded("PNG", "RGBA"),
+    "palette.png": encoded("PNG", "P", transparency=3),
+    "rgb.jpg": encoded("JPEG", "RGB"),
+    "cmyk.jpg": encoded("JPEG", "CMYK"),
+    "progressive.jpg": encoded("JPEG", "RGB", progressive=True),
+    "palette.bmp": encoded("BMP", "P"),
+    "raw.tif": encoded("TIFF", "RGB"),
+    "packed.tif": encoded("TIFF", "L", compression="tiff_lzw"),
+    "jpeg.tif": encoded("TIFF", "RGB", compression="jpeg"),
+    "fax.tif": encoded("TIFF", "1", compression="group4"),
+    "palette.gif": encoded("GIF", "P"),
+    "lossy.webp": encoded("WEBP", "RGB"),
+    "lossless.webp": encoded("WEBP", "RGBA", lossless=True),
+    "rgb.ppm": encoded("PPM", "RGB"),
+    "plain.ppm": b"P3 2 2 255\n" + b"9 8 7 " * 4,
+}
+CHANGE = st.tuples(
+    st.floats(0, 1),
+    st.sampled_from(["set", "flip", "cut", "insert", "swap", "end"]),
+    st.binary(min_size=1, max_size=8),
+)
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow has a word about most of these files
+@settings(
+    max_examples=400,
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@hypothesis.given(
+    name=st.sampled_from(sorted(VALID)),
+    other=st.sampled_from(sorted(VALID)),
+    changes=st.lists(CHANGE, max_size=6),
+)
+def test_damaged_files(tmp_path, name, other, changes):
+    """An image of the right form, or an ImageError that names file and cause; nothing else."""
+    content = bytearray(VALID[name])
+    for where, kind, some in changes:
+        place = int(where**2 * max(0, len(content) - 1))  # more often in front, where headers are
+        if kind == "set":
+            content[place : place + len(some)] = some
+        elif kind == "flip":
+            content[place : place + 1] = bytes(byte ^ some[0] for byte in content[place:][:1])
+        elif kind == "cut":
+            del content[place : place + 8 * len(some)]
+        elif kind == "insert":
+            content[place:place] = some
+        elif kind == "swap":
+            content[place:] = VALID[other][place:]
+        else:
+            del content[max(1, place) :]
+    path = tmp_path / name
+    path.write_bytes(content)
+    readers = [lambda: read_image(path, 32, 40), lambda: read_mask(path, 32, image=path)]
+    for read in [*readers, lambda: ImageFolder([path], 32)[:1][0]]:
+        try:
+            found = read()
+        except ImageError as error:
+            assert changes and error.cause and error.cause in str(error) and str(path) in str(error)
+            assert "\n" not in str(error)
+        else:
+            assert (found.dtype, found.shape[-2:]) in ((np.uint8, (32, 32)), (bool, (32, 32)))
+
+
+def png(width, height, *, extra=b"", rows=b""):
+    """A PNG of one bit a pixel."""
+
+    def chunk(kind, content):
+        check = struct.pack(">I", zlib.crc32(kind + content))
+        return struct.pack(">I", len(content)) + kind + content + check
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0))
+    parts = [header, extra and chunk(*extra), chunk(b"IDAT", rows), chunk(b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def test_bombs_are_refused_before_they_go_off(tmp_path):
+    """Small files that stand for gigabytes."""
+    text = zlib.compress(bytes(64 << 20), 1)
+    screen = struct.pack("<HHBBB", 65535, 65535, 0x80, 0, 0) + bytes(6)
+    frame = b"," + struct.pack("<HHHHB", 0, 0, 65535, 65535, 0) + b"\x02\x02\x4c\x01\x00;"
+    bitmap = struct.pack(
+        "<IHHIIiiHHIIiiII", 60, 0, 0, 54, 40, 2**31 - 1, 2**31 - 1, 1, 24, *[0] * 6
+    )
+    bombs = {
+        "pixels.png": png(20_000, 20_000, rows=zlib.compress(bytes(2501) * 20_000, 1)),
+        "claims.png": png(2**31 - 1, 2**31 - 1),
+        "text.png": png(8, 8, extra=(b"zTXt", b"comment\0\0" + text)),
+        "screen.gif": b"GIF89a" + screen + frame,
+        "claims.bmp": b"BM" + bitmap + bytes(6),
+        "claims.ppm": b"P6 100000 100000 255\n" + bytes(100),
+        "digits.ppm": b"P6 " + b"9" * 3_000_000 + b" 1 255\n",
+    }
+    tracemalloc.start()
+    try:
+        for name, content in bombs.items():
+            (tmp_path / name).write_bytes(content)
+            with pytest.raises(ImageError):
+                read_image(tmp_path / name, 32)
+        assert tracemalloc.get_traced_memory()[1] < 150e6
+    finally:
+        tracemalloc.stop()
+
+
+# ---------------------------------------------------------------- folders
+
+
+def test_list_images(tmp_path):
+    for name in ("b.PNG", "a.jpg", "10.png", "9.png", "Ä ö.png", ".hidden.png", "._a.jpg"):
+        save(tmp_path / name, format="png")
+    for name in ("readme.txt", "png"):
+        (tmp_path / name).write_text("x")
+    save(tmp_path / "deeper" / "c.png")
+    save(tmp_path / ".cache" / "c.png")
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "broken.gif").symlink_to("gone.gif")
+    (tmp_path / "deeper" / "loop").symlink_to(tmp_path)
+    wanted = ["10.png", "9.png", "a.jpg", "b.PNG", "broken.gif", "Ä ö.png"]
+    assert [path.name for path in list_images(str(tmp_path))] == wanted
+    deep = [path.relative_to(tmp_path).as_posix() for path in list_images(tmp_path, recursive=True)]
+    assert deep == sorted([*wanted, "deeper/c.png"])
+    assert list_images(tmp_path / "a.jpg") == [tmp_path / "a.jpg"]
+
+
+def test_folders_without_images(tmp_path):
+    (tmp_path / "readme.txt").write_text("x")
+    with pytest.raises(ValueError, match="recursive=True") as error:
+        list_images(tmp_path)
+    one_sentence(error, tmp_path, ".png .jpg .jpeg")
+    with pytest.raises(FileNotFoundError) as error:
+        list_images(tmp_path / "gone")
+    one_sentence(error, tmp_path / "gone")
+    with pytest.raises(NotADirectoryError) as error:
+        images.subfolders(tmp_path / "readme.txt")
+    one_sentence(error, "is a file")
+
+
+def test_open_images(tmp_path):
+    first, second = (
+        flat(tmp_path / "test" / "a.png", 1),
+        flat(tmp_path / "test" / "in" / "b.png", 2),
+    )
+    good = flat(tmp_path / "train" / "good" / "c.png", 3)
+    found, names = open_images(tmp_path / "test", 4)
+    assert names == ["a.png"] and isinstance(found, ImageFolder) and found.size == 4
+    assert open_images(str(tmp_path), 4, recursive=True)[1] == [
+        "test/a.png",
+        "test/in/b.png",
+        "train/good/c.png",
+    ]
+    assert open_images(tmp_path, 4, normal=True)[1] == ["train/good/c.png"]
+    assert open_images(second, 4)[1] == ["b.png"]
+    found, names = open_images([first, str(second)], 4, 6)
+    assert names == ["a.png", "in/b.png"] and found.resize == 6
+    assert open_images(ImageFolder([good], 8), 4)[1] == ["c.png"]
+    drawn = Pictograms("star", 3)
+    assert open_images(drawn, 4) == (drawn, ["image 0", "image 1", "image 2"])
+    strange = flat(tmp_path / "line\nbreak\u202e é.png", 1)
+    assert open_images([strange], 4)[1] == ["line\\nbreak\\u202e é.png"]
+    for wrong in (tmp_path / "train", [], None, 3, {"a": 1}):
+        with pytest.raises(ValueError):
+            open_images(wrong, 4)
+
+
+# ---------------------------------------------------------------- sequences
+
+
+@pytest.fixture
+def five(tmp_path):
+    return ImageFolder([flat(tmp_path / f"{i}.png", 10 * i) for i in range(5)], 6)
+
+
+def test_indexing_is_numpys(five):
+    whole = np.stack([np.full((3, 6, 6), 10 * i, np.uint8) for i in range(5)])
+    assert len(five) == 5 and five.shape == whole.shape
+    indices = [3, -1, np.int64(4), slice(1, 4), slice(None, None, -2), slice(9, None), [-1, 1], []]
+    indices += [np.array([4, 0, 4]), np.array([True, False, False, True, False])]
+    for index in indices:
+        got, wanted = five[index], whole[index]
+        assert got.dtype == np.uint8 and got.shape == wanted.shape and (got == wanted).all()
+    assert (np.stack(list(five)) == whole).all() and (np.asarray(five) == whole).all()
+    for wrong in (5, -6, [5], np.array([True]), 1.5):
+        with pytest.raises(IndexError):
+            five[wrong]
+    assert repr(five) == "ImageFolder(5 images, 6 x 6 pixels)"
+
+
+def test_fingerprint(tmp_path, five):
+    whole = five.fingerprint()
+    assert whole == ImageFolder(five.files, 6, 6).fingerprint()
+    moved = [shutil.copy(file, tmp_path / f"copy {i}.png") for i, file in enumerate(five.files)]
+    assert ImageFolder(moved, 6).fingerprint() == whole  # names and places do not matter
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+    others = [
+        ImageFolder(five.files, 7),
+        ImageFolder(five.files, 6, 8),
+        ImageFolder(five.files[::-1], 6),
+        ImageArray(pixels, 16),
+        ImageArray(pixels, 16, 20),
+        ImageArray(pixels[::-1], 16),
+        ImageArray(pixels[..., 0], 16),
+    ]
+    prints = {whole, *(other.fingerprint() for other in others)}
+    flat(five.files[2], 21)
+    assert len(prints | {five.fingerprint()}) == 9
+    five.files[2].unlink()
+    with pytest.raises(ImageError, match="no such file"):
+        five.fingerprint()
+
+
+@pytest.mark.parametrize("size, resize", [(32, None), (24, None), (50, None), (28, 32)])
+def test_arrays_have_the_geometry_of_files(tmp_path, size, resize):
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 32, 40, 3), dtype=np.uint8)
+    files = [save(tmp_path / f"{number}.png", image) for number, image in enumerate(pixels)]
+    arrays, folder = ImageArray(pixels, size, resize), ImageFolder(files, size, resize)
+    assert (arrays[:] == folder[:]).all()
+    assert (ImageArray(pixels[..., 0], size, resize)[2] == folder[2][0]).all()
+    for wrong in (pixels.transpose(0, 3, 1, 2), pixels.astype(float)):
+        with pytest.raises(ValueError, match="expected uint8"):
+            ImageArray(wrong, size)
+
+
+def test_parts_can_be_taken_and_joined(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)
+    files = [save(tmp_path / f"{number}.png", image) for number, image in enumerate(pixels)]
+    whole = pixels.transpose(0, 3, 1, 2)
+    for some in (ImageFolder(files, 8), ImageArray(pixels, 8), whole):
+        other = join([take(some, [3, 1]), take(some, [0])])
+        assert type(other) is type(some) and (other[:] == whole[[3, 1, 0]]).all()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_batches_are_those_of_slices(five, tmp_path, workers):
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    batches = list(five.iter_batches(2, workers=workers))
+    assert [len(batch) for batch in batches] == [2, 2, 1]
+    assert (np.concatenate(batches) == five[:]).all()
+    assert (torch.get_rng_state() == state).all()  # seeds elsewhere hold
+    five.files[3].write_bytes(b"no image")
+    with pytest.raises(ImageError, match="none of PNG") as error:
+        list(five.iter_batches(2, workers=workers))
+    one_sentence(error, five.files[3], error.value.cause)  # not a worker's traceback
+    found = list(five.iter_readable(2, workers=workers))
+    assert [numbers for numbers, _, _ in found] == [[0, 1], [2], [4]]
+    assert [list(errors) for _, _, errors in found] == [[], [3], []]
+    assert (np.concatenate([batch for _, batch, _ in found]) == five[[0, 1, 2, 4]]).all()
+
+
+def test_batches_without_fork(five):
+    """As on Windows: workers begin from nothing, and none are started unasked."""
+    before = multiprocessing.get_start_method()
+    multiprocessing.set_start_method("spawn", force=True)
+    try:
+        assert images._default_workers(10**6) == 0
+        assert (np.concatenate(list(five.iter_batches(3, workers=1))) == five[:]).all()
+    finally:
+        multiprocessing.set_start_method(before, force=True)
+
+
+def test_number_of_workers(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(multiprocessing, "get_start_method", lambda allow_none: "fork")
+    assert [images._default_workers(n) for n in (10, 10**6)] == [0, 4]
+    monkeypatch.setenv("PANDALIB_WORKERS", "7")
+    assert images._default_workers(10) == 7
+
+
+def test_lazy_and_bounded(tmp_path):
+    path = flat(tmp_path / "a.png", 9)
+    many = ImageFolder([path] * 3000, 64)
+    tracemalloc.start()
+    try:
+        total = sum(len(batch) for batch in many.iter_batches(100, workers=0))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert total == 3000 and peak < 10e6  # all images together would be 37 MB
+
+
+# ---------------------------------------------------------------- mistakes at the door
+
+
+def test_what_counts_as_images(five):
+    array = np.random.default_rng(0).integers(0, 256, (4, 3, 8, 9), dtype=np.uint8)
+    assert as_images(array) is array and as_images(five) is five
+    last = array.transpose(0, 2, 3, 1)
+    pictures = [Image.fromarray(image) for image in last]
+    for given in (last, pictures, list(array), torch.from_numpy(last.copy())):
+        assert (np.asarray(as_images(given)) == array).all()
+    grey = as_images([picture.convert("L") for picture in pictures])
+    assert grey.shape == array.shape and (grey[:, 0] == grey[:, 2]).all()
+
+
+class Labelled(torch.utils.data.Dataset):
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, number):
+        return Image.new("RGB", (8, 8)), number
+
+
+@pytest.mark.parametrize(
+    "given, words",
+    [
+        ("photos", "path 'photos'"),
+        (Path("photos"), "open_images"),
+        (Labelled(), "torch data set Labelled"),
+        (np.zeros((0, 3, 8, 8), np.uint8), "there are no images"),
+        ([], "there are no images"),
+        (np.zeros((3, 8, 8), np.uint8), "image[None]"),
+        (np.zeros((2, 3, 8, 8)), "float64 (2, 3, 8, 8)"),
+        (np.zeros((2, 4, 8, 8), np.uint8), "uint8 (2, 4, 8, 8)"),
+        ([Image.new("RGB", (8, 8)), Image.new("RGB", (9, 8))], "one size"),
+        ([Image.new("RGBA", (8, 8))], "mode RGBA"),
+        ({"a": 1}, "dict"),
+        (None, "NoneType"),
+    ],
+)
+def test_what_does_not(given, words):
+    with pytest.raises(ValueError) as error:
+        as_images(given)
+    one_sentence(error, words, "expected")
