@@ -27,7 +27,6 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import ndimage
-from sklearn.utils import assert_all_finite
 
 from pandalib.validation import as_array, check_counts
 
@@ -378,7 +377,8 @@ def _check_scores(scores: ArrayLike, name: str, ndim: int) -> np.ndarray:
             f"{name} are {scores.dtype} {scores.shape}: expected real numbers of shape {shape}."
         )
     # An infinity could be ranked, but it comes from an overflow or a division by zero.
-    assert_all_finite(scores, input_name=name)
+    if not np.isfinite(scores).all():
+        raise ValueError(f"{name} hold NaN or infinite values: expected finite numbers.")
     return scores
 
 

@@ -158,8 +158,8 @@ def test_every_corner_of_the_curve_by_its_threshold(case):
     [
         ([0, 0], [1.0, 2.0], "labels are all normal"),
         ([True, True, True], [1.0, 2.0, 3.0], "labels are all anomalous"),
-        ([0, 1, 1], [1.0, np.nan, 2.0], "scores contains NaN"),
-        ([0, 1, 1], [1.0, 2.0, -np.inf], "scores contains infinity"),
+        ([0, 1, 1], [1.0, np.nan, 2.0], "scores hold NaN"),
+        ([0, 1, 1], [1.0, 2.0, -np.inf], "scores hold NaN or infinite"),
         ([0, 1], [1.0, 2.0, 3.0], r"labels \(2,\) and scores \(3,\)"),
         ([], [], r"scores are float64 \(0,\)"),
         ([0, 1, 2], [1.0, 2.0, 3.0], "labels hold .*2.*: expected 0 .normal. or 1"),
@@ -242,7 +242,7 @@ def test_paired_interval_is_that_of_the_difference_on_the_same_resamples():
     assert paired_interval(labels, a, a, n_resamples=20) == (0, 0)
     widths = [np.ptp(bootstrap_interval(labels, scores)) for scores in (a, b)]
     assert high - low < 0.5 * max(widths)  # what is hard for both cancels
-    with pytest.raises(ValueError, match="scores contains NaN"):
+    with pytest.raises(ValueError, match="scores hold NaN"):
         paired_interval(labels, a, np.full(80, np.nan))
 
 
@@ -441,8 +441,8 @@ MAPS = np.arange(12.0).reshape(2, 2, 3)
 @pytest.mark.parametrize(
     "masks, maps, message",
     [
-        (MASKS, np.where(MAPS > 10, np.nan, MAPS), "maps contains NaN"),
-        (MASKS, np.where(MAPS > 10, -np.inf, MAPS), "maps contains infinity"),
+        (MASKS, np.where(MAPS > 10, np.nan, MAPS), "maps hold NaN"),
+        (MASKS, np.where(MAPS > 10, -np.inf, MAPS), "maps hold NaN or infinite"),
         (MASKS[0], MAPS[0], r"maps are float64 \(2, 3\).*\(n, H, W\)"),
         (MASKS, MAPS[:1], r"masks \(2, 2, 3\) and maps \(1, 2, 3\)"),
         (MASKS[:0], MAPS[:0], r"maps are float64 \(0, 2, 3\)"),
