@@ -144,7 +144,7 @@ class Browser:
             shot = self.call(
                 "Page.captureScreenshot",
                 captureBeyondViewport=True,
-                max_grad_norm={**box, "x": 0, "y": 0, "scale": 1},
+                clip={**box, "x": 0, "y": 0, "scale": 1},
             )
         else:
             shot = self.call("Page.captureScreenshot")
