@@ -73,14 +73,6 @@ def test_environment_names_the_packages_of_pyproject():
     assert conda == asked
 
 
-def test_doctor_checks_the_packages_of_pyproject():
-    from pandalib import doctor
-
-    assert {*doctor.DIRECT, *doctor.FOR_TESTS} == {
-        requirement.name for requirement in pyproject("test")
-    }
-
-
 def test_lock_is_pinned_hashed_and_of_no_machine():
     assert len(ENTRIES) > 50
     for name, (version, lines, _) in ENTRIES.items():
