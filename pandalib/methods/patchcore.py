@@ -116,6 +116,8 @@ class PatchCore(MapDetector):
                 columns = torch.from_numpy(enlargement(coarse.shape[3], width))
                 maps[number] = rows @ coarse @ columns.T
             parts.append(torch.cat(maps, dim=1).permute(0, 2, 3, 1))
+            if not parts[-1].isfinite().all():
+                raise ValueError("features are NaN or infinite: expected finite numbers.")
         return torch.cat(parts)
 
     def _bytes_per_image(self) -> int:
