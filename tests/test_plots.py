@@ -1,8 +1,7 @@
-"""Figures: a sentence with each, the same bytes each time; a slider moves both. Colours: tests/test_accessibility.py."""
+"""Figures: a sentence with each, and what they draw is where it belongs; a slider moves both."""
 
-import re
+import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,391 +11,253 @@ from pandalib import plots
 IMAGES = np.random.default_rng(0).integers(0, 256, size=(7, 3, 16, 16), dtype=np.uint8)
 SCORES = np.random.default_rng(1).gamma(3, size=60)
 LABELS = (np.arange(60) % 3 > 0).astype(int)
+POINTS = np.random.default_rng(2).gamma(2, size=(60, 2))
+MAPS = np.random.default_rng(3).gamma(2, 2, size=(3, 16, 16))
+RATIOS = np.random.default_rng(4).gamma(4, 0.3, size=(6, 5))  # epochs, images
 PANELS = {
     "loss": {"one": np.arange(3.0), "two": np.ones(3)},
     "ROC-AUC": {"one": np.array([0.5, 0.7, 0.6])},
     "variance": {"one": np.array([3.0, 2.0, 1.0])},
 }
-POINTS = np.random.default_rng(2).gamma(2, size=(60, 2))
-RATIOS = np.random.default_rng(4).gamma(4, 0.3, size=(6, 5))  # epochs, images
-MAPS = np.random.default_rng(3).gamma(2, 2, size=(3, 16, 16))
-BOWL = (np.arange(5)[:, None] - 2.0) ** 2 + (np.arange(6) - 2.0) ** 2
 SENTENCE = "The curve rises from the left to the right, as it must."
 
-FIGURES = {
-    "image_grid": lambda: plots.image_grid(
-        IMAGES, columns=4, titles=["x"] * 7, anomalous=[0, 1] * 3 + [0]
-    ),
-    "score_histogram": lambda: plots.score_histogram(SCORES, LABELS, threshold=3.0),
-    "roc_curves": lambda: plots.roc_curves({"one": (np.array([0, 1]), np.array([0, 1]))}),
-    "dots": lambda: plots.dots(
-        {"one": np.array([0.5, 0.6]), "two": np.array([0.7, 0.8])}, ["a", "b"]
-    ),
-    "lines": lambda: plots.lines(
-        [1, 2, 4],
-        {"one": np.arange(3), "two": np.ones(3)},
-        xlabel="k",
-        ylabel="ROC-AUC",
-        log_x=True,
-    ),
-    "intervals": lambda: plots.intervals(["a", "b"], [0.6, 0.8], [[0.5, 0.7], [0.75, 0.9]]),
-    "bars": lambda: plots.bars(["a", "b"], [1.5, 1200.0], xlabel="seconds"),
-    "stacked": lambda: plots.stacked(
-        [0, 1, 2], PANELS, xlabel="epoch", columns=2, marks={"stop": 1}, zero=True
-    ),
-    "scatter_strip": lambda: plots.scatter_strip(
-        {"before": POINTS, "after": POINTS / 9},
-        LABELS,
-        shared=True,
-        xlabel="first",
-        ylabel="second",
-    ),
-    "two_parts": lambda: plots.two_parts(POINTS.T, LABELS, threshold=2.0),
-    "own_moments": lambda: plots.own_moments(RATIOS, [0, 1, 1, 0, 1], shown=[0, 1, 2]),
-    "map_rows": lambda: plots.map_rows(
-        IMAGES[:3], {"map": MAPS}, masks=MAPS > 8, threshold=5.0, titles=["x", "y", "z"]
-    ),
-    "contours": lambda: plots.contours(
-        np.arange(6),
-        np.arange(5),
-        {"a": BOWL, "b": BOWL[::-1, ::-1] + 1},
-        [4, 9],
-        points={"here": (1, 2)},
-        xlabel="x",
-        ylabel="y",
-    ),
-}
+
+def a_figure():
+    return plots.lines([1, 2, 4], {"one": np.arange(3)}, xlabel="k", ylabel="ROC-AUC", log_x=True)
+
+
+def xy(line):
+    return [tuple(map(float, point)) for point in zip(*line.get_data())]
+
+
+def texts(artists):
+    return [artist.get_text() for artist in artists]
+
+
+# ---------------------------------------------------------------- showing
 
 
 @pytest.fixture
 def shown(monkeypatch):
-    import IPython.display
-
     calls = []
-    monkeypatch.setattr(
-        IPython.display, "display", lambda *what, **options: calls.append((what[0], options))
-    )
+
+    def display(what, **options):
+        calls.append((what, options))
+
+    monkeypatch.setattr("IPython.display.display", display)
+    monkeypatch.delenv("PANDALIB_QUIET", raising=False)
     return calls
 
 
-@pytest.mark.parametrize("name", FIGURES)
-def test_a_figure_is_shown_with_its_sentence(name, shown):
-    plots.show(FIGURES[name](), SENTENCE)
+def test_a_figure_is_shown_with_its_sentence(shown):
+    plots.show(a_figure(), SENTENCE)
     (picture, options), (caption, _) = shown
     assert picture["image/png"].startswith(b"\x89PNG") and set(picture) == {"image/png"}
-    assert options["metadata"] == {"image/png": {"alt": SENTENCE}} and options["raw"]
+    assert options == {"metadata": {"image/png": {"alt": SENTENCE}}, "raw": True}
     assert caption.data == f"*Figure: {SENTENCE}*"
+    assert plots.png(a_figure()) == plots.png(a_figure())
 
 
 @pytest.mark.parametrize("alt", ["", "ROC curve", "A title with enough words but no full stop"])
 def test_a_title_is_no_sentence(alt, shown):
     with pytest.raises(ValueError, match="expected a full sentence"):
-        plots.show(FIGURES["lines"](), alt)
+        plots.show(a_figure(), alt)
     assert not shown
 
 
-@pytest.mark.parametrize("name", FIGURES)
-def test_the_same_figure_is_the_same_bytes(name):
-    assert plots.png(FIGURES[name]()) == plots.png(FIGURES[name]())
-
-
 def test_pyplot_is_not_involved():
-    import subprocess
-    import sys
-
-    code = "import sys, pandalib.plots as p; p.png(p.lines([1, 2], {'a': [1, 2]}, xlabel='x', ylabel='y')); print('matplotlib.pyplot' in sys.modules)"
-    assert (
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
-        == "False\n"
-    )
+    code = "import sys, pandalib.plots as p; p.png(p.bars(['a'], [1], xlabel='x'));"
+    code += "print('matplotlib.pyplot' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "False\n", done.stderr
 
 
-def stepping(value):
-    return FIGURES[
-        "lines"
-    ](), f"The curve rises from the left to the right, as it must at step {value}."
+def sentence_at(value):
+    return f"The curve rises from the left to the right, as it must at step {value}."
 
 
-def test_a_slider_in_a_file_is_its_figure(shown, monkeypatch):
-    monkeypatch.setenv("PANDALIB_QUIET", "1")
-    plots.slider(stepping, range(5), start=2, label="step")
-    (picture, options), (caption, _) = shown
-    assert set(options["metadata"]["image/png"]) == {"alt"} and "display_id" not in options
-    assert caption.data == f"*Figure: {stepping(2)[1]}*" and set(picture) == {"image/png"}
+def draw(value):
+    return a_figure(), sentence_at(value)
 
 
-def test_a_slider_that_is_moved_replaces_picture_and_caption(shown, monkeypatch):
-    monkeypatch.delenv("PANDALIB_QUIET", raising=False)
-    plots.slider(stepping, [0, 5, 10], start=5, label="step, in steps")
+@pytest.mark.parametrize("reason", ["a file", "no ipywidgets"])
+def test_a_slider_may_be_its_figure_alone(reason, shown, monkeypatch, capsys):
+    if reason == "a file":
+        monkeypatch.setenv("PANDALIB_QUIET", "1")
+    else:
+        monkeypatch.setitem(sys.modules, "ipywidgets", None)  # its import fails
+    plots.slider(draw, range(5), start=2, label="step")
+    (_, options), (caption, _) = shown
+    assert "display_id" not in options and caption.data == f"*Figure: {sentence_at(2)}*"
+    assert ("pip install ipywidgets" in capsys.readouterr().out) == (reason == "no ipywidgets")
+
+
+def test_a_slider_that_is_moved_replaces_picture_and_caption(shown):
+    plots.slider(draw, [0, 5, 10], start=5, label="step, in steps")
     (control, _), (_, picture), (caption, words) = shown
-    assert (
-        control.options == (0, 5, 10)
-        and control.value == 5
-        and control.description == "step, in steps"
-    )
-    assert caption.data == f"*Figure: {stepping(5)[1]}*" and not picture["update"]
+    assert control.options == (0, 5, 10) and control.value == 5
+    assert caption.data == f"*Figure: {sentence_at(5)}*" and not picture["update"]
     control.value = 10
-    assert len(shown) == 5
     (_, new_picture), (new_caption, new_words) = shown[3:]
-    assert (
-        new_caption.data == f"*Figure: {stepping(10)[1]}*"
-        and new_picture["metadata"]["image/png"]["alt"] == stepping(10)[1]
-    )
-    assert (new_picture["display_id"], new_words["display_id"]) == (
-        picture["display_id"],
-        words["display_id"],
-    )
-    assert (
-        new_picture["update"]
-        and new_words["update"]
-        and picture["display_id"] != words["display_id"]
-    )
-
-
-def test_without_ipywidgets_a_slider_is_its_figure_and_a_line(shown, monkeypatch, capsys):
-    monkeypatch.delenv("PANDALIB_QUIET", raising=False)
-    monkeypatch.setitem(sys.modules, "ipywidgets", None)  # its import fails
-    plots.slider(stepping, range(5), start=2, label="step")
-    (picture, options), (caption, _) = shown
-    assert picture["image/png"].startswith(b"\x89PNG") and "display_id" not in options
-    assert caption.data == f"*Figure: {stepping(2)[1]}*"
-    assert capsys.readouterr().out == "sliders need ipywidgets: pip install ipywidgets\n"
-
-
-def test_no_other_place_needs_ipywidgets():
-    root = Path(plots.__file__).parent
-    texts = [*root.rglob("*.py"), *(root.parent / "notebooks").rglob("*.ipynb")]
-    pattern = re.compile(r"(?:from|import) ipywidgets")
-    users = [path.name for path in texts if pattern.search(path.read_text(encoding="utf-8"))]
-    assert users == ["plots.py"]
-
-
-def test_two_sliders_do_not_answer_for_each_other(shown, monkeypatch):
-    monkeypatch.delenv("PANDALIB_QUIET", raising=False)
-    for _ in range(2):
-        plots.slider(stepping, range(3), start=0, label="step")
-    assert len({options["display_id"] for _, options in shown if "display_id" in options}) == 4
+    assert new_caption.data == f"*Figure: {sentence_at(10)}*"
+    assert new_picture["metadata"]["image/png"]["alt"] == sentence_at(10)
+    assert new_picture["update"] and new_words["update"]
+    assert new_picture["display_id"] == picture["display_id"]
+    assert new_words["display_id"] == words["display_id"]
+    plots.slider(draw, [0], start=0, label="another one")
+    assert len({options.get("display_id") for _, options in shown}) == 5  # two each, and None
 
 
 def test_a_slider_starts_at_one_of_its_values(shown):
-    with pytest.raises(
-        ValueError, match=r"start=7 is none of the 5 values of the slider, \[0, 1, 2\]"
-    ):
-        plots.slider(stepping, range(5), start=7, label="step")
-    with pytest.raises(ValueError, match="expected a full sentence"):
-        plots.slider(lambda value: (FIGURES["lines"](), "no sentence"), [1], start=1, label="step")
-    assert not [what for what, options in shown if isinstance(what, dict)]
+    with pytest.raises(ValueError, match="start=7 is none of the slider's 5 values"):
+        plots.slider(draw, range(5), start=7, label="step")
 
 
-def test_image_grid_frames_by_class():
-    axes = plots.image_grid(IMAGES[:2], columns=2, anomalous=[0, 1]).axes
-    frames = [axis.spines["left"] for axis in axes]
-    assert [frame.get_linestyle() for frame in frames] == ["-", "--"]
-    assert frames[0].get_edgecolor() != frames[1].get_edgecolor()
+# ---------------------------------------------------------------- what is drawn
 
 
 def test_histogram_clips_the_longest_tail_but_loses_no_image():
-    scores = np.concatenate([SCORES, [1e6]])
-    axis = plots.score_histogram(scores, np.concatenate([LABELS, [1]])).axes[0]
-    assert axis.get_xlim()[1] < 1e6
-    areas = [patch.get_path() for patch in axis.patches]
-    assert len(areas) == 2
+    scores, labels = np.append(SCORES, 1e6), np.append(LABELS, 1)
+    fig, axis = plots.figure()
+    assert plots.score_histogram(scores, labels, axis=axis, threshold=3.0) is None
+    assert axis.get_xlim()[1] < 1e6 and xy(axis.lines[0])[0][0] == 3.0
+    for patch in axis.patches:
+        x, y = patch.get_xy().T
+        assert abs(np.trapezoid(y, x)) == pytest.approx(1)
 
 
-def xy(line) -> list[tuple[float, float]]:
-    return [tuple(map(float, point)) for point in zip(*line.get_data())]
+def test_roc_curves_stand_beside_guessing():
+    (axis,) = plots.roc_curves({"one": ([0, 0.2, 1], [0, 0.9, 1])}).axes
+    assert [xy(line) for line in axis.lines] == [
+        [(0.0, 0.0), (1.0, 1.0)],
+        [(0.0, 0.0), (0.2, 0.9), (1.0, 1.0)],
+    ]
 
 
 def test_dots_and_intervals_put_each_label_beside_its_values():
-    for fig in (
-        plots.dots({"one": np.array([0.5, 0.6]), "two": np.array([0.7, 0.8])}, ["a", "b"]),
-        plots.intervals(["a", "b"], [0.5, 0.6], [[0.4, 0.7], [0.55, 0.9]]),
-    ):
+    values = {"one": [0.5, 0.6], "two": [0.7, 0.8]}
+    intervals = plots.intervals(["a", "b"], [0.5, 0.6], [[0.4, 0.7], [0.55, 0.9]])
+    for fig in (plots.dots(values, ["a", "b"]), intervals):
         (axis,) = fig.axes
-        height = dict(
-            zip([label.get_text() for label in axis.get_yticklabels()], axis.get_yticks())
-        )
-        assert height["a"] > height["b"] and axis.get_xlim() == (
-            0,
-            1.02,
-        )  # read from the top; the whole range is shown
+        height = dict(zip(texts(axis.get_yticklabels()), axis.get_yticks()))
+        assert height["a"] > height["b"] and axis.get_xlim() == (0, 1.02)
         assert xy(axis.lines[0]) == [(0.5, height["a"]), (0.6, height["b"])]
         assert list(axis.lines[-1].get_xdata()) == [0.5, 0.5]  # chance
-        assert (
-            axis.get_ylim()[0] < height["b"] - 0.4 and axis.get_ylim()[1] > height["a"] + 0.4
-        )  # no marker on the frame
-    (spans,) = [collection.get_segments() for collection in axis.collections]
-    assert [[tuple(end) for end in span] for span in spans] == [
-        [(0.4, height["a"]), (0.7, height["a"])],
-        [(0.55, height["b"]), (0.9, height["b"])],
-    ]
-    assert (
-        len(plots.intervals(["a"], [1.0], [[0, 2]], chance=None).axes[0].lines)
-        == 1
-        == len(plots.dots({"one": np.ones(1)}, ["a"], chance=None).axes[0].lines)
-    )
+    (spans,) = [collection.get_segments() for collection in intervals.axes[0].collections]
+    assert np.allclose(spans, [[(0.4, 1), (0.7, 1)], [(0.55, 0), (0.9, 0)]])
+    assert len(plots.dots({"one": [1.0]}, ["a"], chance=None).axes[0].lines) == 1
 
 
 def test_bars_carry_their_values():
     (axis,) = plots.bars(["a", "b", "c"], [1.512, 34.5, 1234.5], xlabel="seconds").axes
-    assert [text.get_text() for text in axis.texts] == ["1.5", "34", "1,234"]
-    assert [bar.get_width() for bar in axis.patches] == [
-        1.512,
-        34.5,
-        1234.5,
-    ] and axis.get_xscale() == "log"
+    assert texts(axis.texts) == ["1.5", "34", "1,234"] and axis.get_xscale() == "log"
+    assert [bar.get_width() for bar in axis.patches] == [1.512, 34.5, 1234.5]
     heights = [bar.get_y() for bar in axis.patches]
-    assert heights == sorted(heights, reverse=True) and [
-        label.get_text() for label in axis.get_yticklabels()
-    ] == ["a", "b", "c"]
+    assert heights == sorted(heights, reverse=True)
     low, high = axis.get_xlim()
     assert 0 < low < 1.512 and high > 1234.5
 
 
 def test_stacked_panels_share_one_axis():
-    fig = FIGURES["stacked"]()
-    shown = [axis for axis in fig.axes if axis.get_visible()]
-    assert [axis.get_ylabel() for axis in shown] == list(PANELS) and len(
-        fig.axes
-    ) == 4  # two by two, the last one empty
-    for axis, curves in zip(shown, PANELS.values()):
-        drawn = {line.get_label(): line for line in axis.lines}
-        assert all(
-            np.array_equal(drawn[name].get_ydata(), series) for name, series in curves.items()
-        )
-        assert any(list(line.get_xdata()) == [1, 1] for line in axis.lines) and [
-            text.get_text() for text in axis.texts
-        ] == ["stop"]
-        assert axis.get_ylim()[0] == 0 and (axis.get_legend() is not None) == (len(curves) > 1)
-    (below,) = plots.stacked([0, 1], {"loss": {"one": np.array([5.0, 6.0])}}, xlabel="epoch").axes
-    assert below.get_ylim()[0] > 4 and below.get_xlabel() == "epoch" and not below.texts
+    options = dict(xlabel="epoch", columns=2, marks={"stop": 1}, zero=True)
+    fig = plots.stacked([0, 1, 2], PANELS, **options)
+    panels = [axis for axis in fig.axes if axis.get_visible()]
+    assert [axis.get_ylabel() for axis in panels] == list(PANELS) and len(fig.axes) == 4
+    for axis, curves in zip(panels, PANELS.values()):
+        drawn = {line.get_label(): line.get_ydata() for line in axis.lines}
+        assert all(np.array_equal(drawn[name], series) for name, series in curves.items())
+        assert [1, 1] in [list(line.get_xdata()) for line in axis.lines]
+        assert texts(axis.texts) == ["stop"] and axis.get_ylim()[0] == 0
+        assert (axis.get_legend() is not None) == (len(curves) > 1)
+    (below,) = plots.stacked([0, 1], {"loss": {"one": np.array([5.0, 6.0])}}, xlabel="x").axes
+    assert below.get_ylim()[0] > 4 and below.get_xlabel() == "x"
 
 
 def test_what_is_counted_has_no_ticks_between_two_numbers():
     for x, whole in (([0, 1, 2], True), (range(4), True), ([0.0, 0.1, 0.2], False)):
         one = np.arange(len(x), dtype=float)
-        for fig in (
-            plots.lines(x, {"one": one}, xlabel="epoch", ylabel="loss"),
-            plots.stacked(x, {"loss": {"one": one}}, xlabel="epoch"),
-        ):
-            ticks = fig.axes[0].get_xticks()
-            assert (ticks == ticks.round()).all() == whole and len(ticks) > 2
+        ticks = plots.lines(x, {"one": one}, xlabel="epoch", ylabel="loss").axes[0].get_xticks()
+        assert (ticks == ticks.round()).all() == whole and len(ticks) > 2
 
 
 @pytest.mark.parametrize("shared", [True, False])
 def test_clouds_hold_each_image_in_its_class(shared):
-    fig = plots.scatter_strip(
-        {"before": POINTS, "after": POINTS / 9},
-        LABELS,
-        shared=shared,
-        xlabel="first",
-        ylabel="second",
-    )
-    for axis, points in zip(fig.axes, (POINTS, POINTS / 9)):
-        drawn = {
-            collection.get_label(): collection.get_offsets() for collection in axis.collections
-        }
+    clouds = {"before": POINTS, "after": POINTS / 9}
+    fig = plots.scatter_strip(clouds, LABELS, shared=shared, xlabel="first", ylabel="second")
+    for axis, points in zip(fig.axes, clouds.values()):
+        drawn = {cloud.get_label(): cloud.get_offsets() for cloud in axis.collections}
         np.testing.assert_allclose(drawn["normal"], points[LABELS == 0])
         np.testing.assert_allclose(drawn["anomalous"], points[LABELS == 1])
     assert (fig.axes[0].get_xlim() == fig.axes[1].get_xlim()) == shared
-    (legend,) = fig.legends
-    assert [text.get_text() for text in legend.get_texts()] == ["anomalous", "normal"]
+    assert texts(fig.legends[0].get_texts()) == ["anomalous", "normal"]
 
 
 def test_the_line_of_two_parts_is_where_the_larger_one_alarms():
     (axis,) = plots.two_parts(POINTS.T, LABELS, threshold=2.0).axes
     low, high = axis.get_xlim()
-    assert (
-        xy(axis.lines[0]) == [(low, 2.0), (2.0, 2.0), (2.0, low)]
-        and low < POINTS.min() < POINTS.max() < high
-    )
-    drawn = {collection.get_label(): collection.get_offsets() for collection in axis.collections}
-    assert (len(drawn["normal"]), len(drawn["anomalous"])) == (
-        20,
-        40,
-    ) and axis.get_xscale() == axis.get_yscale() == "log"
+    assert xy(axis.lines[0]) == [(low, 2.0), (2.0, 2.0), (2.0, low)]
+    assert low < POINTS.min() < POINTS.max() < high
+    drawn = {cloud.get_label(): len(cloud.get_offsets()) for cloud in axis.collections}
+    assert drawn == {"normal": 20, "anomalous": 40}
 
 
 def test_each_image_has_a_ring_at_the_epoch_that_it_picks():
     labels = np.array([0, 1, 1, 0, 1])
-    left, right = FIGURES["own_moments"]().axes
+    left, right = plots.own_moments(RATIOS, labels, shown=[0, 1, 2]).axes
     picked = RATIOS.argmax(axis=0)
     rings = [xy(line)[0] for line in left.lines if line.get_markerfacecolor() == "none"]
     assert rings == [(float(picked[i]), float(RATIOS[picked[i], i])) for i in (0, 1, 2)]
     courses = [line.get_ydata() for line in left.lines if len(line.get_xdata()) == 6]
     np.testing.assert_array_equal(courses, RATIOS[:, :3].T)
-    assert [text.get_text() for text in left.get_legend().get_texts()] == [
-        "usual",
-        "normal",
-        "anomalous",
-    ]  # each name once
-    for bars, kind in zip(right.containers, (0, 1)):
-        np.testing.assert_allclose(
-            [bar.get_height() for bar in bars],
-            [np.mean(picked[labels == kind] == epoch) for epoch in range(6)],
-        )
+    assert sorted(texts(left.get_legend().get_texts())) == ["anomalous", "normal", "typical"]
+    for bars in right.containers:
+        of_class = picked[labels == (bars.get_label() == "anomalous")]
+        expected = [np.mean(of_class == epoch) for epoch in range(6)]
+        np.testing.assert_allclose([bar.get_height() for bar in bars], expected)
+
+
+def test_contours_are_the_same_levels_on_every_surface():
+    grid = np.linspace(-3, 3, 121)
+    bowl = np.add.outer(grid**2, grid**2)
+    surfaces = {"a": bowl, "b": bowl + 1}
+    fig = plots.contours(
+        grid, grid, surfaces, [4, 6], points={"here": (1, 2)}, xlabel="x", ylabel="y"
+    )
+    (axis,) = fig.axes
+    assert [list(one.levels) for one in axis.collections] == [[4, 6], [4, 6]]
+    assert axis.get_aspect() == 1 and texts(axis.get_legend().get_texts()) == ["a", "b", "here"]
+    assert xy(axis.lines[-1]) == [(1.0, 2.0)]
+    radius = np.hypot(*axis.collections[0].get_paths()[0].vertices.T)
+    np.testing.assert_allclose(radius, 2, atol=0.01)  # the bowl is 4 high on a circle
+
+
+def test_image_grid_frames_by_class():
+    fig = plots.image_grid(IMAGES[:3], columns=2, titles=["x", "y", "z"], anomalous=[0, 1, 0])
+    first, second, third, rest = fig.axes
+    frames = [axis.spines["left"] for axis in (first, second, third)]
+    assert [frame.get_linestyle() for frame in frames] == ["-", "--", "-"]
+    assert third.get_title() == "z" and not rest.get_visible()
+    shown = second.images[0].get_array()
+    assert np.abs(shown - IMAGES[1].transpose(1, 2, 0).astype(int)).max() <= 3
 
 
 def test_maps_of_a_row_share_one_scale_from_zero():
-    maps = {"first": MAPS, "second": 10 * MAPS}
-    masks = MAPS > 8
-    fig = plots.map_rows(
-        IMAGES[:3], maps, masks=masks, threshold=float(MAPS[0].max()) - 0.1, titles=["x", "y", "z"]
-    )
+    maps, masks = {"first": MAPS, "second": 10 * MAPS}, MAPS > 8
+    threshold = float(MAPS[0].max()) - 0.1
+    titles = ["x", "y", "z"]
+    fig = plots.map_rows(IMAGES[:3], maps, masks=masks, threshold=threshold, titles=titles)
     panels = [axis for axis in fig.axes if axis.images]
     pictures, truth, first, second = (panels[3 * row : 3 * row + 3] for row in range(4))
-    assert (
-        [axis.get_title() for axis in pictures] == ["x", "y", "z"]
-        and pictures[0].get_ylabel() == "image"
-        and truth[0].get_ylabel() == "ground truth"
-    )
+    assert [axis.get_title() for axis in pictures] == titles
+    assert pictures[0].get_ylabel() == "image" and truth[0].get_ylabel() == "ground truth"
     np.testing.assert_array_equal(truth[1].images[0].get_array(), masks[1])
     for row, values in ((first, MAPS), (second, 10 * MAPS)):
         for axis, values_here in zip(row, values):
             np.testing.assert_array_equal(axis.images[0].get_array(), values_here)
             assert axis.images[0].get_clim() == (0, values.max())
-    contoured = [[bool(axis.collections) for axis in row] for row in (pictures, first, second)]
-    above = [bool(one.max() > MAPS[0].max() - 0.1) for one in MAPS]
-    assert contoured == [above, above, [True] * 3] and not any(axis.collections for axis in truth)
+    above = [bool(one.max() > threshold) for one in MAPS]
+    outlined = [[bool(axis.collections) for axis in row] for row in (pictures, first, second)]
+    assert outlined == [above, above, [True] * 3]
     fixed = plots.map_rows(IMAGES[:1], {"map": MAPS[:1]}, scale=99.0)
-    assert [axis.images[0].get_clim() for axis in fixed.axes if axis.images][1:2] == [(0, 99.0)]
-
-
-def test_contours_are_the_same_levels_on_every_surface():
-    (axis,) = FIGURES["contours"]().axes
-    assert [sorted(collection.levels) for collection in axis.collections] == [
-        [4, 9],
-        [4, 9],
-    ] and axis.get_aspect() == 1
-    names = [text.get_text() for text in axis.get_legend().get_texts()]
-    assert names == ["a", "b", "here"] and xy(
-        next(line for line in axis.lines if line.get_label() == "here")
-    ) == [(1.0, 2.0)]
-    # A line of level 4 of the bowl around (2, 2) is the circle of radius 2, as far as straight pieces follow it.
-    (circle,) = (
-        plots.contours(
-            np.linspace(-3, 3, 121),
-            np.linspace(-3, 3, 121),
-            {"a": np.add.outer(np.linspace(-3, 3, 121) ** 2, np.linspace(-3, 3, 121) ** 2)},
-            [4],
-            xlabel="x",
-            ylabel="y",
-        )
-        .axes[0]
-        .collections
-    )
-    np.testing.assert_allclose(np.hypot(*circle.get_paths()[0].vertices.T), 2, atol=0.01)
-
-
-def test_curves_can_go_into_axes_that_are_there():
-    fig, (left, right) = plots.figure(1, 2)
-    assert plots.score_histogram(SCORES, LABELS, axis=left, threshold=3.0) is None
-    assert (
-        plots.roc_curves({"one": (np.array([0, 0.2, 1]), np.array([0, 0.9, 1]))}, axis=right)
-        is None
-    )
-    assert left.get_xlabel() == "anomaly score" and list(left.lines[0].get_xdata()) == [3.0, 3.0]
-    assert xy(right.lines[1]) == [(0.0, 0.0), (0.2, 0.9), (1.0, 1.0)] and xy(right.lines[0]) == [
-        (0.0, 0.0),
-        (1.0, 1.0),
-    ]
+    assert fixed.axes[1].images[0].get_clim() == (0, 99.0)
+    assert plots.png(fixed, SENTENCE).startswith(b"\x89PNG")  # of few colours
