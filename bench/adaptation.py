@@ -18,10 +18,10 @@ from common import Line, at_most, finish, machine, section, versions
 from torch import nn
 
 from pandalib import load_backbone, load_task
-from pandalib.backbones import cut_stages, embedded_network, normalise
+from pandalib.methods.panda import fit_compactness, compactness, decide_bf16, trainable_copy
+from pandalib.backbones import _stages, embedded_network, normalise, read_state, verify_embedded
+from pandalib.commands.run import BF16
 from pandalib.methods.knn import knn_scores
-from pandalib.methods.panda import compactness, fit_compactness
-from pandalib.weights import EMBEDDED, read_state, verify_embedded
 
 OVER_FLOOR = 1.5
 
@@ -32,7 +32,7 @@ epochs (two at 224 px, one of Wide-ResNet-50-2); the centre, computed once a run
 
 {section}
 The plain loop runs the whole network on the pixels, for training and for scoring. `adapt` keeps the stem's activations
-(computed once, not counted: {stem}). "Floor" is the head's multiplications alone at the rate of convolutions measured
+(computed once, not counted: {stem}).{bf16} "Floor" is the head's multiplications alone at the rate of convolutions measured
 in the same run; "rank agreement" is the Spearman correlation of the scores with those of the plain loop.
 
 | network, images | variant | plain, s | pandalib, s | ratio | wanted | floor, s | over floor | rank agreement |
@@ -42,11 +42,11 @@ in the same run; "rank agreement" is the Spearman correlation of the scores with
 Where the time goes (profile of the embedded line in float32): more than half of an epoch's training is the convolutions' backward pass,
 a quarter their forward pass, a twentieth the step of SGD; scoring is three tenths of the whole and close to its own floor.
 Batches of 32 on maps of 4 x 4 and 2 x 2 read and write as many weights as activations, and the gradient of the weights, which sums over
-few positions, runs far below the rate of a convolution on large maps: that is the distance to the floor. In bfloat16 the
-convolutions are faster and the step is not, since parameters stay in float32. What helped: the embedded head in PyTorch's default
-order in memory in place of channels last, which is faster on large maps only; in bfloat16 the smallest maps as one matrix product
-(`pandalib.smallmaps`). Tried without gain in float32: matrix products, for the whole convolution or for the gradient of the weights
-alone; smaller batches for scoring; the clip folded into the step. All of this depends on the processor.
+few positions, runs far below the rate of a convolution on large maps: that is the distance to the floor. In bfloat16 only the
+convolutions can be faster, on a processor with instructions for it; the step is not, since parameters stay in float32. What helped:
+the embedded head in PyTorch's default order in memory in place of channels last, which is faster on large maps only. Tried without
+gain in float32: matrix products, for the whole convolution or for the gradient of the weights alone; smaller batches for scoring;
+the clip folded into the step. All of this depends on the processor.
 """
 
 
@@ -60,7 +60,7 @@ def plain_network(name: str) -> nn.Sequential:
 
         torch.manual_seed(0)
         network = torchvision.models.get_model(name, weights=None)
-    return nn.Sequential(cut_stages(network, EMBEDDED if name == "embedded" else name)[0]).eval()
+    return nn.Sequential(_stages(network)[0]).eval()
 
 
 def plain_epoch(network, centre, images, test, optimiser, order) -> np.ndarray:
@@ -214,20 +214,20 @@ def compare(
 
 
 def main() -> None:
-    options = common.arguments(__doc__, 5)
+    wanted = "a line in bfloat16 as well: off (default), on, or auto, where it pays; --bf16 alone is auto"
+    choice = dict(nargs="?", choices=tuple(BF16), const="auto", default="off", help=wanted)
+    options = common.arguments(__doc__, 5, ("--bf16", choice))
     tiny, rounds = options.tiny, options.rounds
     task = load_task("pictograms:star", **(dict(n_train=64, n_test=4) if tiny else {}))
     large = np.repeat(np.repeat(task.train[:96], 4, axis=2), 4, axis=3)[:, :, :224, :224]
-    parts = [
-        compare(
-            "embedded",
-            task.train,
-            task.test,
-            {"float32": (False, 2.5), "bf16": (True, 6.0)},
-            rounds,
-            epochs=1 if tiny else 4,
-        )
-    ]
+    variants = {"float32": (False, 2.5)}
+    backbone = load_backbone()
+    head, batch = trainable_copy(backbone), backbone.frozen_features(task.train[:32])
+    bf16, speed = decide_bf16(BF16[options.bf16], head, backbone, batch, batch_size=32)
+    if bf16:
+        variants["bf16"] = (True, 6.0)
+    trial = f" A step in bfloat16 is {speed:.2g} times as fast as in float32." if speed else ""
+    parts = [compare("embedded", task.train, task.test, variants, rounds, epochs=1 if tiny else 4)]
     n = 4 if tiny else 64
     parts.append(
         compare(
@@ -261,6 +261,7 @@ def main() -> None:
         section=section(lines),
         rows="\n".join(rows),
         stem=stem,
+        bf16=trial,
     )
     finish("adaptation_speed.md", page, tiny)
 
