@@ -25,7 +25,7 @@ from pandalib.io import sha256_of
 from pandalib.inspection.inspector import _sample
 from pandalib.io import sealed, unsealed
 from pandalib.methods.distances import image_scores
-from pandalib.datasets.found import find_images, open_images
+from pandalib.datasets.images import list_images, open_images
 from pandalib.datasets.images import ImageError, ImageFolder
 
 SIDE = 32
@@ -302,15 +302,15 @@ def test_mvtec_layout_and_subfolders(backbone, tmp_path):
         "hole/000.png",
         "hole/001.png",
     ]
-    assert open_images(find_images(tmp_path / "test", recursive=True), SIDE)[
+    assert open_images(list_images(tmp_path / "test", recursive=True), SIDE)[
         1
     ] == names and open_images([tmp_path / "test" / "hole" / "001.png"], SIDE)[1] == ["001.png"]
     with pytest.raises(
         ValueError, match="holds no images: .*Its subfolders are searched with recursive=True"
     ):
-        find_images(tmp_path)
+        list_images(tmp_path)
     os.symlink(tmp_path, tmp_path / "test" / "loop")
-    assert len(find_images(tmp_path / "test", recursive=True)) == 6
+    assert len(list_images(tmp_path / "test", recursive=True)) == 6
 
 
 def test_names_can_be_printed(tmp_path):

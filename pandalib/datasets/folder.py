@@ -303,15 +303,13 @@ def empty_folder(folder) -> Path:
 
 def _kind_folders(task: OneClassTask) -> dict[str, str]:
     """The folder of each kind of test image."""
-    kinds = list(zip(task.kinds, task.labels, strict=True))
-    normal = {kind for kind, label in kinds if not label}
-    anomalous = {kind for kind, label in kinds if label}
+    normal = {kind for kind, label in zip(task.kinds, task.labels, strict=True) if not label}
+    anomalous = {kind for kind, label in zip(task.kinds, task.labels, strict=True) if label}
     for kind in sorted(anomalous):
-        unfit = kind == "good" or kind.startswith(".") or not kind.strip()
-        if kind in normal or unfit or set(kind) & set('/\\:*?"<>|\0'):
+        if kind in normal | {"good"} or kind.startswith(".") or Path(kind).name != kind:
             raise ValueError(
                 f"kind {kind!r} of anomalous images cannot be a folder beside 'good': expected a "
-                "name that no normal image has, without dots in front or signs of paths."
+                "name that no normal image has, without a dot in front and without a path."
             )
     return dict.fromkeys(normal, "good") | {kind: kind for kind in anomalous}
 
