@@ -31,7 +31,7 @@ from sklearn.base import BaseEstimator
 from pandalib.backbones import PIXELS_PER_BATCH, Backbone
 from pandalib.datasets.images import ImageFolder, LazyImages, check_geometry, open_images
 from pandalib.inspection import storage
-from pandalib.methods.distances import image_scores
+from pandalib.methods.distances import height_and_width, image_scores
 from pandalib.methods.knn import KNN
 from pandalib.methods.spade import SPADE, Pyramids
 from pandalib.metrics import threshold_at
@@ -184,7 +184,7 @@ class Inspector(BaseEstimator):
         )
         if isinstance(images, ImageFolder):
             fitted.size_, fitted.resize_ = images.size, images.resize
-        fitted.image_size_ = _size_of(images)
+        fitted.image_size_ = height_and_width(images)
         fitted.digests_ = np.empty(0, np.uint64)
         fitted.n_copies_ = 0
         fitted._learn(images, names, skip_unreadable, features=[], rows={}, shapes=None)
@@ -273,8 +273,8 @@ class Inspector(BaseEstimator):
         self.digests_ = np.array(list(digests), np.uint64)
         self._check_enough()
         self.features_ = np.concatenate(features)
-        self.sample_ = np.array(list(rows), np.int64)
-        self.build(Pyramids(np.stack(list(rows.values())), shapes))
+        self.sample_, rows = np.array(list(rows), np.int64), np.stack(list(rows.values()))
+        self.build(Pyramids(rows, shapes))
         maps = self.spade_.iter_leave_one_out_maps(progress=self.progress)
         raw = {
             "image": self.knn_.leave_one_out()[self.sample_],
@@ -394,7 +394,7 @@ class Inspector(BaseEstimator):
         )
 
     def _check_size(self, images) -> None:
-        given, expected = [_size_of(images)], [self.image_size_]
+        given, expected = [height_and_width(images)], [self.image_size_]
         if isinstance(images, ImageFolder):
             given.append((images.size, images.resize))
             expected.append((self.size_, self.resize_))
@@ -440,12 +440,6 @@ def larger_part(parts: dict[str, np.ndarray]) -> np.ndarray:
 def counted(n: int, one: str, many: str = "") -> str:
     """A number with its noun: 1 image, 2 images."""
     return f"{n} {one if n == 1 else many or one + 's'}"
-
-
-def _size_of(images) -> tuple[int, int]:
-    """Height and width; those of files are known without reading one."""
-    shape = images.shape if hasattr(images, "shape") else np.shape(images[:1])
-    return tuple(shape[2:])
 
 
 def _batches(

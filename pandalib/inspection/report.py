@@ -55,23 +55,15 @@ def write_report(
     Parameters
     ----------
     path : path
-        The HTML file, which is replaced as a whole.
+        The HTML file, which is replaced as a whole; OSError where it cannot be written.
     inspector : Inspector
-        The detector that made the ranking.
     ranking : Ranking
-        Of `Inspector.rank`; its `top` is the gallery.
-    rate : float or None
-        The false-alarm rate of the threshold; None: the detector's own.
+        What `inspector.rank` gave; its `top` is the gallery.
+    rate : float, optional
+        False-alarm rate of the threshold, as for `Inspector.threshold`.
     title : str
-    when : datetime or None
-        The date of the report; None: now.
-
-    Raises
-    ------
-    ValueError
-        For a rate that the detector's normal images cannot tell.
-    OSError
-        The file cannot be written.
+    when : datetime, optional
+        Default: now.
     """
     rate = inspector.false_alarm_rate if rate is None else rate
     threshold = inspector.threshold(rate)

@@ -171,18 +171,16 @@ def _network(facts: dict, weights) -> Backbone:
 
 
 def _check_network(network: Backbone, facts: dict) -> None:
-    given = {
-        "weights": network.weights_sha256,
-        "trainable part": network.trainable_sha256(),
-        "last stage": network.truncate_after,
-    }
     weights = facts["weights"]
-    expected = (weights["sha256"], weights["head_sha256"], facts["last"])
-    for (what, one), other in zip(given.items(), expected, strict=True):
-        if one != other:
+    for what, found, expected in (
+        ("weights", network.weights_sha256, weights["sha256"]),
+        ("trainable part", network.trainable_sha256(), weights["head_sha256"]),
+        ("last stage", network.truncate_after, facts["last"]),
+    ):
+        if found != expected:
             raise ValueError(
-                f"the {what} of the network is {one[:12]}, expected {other[:12]}: give the right "
-                "one as weights= (--weights FILE) or backbone=."
+                f"the {what} of the network is {found[:12]}, expected {expected[:12]}: give the "
+                "right one as weights= (--weights FILE) or backbone=."
             )
 
 
@@ -190,22 +188,7 @@ def _rebuilt(cls, network: Backbone, facts: dict, tensors: dict[str, np.ndarray]
     settings = {name: facts[name] for name in ("size", "resize", "layers", *SETTINGS)}
     inspector = cls(network, **settings)
     inspector.prepare()
-    height, width = inspector.image_size_ = tuple(facts["image_size"])
-    blank = np.zeros((1, 3, height, width), np.uint8)
-    form = Pyramids.of(network, blank, inspector.layers_)
-    n, m = facts["n_normal"], min(facts["n_normal"], facts["n_maps"])
-    expected = {
-        "features": (n, form.pooled.shape[1]),
-        "kept": (m,),
-        "digests": (n,),
-        "pyramids": (m, form.rows.shape[1]),
-        "scales": (len(inspector.layers_),),
-        "normal_image": (m,),
-        "normal_place": (m,),
-    }
-    shapes = {name: array.shape for name, array in tensors.items()}
-    if shapes != expected:
-        raise ValueError(f"its tensors have the shapes {shapes}, expected {expected}.")
+    inspector.image_size_ = tuple(facts["image_size"])
     inspector.n_copies_ = facts["n_copies"]
     inspector.unreadable_ = []
     inspector.features_ = tensors["features"]
@@ -213,5 +196,7 @@ def _rebuilt(cls, network: Backbone, facts: dict, tensors: dict[str, np.ndarray]
     inspector.digests_ = tensors["digests"]
     inspector.scales_ = {part: facts["usual"][part] for part in ("image", "place")}
     inspector.normal_parts_ = {part: tensors[f"normal_{part}"] for part in inspector.scales_}
-    inspector.build(Pyramids(tensors["pyramids"], form.shapes), tensors["scales"])
+    blank = np.zeros((1, 3, *inspector.image_size_), np.uint8)
+    shapes = Pyramids.of(network, blank, inspector.layers_).shapes
+    inspector.build(Pyramids(tensors["pyramids"], shapes), tensors["scales"])
     return inspector

@@ -136,8 +136,8 @@ def enlarged(maps: np.ndarray, size: tuple[int, int], sigma: float) -> np.ndarra
 
 
 def height_and_width(images) -> tuple[int, int]:
-    """Height and width of images (n, 3, H, W), of which the first is looked at."""
-    return tuple(np.shape(images[:1])[2:])
+    """Height and width of images (n, 3, H, W); those of files are known without reading one."""
+    return tuple((images if hasattr(images, "shape") else np.asarray(images[:1])).shape[2:])
 
 
 def image_scores(maps: np.ndarray) -> np.ndarray:
