@@ -1,10 +1,10 @@
-"""For the tests of determinism: everything that is worked out with numbers, small, as arrays in one file.
+"""For `test_determinism.py`: everything that is computed, small, as arrays in one file.
 
     python everything.py FOLDER [--kill]
 
-writes FOLDER/found.npz; its keys are the lines of the table in docs/testing.md. With `--kill` the process goes on to an
-adaptation that keeps its checkpoints in FOLDER/killed, and is killed in the middle of it. A process that finds such a folder
-resumes it.
+writes FOLDER/found.npz; its keys are the lines of the table in docs/testing.md. With `--kill` the
+process goes on to an adaptation with checkpoints in FOLDER/killed, and is killed in the middle of
+it. A process that finds such a folder resumes it.
 """
 
 import os
@@ -12,157 +12,125 @@ import signal
 import sys
 from pathlib import Path
 
-import numpy as np
+os.environ["PANDALIB_QUIET"] = "1"  # before pandalib is imported: no bars
 
-os.environ["PANDALIB_QUIET"] = "1"
+import numpy as np
+import torch
+
+from pandalib import (
+    EWC,
+    KNN,
+    SPADE,
+    Backbone,
+    FeatureCache,
+    PatchCore,
+    bootstrap_interval,
+    fisher_information,
+    leave_one_out_scores,
+    load_backbone,
+    load_task,
+    pixel_roc_auc,
+    pro,
+    roc_auc,
+    run,
+)
+from pandalib.methods.knn import kmeans_gallery
+from pandalib.methods.panda import fit_compactness
+
 SETTINGS = dict(epochs=4, lr=0.25, max_grad_norm=0.1, progress=False)
-RECORDED = (
-    "pixels",
-    "dn2",
-    "whitened",
-    "early",
-    "ses",
-    "oe",
-    "svdd",
-)  # methods of a run; those on maps and EWC have lines of their own
+IMAGES = dict(n_train=70, n_test=6)
 
 
 def flat(parts) -> np.ndarray:
     return np.concatenate([np.asarray(part, np.float64).ravel() for part in parts])
 
 
+def of_features(network: Backbone, images: np.ndarray, folder: Path) -> dict[str, np.ndarray]:
+    one = [network.features(images[[i]]) for i in range(8)]
+    cache = FeatureCache(folder / "cache")
+    network.features(images, cache=cache)  # the second time they are read from there
+    return {
+        "features, one image at a time": np.concatenate(one),
+        "features, all images at once": network.features(images)[:8],
+        "features, from the float16 cache": network.features(images, cache=cache)[:8],
+    }
+
+
+def of_scores(gallery: np.ndarray, queries: np.ndarray) -> dict[str, np.ndarray]:
+    plain, whitened = KNN().fit(gallery), KNN(whiten=True).fit(gallery)
+    normalised = KNN(normalise=True).fit(gallery).score(queries)
+    tiled = np.tile(gallery, (8, 1)) + np.arange(8).repeat(len(gallery))[:, None] / 10
+    return {
+        "kNN scores": flat([plain.score(queries), leave_one_out_scores(gallery), normalised]),
+        "kNN scores, one query at a time": flat([plain.score(query[None]) for query in queries]),
+        "kNN scores, all queries at once": plain.score(queries),
+        "k-means gallery": kmeans_gallery(tiled, 20),
+        "whitened scores": flat([whitened.score(queries), whitened.leave_one_out()]),
+    }
+
+
 def of_checkpoints(checkpoints) -> np.ndarray:
     """Losses and all parameters of the last checkpoint."""
-    return flat(
-        [
-            checkpoints.losses,
-            *(parameter.numpy() for parameter in checkpoints[-1].trainable.parameters()),
-        ]
-    )
+    parameters = checkpoints[-1].trainable.parameters()
+    return flat([checkpoints.losses, *(parameter.numpy() for parameter in parameters)])
 
 
-def everything(folder: Path) -> dict[str, np.ndarray]:
-    from pandalib import (
-        EWC,
-        KNN,
-        SPADE,
-        FeatureCache,
-        PatchCore,
-        bootstrap_interval,
-        fisher_information,
-        leave_one_out_scores,
-    )
-    from pandalib import load_backbone, load_task, pixel_roc_auc, pro, roc_auc, run
-    from pandalib.methods.panda import fit_compactness
-    from pandalib.methods.knn import kmeans_gallery
-
-    star, weave = (
-        load_task("pictograms:star", n_train=70, n_test=6),
-        load_task("surfaces:weave", n_train=12, n_test=2),
-    )
-    network = load_backbone()
-    found = {"drawn images": flat([star.train, star.test, weave.train, weave.test, weave.masks])}
-    gallery, queries = (network.features(part) for part in (star.train, star.test))
-    found["features"] = flat([gallery, queries])
-    found["features, one image at a time"] = np.concatenate(
-        [network.features(star.test[[i]]) for i in range(8)]
-    )
-    found["features, all images at once"] = network.features(star.test)[:8]
-    cache = FeatureCache(folder / "cache")
-    network.features(star.test, cache=cache)  # the second time they are read from there
-    found["features, from the float16 cache"] = network.features(star.test, cache=cache)[:8]
-    # From here on the same features for everybody: rounded, so that no last digit is handed down from a line above.
-    gallery, queries = np.round(gallery, 2), np.round(queries, 2)
-    found["kNN scores"] = flat(
-        [
-            KNN().fit(gallery).score(queries),
-            leave_one_out_scores(gallery),
-            KNN(normalise=True).fit(gallery).score(queries),
-        ]
-    )
-    found["kNN scores, one query at a time"] = flat(
-        [KNN().fit(gallery).score(query[None]) for query in queries]
-    )
-    found["kNN scores, all queries at once"] = KNN().fit(gallery).score(queries)
-    found["k-means gallery"] = kmeans_gallery(
-        np.tile(gallery, (8, 1)) + np.arange(8).repeat(70)[:, None] / 10, 20
-    )
-    model = KNN(whiten=True).fit(gallery)
-    found["whitened scores"] = flat([model.score(queries), model.leave_one_out()])
-    scores = np.round(KNN().fit(gallery).score(queries), 1)
-    maps = np.random.default_rng(0).integers(0, 50, size=weave.masks.shape)
-    found["metrics"] = flat(
-        [
-            roc_auc(star.labels, scores),
-            bootstrap_interval(star.labels, scores, n_resamples=50),
-            pixel_roc_auc(weave.masks, maps),
-            pro(weave.masks, maps),
-        ]
-    )
-    stem = (
-        network.frozen_features(star.train).half().float()
-    )  # off by a little: the same for everybody
-    found["adaptation"] = of_checkpoints(fit_compactness(network, stem, **SETTINGS))
-    found["adaptation, bfloat16"] = of_checkpoints(
-        fit_compactness(network, stem, bf16=True, **SETTINGS)
-    )
-    fisher = fisher_information(network, stem[:10], progress=False)
-    found["Fisher information"] = flat(fisher.values.values())
-    found["adaptation with EWC"] = of_checkpoints(
-        fit_compactness(network, stem, penalty=EWC(network, 3000.0, fisher), **SETTINGS)
-    )
-    for name, detector in (
-        ("SPADE", SPADE(network)),
-        ("memory bank", PatchCore(network, progress=False)),
-    ):
-        found[f"{name}, maps"] = detector.fit(weave.train).maps(weave.test)
-    for method in RECORDED:
-        record = run(
-            "pictograms:star",
-            method,
-            n_train=70,
-            n_test=6,
-            epochs=2,
-            outliers="far" if method == "oe" else None,
-            n_outliers=40,
-            checkpoints=2,
-        )
-        numbers = [
-            value
-            for moment in record["history"]
-            for value in moment.values()
-            if isinstance(value, float)
-        ]
-        found[f"run, {method}"] = flat([record["roc_auc"], numbers])
-    resumed = folder / "killed"
-    if resumed.exists():
-        found["adaptation, resumed"] = of_checkpoints(
-            fit_compactness(network, stem, folder=resumed, **SETTINGS)
-        )
+def of_training(network: Backbone, frozen: torch.Tensor, folder: Path) -> dict[str, np.ndarray]:
+    fisher = fisher_information(network, frozen[:10], progress=False)
+    penalty = EWC(network, 3000.0, fisher)
+    with_ewc = fit_compactness(network, frozen, penalty=penalty, **SETTINGS)
+    found = {
+        "adaptation": of_checkpoints(fit_compactness(network, frozen, **SETTINGS)),
+        "Fisher information": flat(fisher.values.values()),
+        "adaptation with EWC": of_checkpoints(with_ewc),
+    }
+    killed = folder / "killed"
+    if killed.exists():
+        resumed = fit_compactness(network, frozen, folder=killed, **SETTINGS)
+        found["adaptation, resumed"] = of_checkpoints(resumed)
     return found
 
 
-def killed_run(folder: Path) -> None:
-    """The adaptation of above, killed by the system's own means when it has done half."""
-    from pandalib import load_backbone, load_task
-    from pandalib.methods.panda import fit_compactness
+def of_run(method: str) -> np.ndarray:
+    few = dict(outlier_images="far", n_outliers=40) if method == "oe" else {}
+    epochs = {} if method == "whitened" else dict(epochs=2, checkpoints=2)
+    record = run("pictograms:star", method, **IMAGES, **epochs, **few)
+    numbers = [value for moment in record["history"] for value in moment.values()]
+    return flat([record["roc_auc"], [value for value in numbers if isinstance(value, float)]])
 
-    network = load_backbone()
-    stem = (
-        network.frozen_features(load_task("pictograms:star", n_train=70, n_test=6).train)
-        .half()
-        .float()
-    )
 
-    def kill(checkpoint):
-        if checkpoint.epoch == 3:
-            os.kill(os.getpid(), signal.SIGKILL)
+def everything(folder: Path, network: Backbone, star, frozen) -> dict[str, np.ndarray]:
+    weave = load_task("surfaces:weave", n_train=12, n_test=2)
+    gallery, queries = network.features(star.train), network.features(star.test)
+    found = {
+        "drawn images": flat([star.train, star.test, weave.train, weave.test, weave.masks]),
+        "features": flat([gallery, queries]),
+        "SPADE, maps": SPADE(network).fit(weave.train).maps(weave.test),
+        "memory bank, maps": PatchCore(network, progress=False).fit(weave.train).maps(weave.test),
+    }
+    found |= of_features(network, star.test, folder)
+    # Rounded: the same for everybody, so that no last digit is handed down from a line above.
+    found |= of_scores(np.round(gallery, 2), np.round(queries, 2))
+    scores = np.round(KNN().fit(np.round(gallery, 2)).score(np.round(queries, 2)), 1)
+    maps = np.random.default_rng(0).integers(0, 50, size=weave.masks.shape)
+    interval = bootstrap_interval(star.labels, scores, n_resamples=50)
+    pixels = [pixel_roc_auc(weave.masks, maps), pro(weave.masks, maps)]
+    found["metrics"] = flat([roc_auc(star.labels, scores), interval, pixels])
+    found |= of_training(network, frozen, folder)
+    return found | {
+        f"run, {method}": of_run(method) for method in ("whitened", "ses", "oe", "svdd")
+    }
 
-    fit_compactness(network, stem, folder=folder, on_checkpoint=kill, **SETTINGS)
+
+def kill(checkpoint) -> None:
+    if checkpoint.epoch == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 if __name__ == "__main__":
     where = Path(sys.argv[1])
-    np.savez(where / "found.npz", **everything(where))
+    network, star = load_backbone(), load_task("pictograms:star", **IMAGES)
+    frozen = network.frozen_features(star.train).half().float()  # rounded, as above
+    np.savez(where / "found.npz", **everything(where, network, star, frozen))
     if "--kill" in sys.argv:
-        killed_run(where / "killed")
+        fit_compactness(network, frozen, folder=where / "killed", on_checkpoint=kill, **SETTINGS)

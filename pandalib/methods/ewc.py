@@ -28,6 +28,7 @@ from torch import nn
 from pandalib.backbones import Backbone
 from pandalib.io import read_tensors, write_tensors
 from pandalib.progress import progress as bar
+from pandalib.validation import as_array
 
 
 @dataclass(frozen=True)
@@ -170,7 +171,7 @@ def fisher_information(
         images = backbone.frozen_features(images)
     n_classes = backbone.n_classes if own_classifier else None
     if labels is not None:
-        labels = torch.as_tensor(np.array(labels)).long()
+        labels = torch.tensor(as_array(labels), dtype=torch.long)
         if labels.shape != (len(images),):
             raise ValueError(
                 f"labels are {tuple(labels.shape)}: expected one for each of {len(images)} images."

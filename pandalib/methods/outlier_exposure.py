@@ -25,7 +25,7 @@ from torch import nn
 from pandalib.backbones import Backbone, normalise
 from pandalib.cache import FeatureCache
 from pandalib.methods.training import TrainableCopy, Training
-from pandalib.validation import check_fitted, check_rates
+from pandalib.validation import check_counts, check_fitted, check_rates
 
 
 class ExposureEpoch(NamedTuple):
@@ -125,6 +125,7 @@ class OutlierExposure(BaseEstimator):
         """As `fit`, from frozen features: (N, C, h, w) and (M, C, h, w)."""
         _check_some(normal, outliers)
         check_rates(lr=self.lr, max_grad_norm=self.max_grad_norm)
+        check_counts(epochs=self.epochs, batch_size=self.batch_size)
         example = torch.cat([normal[: self.batch_size], outliers[: self.batch_size]])
         network = TrainableCopy(self.backbone, self.bf16, example)
         self.bf16_, self.bf16_ratio_ = network.bf16, network.bf16_ratio

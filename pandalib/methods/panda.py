@@ -29,7 +29,7 @@ from pandalib.cache import FeatureCache
 from pandalib.methods.ewc import EWC, Fisher
 from pandalib.methods.knn import KNN
 from pandalib.methods.training import Checkpoint, Checkpoints, TrainableCopy, Training
-from pandalib.validation import as_features, check_fitted, check_rates
+from pandalib.validation import as_features, check_counts, check_fitted, check_rates
 
 CHUNK = 1024  # images whose frozen features are in memory at once, where there is no cache
 
@@ -95,6 +95,9 @@ def fit_compactness(
         The loss is no longer finite.
     """
     check_rates(lr=lr, max_grad_norm=max_grad_norm)
+    check_counts(epochs=epochs, batch_size=batch_size)
+    if checkpoint_every is not None:
+        check_counts(checkpoint_every=checkpoint_every)
     network = TrainableCopy(backbone, bf16, frozen_features[:batch_size])
     parameters = list(network.trainable.parameters())
     if not parameters:

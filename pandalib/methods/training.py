@@ -29,7 +29,6 @@ from torch import nn
 from pandalib.backbones import Backbone, pool
 from pandalib.io import read_tensors, write_tensors
 from pandalib.progress import progress as bar
-from pandalib.validation import check_counts
 
 RESUME = "resume.safetensors"  # beside the checkpoints: the momentum of the newest of them
 TRIAL_SECONDS = 0.5
@@ -76,7 +75,6 @@ class Training:
         description: str = "training",
         progress: bool = True,
     ):
-        check_counts(n_images=n_images, epochs=epochs, batch_size=batch_size)
         self.optimiser = optimiser
         self.n_images = n_images
         self.epochs = epochs
@@ -149,7 +147,7 @@ class TrainableCopy:
             raise ValueError(f'bf16={bf16!r}: expected True, False or "auto".')
         self.backbone = backbone
         self.trainable = copy.deepcopy(backbone.trainable).requires_grad_(True)
-        self.bf16, self.bf16_ratio = bf16, None
+        self.bf16, self.bf16_ratio = bool(bf16), None
         if bf16 == "auto":
             self.bf16, self.bf16_ratio = bfloat16_pays(self, batch)
 
@@ -258,8 +256,6 @@ class Checkpoints(Sequence):
         settings: dict,
         on_checkpoint: Callable[[Checkpoint], None] | None = None,
     ):
-        if every is not None:
-            check_counts(checkpoint_every=every)
         self.backbone = network.backbone
         self.bf16 = network.bf16
         self.bf16_ratio = network.bf16_ratio

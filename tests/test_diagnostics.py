@@ -1,0 +1,56 @@
+"""What is said of features: known cases, and the definition by hand."""
+
+import numpy as np
+import pytest
+
+from pandalib.methods.diagnostics import diagnose, effective_rank, feature_variance
+
+
+def test_feature_variance_by_hand():
+    assert feature_variance([[0.0, 1.0], [2.0, 1.0], [4.0, 1.0]]) == pytest.approx((8 / 3 + 0) / 2)
+    assert feature_variance(np.full((7, 3), 0.1, np.float32)) == 0
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_effective_rank_of_known_spectra(dtype):
+    def features(eigenvalues, n=40, d=12, offset=0.0):
+        rng = np.random.default_rng(0)
+        columns = np.concatenate([np.ones((n, 1)), rng.normal(size=(n, n - 1))], axis=1)
+        q, _ = np.linalg.qr(columns)  # all columns but the first have the mean zero
+        r, _ = np.linalg.qr(rng.normal(size=(d, d)))
+        m = len(eigenvalues)
+        return (q[:, 1 : 1 + m] * np.sqrt(eigenvalues) @ r[:m] + offset).astype(dtype)
+
+    for k in (1, 3, 12):
+        for offset in (0.0, 10.0):  # of the covariance: a shift is nothing
+            assert effective_rank(features([2.0] * k, offset=offset)) == pytest.approx(k, rel=1e-3)
+    assert effective_rank(features([2.0] * 7, n=9, d=30)) == pytest.approx(7, rel=1e-3)
+    p = np.array([0.7, 0.2, 0.1])
+    expected = np.exp(-(p * np.log(p)).sum())
+    assert effective_rank(features(5 * p)) == pytest.approx(expected, rel=1e-3)
+    for n in (1, 3, 10):
+        assert effective_rank(np.full((n, 4), 0.1, dtype)) == 0  # one point
+
+
+def test_diagnose_by_hand():
+    rng = np.random.default_rng(0)
+    gallery, centre = rng.normal(size=(20, 6)), rng.normal(size=6)
+    features, labels = rng.normal(1.0, size=(15, 6)), np.arange(15) % 3 == 0
+    scores = np.array([np.sort(np.square(gallery - f).sum(axis=1))[:3].sum() for f in features])
+    variance = np.square(features - features.mean(axis=0)).sum() / 15 / 6
+    found = diagnose(gallery, features, labels, centre=centre, k=3)
+    assert found == {
+        "loss": pytest.approx(np.mean([np.square(g - centre).sum() / 6 for g in gallery])),
+        "roc_auc": pytest.approx(np.mean([a > b for a in scores[labels] for b in scores[~labels]])),
+        "feature_variance": pytest.approx(variance),
+        "effective_rank": pytest.approx(effective_rank(features)),
+        "normal_distance": pytest.approx(scores[~labels].mean()),
+        "anomalous_distance": pytest.approx(scores[labels].mean()),
+    }
+    unknown = ("loss", "roc_auc", "normal_distance", "anomalous_distance")
+    assert diagnose(gallery, features) == found | dict.fromkeys(unknown)
+    assert diagnose(gallery, features, labels) == diagnose(gallery, features, labels, k=2) != found
+    for broken in (dict(gallery=gallery * np.nan), dict(features=features * np.nan)):
+        (name,) = broken
+        with pytest.raises(ValueError, match=f"{name} contains NaN"):
+            diagnose(**(dict(gallery=gallery, features=features) | broken))

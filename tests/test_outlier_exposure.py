@@ -1,0 +1,225 @@
+"""Outlier exposure by its definition, from the pixels; only what is to be trained learns."""
+
+import copy
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from sklearn.base import clone
+from small import images, normalised, plain_network, small_backbone
+
+from pandalib import FeatureCache, OutlierExposure, load_backbone, load_outliers, load_task, roc_auc
+from pandalib.methods.outlier_exposure import cycled
+
+IMAGES, OUTLIERS = images(33), 255 - images(50, seed=1) // 4  # any colour, and light ones
+SETTINGS = dict(epochs=3, lr=0.5, max_grad_norm=0.5, batch_size=16, progress=False)
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return small_backbone()
+
+
+@pytest.fixture(scope="module")
+def fitted(backbone):
+    return OutlierExposure(backbone, OUTLIERS, **SETTINGS).fit(IMAGES)
+
+
+def rounds(n, seed):
+    """The outliers' order: time after time a new permutation."""
+    return itertools.chain.from_iterable(
+        np.random.default_rng((seed, number, 1)).permutation(n) for number in itertools.count()
+    )
+
+
+def by_hand(network, pictures, outliers, *, epochs, lr, max_grad_norm, batch_size, momentum, seed):
+    """The mean loss of each epoch and a function that scores images, by the definition.
+
+    The whole network for every batch; loss, gradient, clip and step written out.
+    """
+    network = copy.deepcopy(network).eval()
+    torch.manual_seed(seed)
+    linear = torch.nn.Linear(network.classifier[2].in_features, 1)
+    parts = (network.layer3, network.layer4, linear)
+    trained = [parameter for part in parts for parameter in part.parameters()]
+    velocity = [torch.zeros_like(parameter) for parameter in trained]
+    waiting = rounds(len(outliers), seed)
+
+    def logits(batch):
+        x = normalised(batch)
+        for name in ("conv", "layer1", "layer2", "layer3", "layer4"):
+            x = getattr(network, name)(x)
+        return x.mean(dim=(2, 3)) @ linear.weight[0] + linear.bias
+
+    losses = []
+    for epoch in range(1, epochs + 1):
+        order = np.random.default_rng((seed, epoch)).permutation(len(pictures))
+        total = 0.0
+        for begin in range(0, len(order), batch_size):
+            rows = order[begin : begin + batch_size]
+            others = list(itertools.islice(waiting, len(rows)))  # as many of either
+            p, q = torch.sigmoid(logits(pictures[rows])), torch.sigmoid(logits(outliers[others]))
+            loss = -((1 - p).log().sum() + q.log().sum()) / (2 * len(rows))
+            gradients = torch.autograd.grad(loss, trained)
+            norm = math.sqrt(sum(float((g.double() ** 2).sum()) for g in gradients))
+            scale = 1.0 if max_grad_norm is None else min(1.0, max_grad_norm / norm)
+            with torch.no_grad():
+                for parameter, gradient, v in zip(trained, gradients, velocity):
+                    v.mul_(momentum).add_(gradient * scale)
+                    parameter.sub_(lr * v)
+            total += loss.item() * len(rows)
+        losses.append(total / len(order))
+    return losses, lambda batch: logits(batch).detach().numpy()
+
+
+@pytest.mark.parametrize(
+    ("changes", "n_outliers"),
+    [
+        (dict(batch_size=16), 50),  # of 33 images: the last batch is one image and one outlier
+        (dict(max_grad_norm=0.05), 50),
+        (dict(max_grad_norm=None, momentum=0.5, seed=4, batch_size=16), 50),
+        (dict(batch_size=16), 5),  # fewer than a batch
+        (dict(batch_size=16), 1),
+    ],
+)
+def test_losses_and_scores_are_those_of_the_definition(backbone, changes, n_outliers):
+    outliers, queries = OUTLIERS[:n_outliers], images(9, seed=5)
+    settings = dict(epochs=3, lr=0.5, max_grad_norm=0.5) | changes
+    detector = OutlierExposure(backbone, outliers, progress=False, **settings).fit(IMAGES)
+    settings = dict(batch_size=32, momentum=0.9, seed=0) | settings
+    losses, score = by_hand(plain_network(), IMAGES, outliers, **settings)
+    np.testing.assert_allclose(detector.losses_, losses, rtol=1e-5)
+    np.testing.assert_allclose(detector.score(queries), score(queries), rtol=1e-3, atol=1e-4)
+    assert losses[-1] < 0.98 * losses[0]  # something has moved
+
+
+def test_only_the_trainable_part_and_the_linear_layer_learn():
+    backbone = small_backbone()
+    before = {name: value.clone() for name, value in backbone.state_dict().items()}
+    detector = OutlierExposure(backbone, OUTLIERS, **SETTINGS).fit(IMAGES)
+    assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
+    trainable = {f"trainable.{name}" for name, _ in backbone.trainable.named_parameters()}
+    for name, value in detector.backbone_.state_dict().items():  # with BatchNorm's statistics
+        assert torch.equal(value, before[name]) == (name not in trainable), name
+    assert detector.backbone_.frozen is backbone.frozen
+    for part in (backbone, detector.backbone_, detector.linear_):
+        assert not any(parameter.requires_grad for parameter in part.parameters())
+    assert not detector.backbone_.trainable.training
+
+
+def test_without_a_trainable_part_the_linear_layer_learns():
+    cut = small_backbone(truncate_after="layer2")
+    detector = OutlierExposure(cut, OUTLIERS, **SETTINGS).fit(IMAGES)
+    assert detector.losses_[-1] < detector.losses_[0] and detector.linear_.in_features == 12
+
+
+def test_one_seed_one_result(backbone, fitted):
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    again, other = (
+        OutlierExposure(backbone, OUTLIERS, seed=seed, **SETTINGS).fit(IMAGES) for seed in (0, 1)
+    )
+    assert torch.equal(torch.rand(1), expected)  # the global generator is left alone
+    assert fitted.losses_ == again.losses_ != other.losses_
+    scores = fitted.score(IMAGES)
+    assert np.array_equal(scores, again.score(IMAGES))
+    assert np.array_equal(fitted.fit(IMAGES).score(IMAGES), scores)  # a second fit starts afresh
+
+
+def test_every_outlier_is_met_equally_often(backbone):
+    """Over the ends of batches and epochs: 99 of 10 outliers, so each comes nine or ten times."""
+    seen = []
+    frozen, others = backbone.frozen_features(IMAGES), backbone.frozen_features(OUTLIERS[:10])
+
+    class Watched:
+        def __len__(self):
+            return 10
+
+        def __getitem__(self, rows):
+            if isinstance(rows, torch.Tensor):
+                seen.extend(rows.tolist())
+            return others[rows]
+
+    OutlierExposure(backbone, None, **SETTINGS).fit_frozen(frozen, Watched())
+    assert len(seen) == 3 * 33 and set(np.bincount(seen)) == {9, 10}
+    numbers = list(itertools.islice(cycled(7, seed=1), 28))
+    assert numbers == list(itertools.islice(rounds(7, 1), 28))
+    assert numbers != list(itertools.islice(cycled(7, seed=2), 28))
+
+
+def test_a_float16_cache_gives_nearly_the_same(tmp_path):
+    task, network = load_task("pictograms:star", n_train=40, n_test=9), load_backbone()
+    outliers, scores = load_outliers("near", 40), []
+    for cache in (None, FeatureCache(tmp_path)):
+        options = dict(epochs=3, lr=0.05, max_grad_norm=1.0, progress=False, cache=cache)
+        scores.append(
+            OutlierExposure(network, outliers, **options).fit(task.train).score(task.test)
+        )
+    assert not np.array_equal(*scores)
+    one, other = (roc_auc(task.labels, values) for values in scores)
+    assert abs(one - other) < 1e-2 and one > 0.7
+
+
+def test_the_callback_sees_every_epoch_and_changes_nothing(backbone, fitted):
+    seen = []
+
+    def look(done):
+        seen.append((done.epoch, done.loss, done.detector.score(IMAGES[:3])))
+
+    watched = OutlierExposure(backbone, OUTLIERS, on_epoch=look, **SETTINGS).fit(IMAGES)
+    epochs, losses, scores = zip(*seen)
+    assert epochs == (1, 2, 3) and list(losses) == watched.losses_ == fitted.losses_
+    assert np.array_equal(scores[-1], fitted.score(IMAGES[:3]))
+    assert not np.array_equal(scores[0], scores[1])
+
+
+def test_bfloat16_keeps_the_order(backbone, fitted):
+    coarse = OutlierExposure(backbone, OUTLIERS, bf16=True, **SETTINGS).fit(IMAGES)
+    ranks = [np.argsort(np.argsort(one.score(images(40, seed=7)))) for one in (fitted, coarse)]
+    assert np.corrcoef(*ranks)[0, 1] > 0.97 and coarse.losses_ != fitted.losses_
+    np.testing.assert_allclose(coarse.losses_, fitted.losses_, rtol=0.05)
+    assert (coarse.bf16_, coarse.bf16_ratio_, fitted.bf16_) == (True, None, False)
+
+
+@pytest.mark.parametrize(
+    ("normal", "outliers", "words"),
+    [
+        (
+            IMAGES,
+            images(4, side=64),
+            r"normal images are \(32, 32\) pixels and outliers \(64, 64\)",
+        ),
+        (IMAGES, IMAGES[:0], "there are no outliers"),
+        (IMAGES[:0], OUTLIERS, "there are no normal images"),
+        (IMAGES, OUTLIERS / 255, "images are float64"),
+        (IMAGES, OUTLIERS[0], r"images are uint8 \(1, 32, 32\)"),
+    ],
+)
+def test_images_that_cannot_be(backbone, normal, outliers, words):
+    with pytest.raises(ValueError, match=words):
+        OutlierExposure(backbone, outliers, **SETTINGS).fit(normal)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("epochs", 0), ("batch_size", 1.5), ("lr", math.nan), ("max_grad_norm", 0)]
+)
+def test_settings_that_cannot_be(backbone, name, value):
+    with pytest.raises(ValueError, match=f"{name}={value!r}: expected"):
+        OutlierExposure(backbone, OUTLIERS, **{**SETTINGS, name: value}).fit(IMAGES)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(backbone):
+    endless = {**SETTINGS, "lr": 1e30, "max_grad_norm": None}
+    with pytest.raises(FloatingPointError, match=r"lower lr \(now 1e\+30\)"):
+        OutlierExposure(backbone, OUTLIERS, **endless).fit(IMAGES)
+
+
+def test_it_is_an_estimator(backbone):
+    detector = OutlierExposure(backbone, OUTLIERS, **SETTINGS)
+    assert detector.get_params()["outlier_images"] is OUTLIERS
+    with pytest.raises(ValueError, match="OutlierExposure has seen no normal images yet"):
+        detector.score(IMAGES)
+    assert clone(detector).set_params(epochs=1).fit(IMAGES).score(IMAGES).shape == (33,)

@@ -1,0 +1,351 @@
+"""Compactness adaptation by its definition, and the three ways to know when to stop."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from sklearn.base import clone
+from small import images, normalised, plain_network, small_backbone
+
+from pandalib import (
+    DN2,
+    EWC,
+    PANDA,
+    PANDAEWC,
+    PANDASES,
+    FeatureCache,
+    fisher_information,
+    load_backbone,
+    load_task,
+)
+from pandalib.backbones import Backbone
+from pandalib.methods import panda
+from pandalib.methods.knn import knn_scores
+from pandalib.methods.panda import (
+    compactness,
+    epochs_for,
+    fit_compactness,
+    hold_out,
+    sample_wise_scores,
+)
+
+IMAGES, QUERIES = images(33), images(9, seed=5)
+PACE = dict(lr=0.5, max_grad_norm=0.005)  # this norm cuts every gradient of the small network
+SETTINGS = dict(epochs=3, batch_size=16, progress=False, **PACE)
+TRAINABLE = ("layer3", "layer4")
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return small_backbone()
+
+
+@pytest.fixture(scope="module")
+def frozen(backbone):
+    return backbone.frozen_features(IMAGES)
+
+
+def parameters(network) -> list[torch.Tensor]:
+    return list(network.trainable.parameters())
+
+
+def by_hand(
+    network,
+    pictures,
+    *,
+    epochs,
+    lr,
+    max_grad_norm,
+    batch_size=32,
+    momentum=0.9,
+    weight_decay=0.0,
+    seed=0,
+    l2=0.0,
+):
+    """The mean loss of each epoch by the definition.
+
+    The whole network for every batch; centre, gradient, penalty, clip and step written out.
+    """
+    network = copy.deepcopy(network).eval()
+    trained = [p for name in TRAINABLE for p in getattr(network, name).parameters()]
+
+    def features(rows):
+        x = normalised(pictures[rows])
+        for name in ("conv", "layer1", "layer2", "layer3", "layer4"):
+            x = getattr(network, name)(x)
+        return x.mean(dim=(2, 3))
+
+    with torch.no_grad():
+        centre = features(range(len(pictures))).double().mean(dim=0).float()
+    start = [parameter.detach().clone() for parameter in trained]
+    velocity = [torch.zeros_like(parameter) for parameter in trained]
+    losses = []
+    for epoch in range(1, epochs + 1):
+        order = np.random.default_rng((seed, epoch)).permutation(len(pictures))
+        total = 0.0
+        for begin in range(0, len(order), batch_size):
+            rows = order[begin : begin + batch_size]
+            f = features(rows)
+            squares = [((f[i] - centre) ** 2).sum() / f.shape[1] for i in range(len(rows))]
+            loss = sum(squares) / len(rows)
+            gradients = torch.autograd.grad(loss, trained)
+            with torch.no_grad():
+                gradients = [g + l2 * (p - s) for g, p, s in zip(gradients, trained, start)]
+                norm = math.sqrt(sum(float((g.double() ** 2).sum()) for g in gradients))
+                scale = 1.0 if max_grad_norm is None else min(1.0, max_grad_norm / norm)
+                for parameter, gradient, v in zip(trained, gradients, velocity):
+                    v.mul_(momentum).add_(gradient * scale + weight_decay * parameter)
+                    parameter.sub_(lr * v)
+            total += loss.item() * len(rows)
+        losses.append(total / len(order))
+    return losses
+
+
+# ------------------------------------------------------------------------------- the training
+
+
+def test_compactness_by_hand():
+    loss = compactness(torch.tensor([[1.0, 2.0], [3.0, 0.0]]), torch.tensor([1.0, 0.0]))
+    assert loss == pytest.approx(((0 + 4) / 2 + (4 + 0) / 2) / 2)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(batch_size=16),  # of 33 images: the last batch is one
+        dict(batch_size=20, weight_decay=0.02),
+        dict(max_grad_norm=None, lr=0.01, momentum=0.5),
+        dict(seed=4, batch_size=64),  # one batch, smaller than batch_size
+        dict(lr=0.05, max_grad_norm=0.1),  # all else as it is when left out
+    ],
+)
+def test_losses_are_those_of_the_definition(backbone, frozen, changes):
+    settings = dict(epochs=3, **PACE) | changes
+    checkpoints = fit_compactness(backbone, frozen, progress=False, **settings)
+    np.testing.assert_allclose(
+        checkpoints.losses, by_hand(plain_network(), IMAGES, **settings), rtol=1e-5
+    )
+    assert max(checkpoints.losses) > 1.001 * min(checkpoints.losses)  # something has moved
+    assert checkpoints.epochs == [0, 1, 2, 3]
+    np.testing.assert_allclose(
+        checkpoints.centre, backbone.features(IMAGES).mean(axis=0), atol=1e-5
+    )
+
+
+def test_a_penalty_comes_before_the_clip_and_not_into_the_losses(backbone, frozen):
+    def l2(trainable):
+        pairs = zip(trainable.parameters(), parameters(backbone))
+        return 1.5 * sum((theta - start).square().sum() for theta, start in pairs)
+
+    losses = fit_compactness(backbone, frozen, penalty=l2, **SETTINGS).losses
+    hand = {key: value for key, value in SETTINGS.items() if key != "progress"}
+    np.testing.assert_allclose(losses, by_hand(plain_network(), IMAGES, l2=3.0, **hand), rtol=1e-5)
+    assert losses[-1] > fit_compactness(backbone, frozen, **SETTINGS).losses[-1]
+
+
+def test_only_the_trainable_parameters_move():
+    backbone = small_backbone()
+    before = {name: value.clone() for name, value in backbone.state_dict().items()}
+    adapted = fit_compactness(backbone, backbone.frozen_features(IMAGES), **SETTINGS)[-1]
+    assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
+    assert not any(p.requires_grad for net in (backbone, adapted) for p in net.parameters())
+    trainable = {f"trainable.{name}" for name, _ in backbone.trainable.named_parameters()}
+    for name, value in adapted.state_dict().items():  # BatchNorm's statistics are among these
+        assert torch.equal(value, before[name]) == (name not in trainable), name
+    assert any("running_mean" in name for name in before) and adapted.frozen is backbone.frozen
+
+
+def test_one_seed_one_result(backbone, frozen):
+    first, again, other = (
+        fit_compactness(backbone, frozen, seed=seed, **SETTINGS) for seed in (2, 2, 3)
+    )
+    assert first.losses == again.losses != other.losses
+    assert all(map(torch.equal, parameters(first[-1]), parameters(again[-1])))
+
+
+def test_what_cannot_be(backbone, frozen, tmp_path):
+    for name in ("lr", "max_grad_norm"):
+        for value in (0.0, -1, math.nan, math.inf):
+            with pytest.raises(ValueError, match=f"{name}={value!r}: expected a number above 0"):
+                fit_compactness(backbone, frozen, **{**SETTINGS, name: value})
+    for name in ("epochs", "batch_size", "checkpoint_every"):
+        for value in (0, -1, 1.5, 2.0):
+            with pytest.raises(ValueError, match=f"{name}={value!r}: expected a whole number"):
+                fit_compactness(backbone, frozen, **{**SETTINGS, name: value})
+    cut = small_backbone(truncate_after="layer2")
+    with pytest.raises(ValueError, match="small up to layer2 has no stage 'layer3' to adapt"):
+        fit_compactness(cut, cut.frozen_features(IMAGES), **SETTINGS)
+    endless = SETTINGS | dict(lr=1e20, max_grad_norm=None)
+    with pytest.raises(FloatingPointError, match=r"lower lr \(now 1e\+20\)"):
+        fit_compactness(backbone, frozen, folder=tmp_path, **endless)
+    assert not (tmp_path / "resume.safetensors").exists()  # nothing that a run could go on with
+    assert all(torch.isfinite(parameter).all() for parameter in parameters(backbone))
+
+
+# ------------------------------------------------------------------------------- when to stop
+
+
+@pytest.mark.parametrize(
+    ("minibatches", "n", "batch_size", "expected"),
+    [(260, 400, 32, 20), (2300, 5000, 32, 15), (1, 5000, 32, 1), (10, 33, 32, 5), (10, 20, 4, 2)],
+)
+def test_epochs_for(minibatches, n, batch_size, expected):
+    assert epochs_for(minibatches, n, batch_size) == expected
+    if batch_size == 32:
+        assert epochs_for(minibatches, n) == expected
+
+
+@pytest.mark.parametrize(
+    ("n", "fraction", "m"), [(400, 0.1, 40), (33, 0.1, 3), (4, 0.5, 2), (50, 0.9, 45)]
+)
+def test_hold_out_is_disjoint_and_complete(n, fraction, m):
+    train, held_out = hold_out(n, fraction, seed=1)
+    assert len(held_out) == m and sorted([*train, *held_out]) == list(range(n))
+    assert (np.diff(train) > 0).all() and (np.diff(held_out) > 0).all()
+    assert np.array_equal(held_out, hold_out(n, fraction, seed=1)[1])
+    assert np.array_equal(hold_out(n, fraction)[1], hold_out(n, fraction, seed=0)[1])
+    assert n == 4 or not np.array_equal(held_out, hold_out(n, fraction, seed=2)[1])
+
+
+@pytest.mark.parametrize(
+    ("n", "fraction"), [(10, 0.1), (10, 0.9), (3, 0.5), (10, 0.0), (10, 1.0), (10, -0.5), (0, 0.5)]
+)
+def test_hold_out_needs_two_on_either_side(n, fraction):
+    with pytest.raises(ValueError, match=f"holdout_fraction={fraction} of {n} images"):
+        hold_out(n, fraction)
+
+
+def test_sample_wise_scores_by_loops():
+    rng = np.random.default_rng(0)
+    test, held_out = rng.gamma(2, size=(5, 40)), rng.gamma(2, size=(5, 7))
+    scores, chosen = sample_wise_scores(test, held_out)
+    for image in range(40):
+        ratios = [test[t, image] / (sum(held_out[t]) / 7) for t in range(5)]
+        assert scores[image] == pytest.approx(max(ratios))
+        assert chosen[image] == ratios.index(max(ratios))
+    assert len(set(chosen)) > 2
+    rising = [[1.0], [2.0], [3.0]]
+    assert sample_wise_scores(rising, rising)[1] == [0]  # the first of equals
+    small = [part.astype(np.float16) for part in (test, held_out)]
+    exact = sample_wise_scores(*(part.astype(np.float64) for part in small))
+    np.testing.assert_array_equal(sample_wise_scores(*small), exact)
+
+
+@pytest.mark.parametrize(
+    ("test", "held_out", "words"),
+    [
+        (np.ones((3, 4)), np.ones((2, 4)), r"scores are \(3, 4\) and \(2, 4\): expected one row"),
+        (np.ones(3), np.ones((3, 4)), r"test_scores are float64 \(3,\)"),
+        (np.ones((3, 4)), np.ones(3), r"held_out_scores are float64 \(3,\)"),
+        (np.ones((3, 4)), np.ones((3, 0)), r"\(3, 0\)"),
+        ([[1.0, np.nan]], [[1.0]], "test_scores contains NaN"),
+        ([[1.0, 2.0]], [[np.inf]], "held_out_scores contains infinity"),
+        (np.ones((2, 4)), [[1.0, 1.0], [0.0, 0.0]], "held-out images score 0 on average"),
+    ],
+)
+def test_sample_wise_scores_refuse(test, held_out, words):
+    with pytest.raises(ValueError, match=words):
+        sample_wise_scores(test, held_out)
+
+
+# ------------------------------------------------------------------------------ the detectors
+
+
+def test_panda_is_the_definition(backbone, frozen):
+    seen = []
+    options = dict(epochs=3, seed=1, weight_decay=0.01, progress=False, **PACE)
+    detector = PANDA(backbone, k=3, on_checkpoint=lambda done: seen.append(done.epoch), **options)
+    assert detector.fit(IMAGES) is detector
+    network = fit_compactness(backbone, frozen, **options)[-1]
+    gallery, queries = network.features(IMAGES), network.features(QUERIES)
+    expected = knn_scores(gallery, queries, k=3)
+    np.testing.assert_allclose(detector.score(QUERIES), expected, rtol=1e-3)
+    assert seen == [0, 3] == detector.checkpoints_.epochs
+    unadapted = DN2(backbone, k=3).fit(IMAGES).score(QUERIES)
+    assert not np.allclose(detector.score(QUERIES), unadapted, rtol=0.02)
+    assert (detector.bf16_, detector.bf16_ratio_) == (False, None)
+
+
+def test_panda_ewc_is_panda_with_that_penalty(backbone):
+    fisher = fisher_information(backbone, IMAGES[:6], progress=False)
+    options = dict(epochs=3, progress=False, checkpoint_every=1, **PACE)
+    scores = [
+        detector.fit(IMAGES).score(QUERIES)
+        for detector in (
+            PANDAEWC(backbone, fisher, ewc_lambda=50.0, **options),
+            PANDA(backbone, penalty=EWC(backbone, 50.0, fisher), **options),
+            PANDA(backbone, **options),
+        )
+    ]
+    assert np.array_equal(scores[0], scores[1]) and not np.allclose(scores[0], scores[2], rtol=1e-4)
+    with pytest.raises(TypeError, match="penalty"):
+        PANDAEWC(backbone, fisher, ewc_lambda=1.0, penalty=None, **options)
+
+
+def test_panda_ses_is_the_definition(backbone, frozen):
+    options = dict(epochs=3, checkpoint_every=2, seed=1, progress=False, **PACE)
+    detector = PANDASES(backbone, holdout_fraction=0.2, **options).fit(IMAGES)
+    held_out = detector.held_out_
+    train = np.setdiff1d(np.arange(33), held_out)
+    assert len(held_out) == 7
+    expected = fit_compactness(backbone, frozen[train], **options)
+    assert detector.checkpoints_.losses == expected.losses and expected.epochs == [0, 2, 3]
+    curves, typical = [], []
+    for network in expected:
+        gallery = network.features(IMAGES[train])  # without the held-out images
+        curves.append(knn_scores(gallery, network.features(QUERIES)))
+        typical.append(knn_scores(gallery, network.features(IMAGES[held_out])))
+    assert np.min(typical) > 0
+    np.testing.assert_allclose(detector.held_out_scores_, typical, rtol=1e-3)
+    np.testing.assert_allclose(detector.curves(QUERIES), curves, rtol=1e-3)
+    ratios = np.array([curve / one.mean() for curve, one in zip(curves, typical)])
+    np.testing.assert_allclose(detector.score(QUERIES), ratios.max(axis=0), rtol=1e-3)
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_scoring_in_parts_changes_nothing(backbone, cached, monkeypatch, tmp_path):
+    cache = FeatureCache(tmp_path) if cached else None
+    detector = PANDASES(backbone, epochs=2, progress=False, cache=cache, **PACE).fit(IMAGES)
+    whole, sizes = detector.score(QUERIES), []
+    monkeypatch.setattr(panda, "CHUNK", 4)
+    frozen_features = Backbone.frozen_features
+
+    def watched(self, part, **options):
+        sizes.append(len(part))
+        return frozen_features(self, part, **options)
+
+    monkeypatch.setattr(Backbone, "frozen_features", watched)
+    np.testing.assert_allclose(detector.score(QUERIES), whole, rtol=1e-4)
+    assert sizes == ([9] if cached else [4, 4, 1])
+    with pytest.raises(ValueError, match="there are no images"):
+        detector.score(QUERIES[:0])
+
+
+def test_bfloat16_keeps_the_order():
+    task, network = load_task("pictograms:star", n_train=64, n_test=5), load_backbone()
+    options = dict(epochs=2, lr=0.25, max_grad_norm=0.1, progress=False)
+    exact, coarse = (PANDA(network, bf16=bf16, **options).fit(task.train) for bf16 in (False, True))
+    ranks = [np.argsort(np.argsort(one.score(task.test))) for one in (exact, coarse)]
+    assert np.corrcoef(*ranks)[0, 1] > 0.99
+    assert coarse.bf16_ is True and coarse.checkpoints_.losses != exact.checkpoints_.losses
+    np.testing.assert_allclose(coarse.checkpoints_.losses, exact.checkpoints_.losses, rtol=0.02)
+    tried = PANDA(network, bf16="auto", **options).fit(task.train)
+    assert tried.bf16_ == (tried.bf16_ratio_ >= 1.2)
+
+
+@pytest.mark.parametrize("kind", [PANDA, PANDAEWC, PANDASES])
+def test_detectors_are_estimators(backbone, kind):
+    extra = dict(fisher=None, ewc_lambda=1.0) if kind is PANDAEWC else {}
+    detector = kind(backbone, epochs=1, progress=False, **PACE, **extra)
+    names = {"backbone", "epochs", "lr", "max_grad_norm", "weight_decay", "k", "seed", "cache"}
+    names |= {"checkpoint_every", "folder", "on_checkpoint", "bf16", "progress", *extra}
+    own = {PANDA: {"penalty"}, PANDAEWC: set(), PANDASES: {"penalty", "holdout_fraction"}}
+    assert set(detector.get_params(deep=False)) == names | own[kind]
+    assert detector.backbone is backbone and repr(detector).startswith(kind.__name__ + "(")
+    with pytest.raises(ValueError, match="has seen no normal images yet"):
+        detector.score(QUERIES)
+    copied = clone(detector).set_params(k=1)
+    assert (copied.k, detector.k, copied.lr) == (1, 2, detector.lr)
+    assert np.isfinite(copied.fit(IMAGES).score(QUERIES)).all()
