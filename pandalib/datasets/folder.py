@@ -58,20 +58,8 @@ def load_task(
     ----------
     path_spec : str or path-like
         "PATH" or "PATH:CLASS", where CLASS is normal. A PATH with colons that exists stays whole.
-    size, resize : int
-        In pixels, as in `pandalib.datasets.images.read_image`.
-    seed : int
-        Draws split and samples, by the sorted file names. A smaller sample is part of a larger one.
-    n_train, n_test : int, optional
-        At most so many training images, and test images of each class or defect.
-    missing_masks : {"error", "drop", "none"}
-        Of anomalous images without a mask, where there are masks: "drop" leaves these images out,
-        "none" uses no mask at all.
-
-    Returns
-    -------
-    task : OneClassTask
-        The masks of normal images are all False; an anomalous image may have such a mask too.
+    size, resize, seed, n_train, n_test, missing_masks
+        As in `pandalib.load_task`.
 
     Raises
     ------

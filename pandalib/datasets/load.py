@@ -70,7 +70,8 @@ def load_task(
     resize : int, optional
         Of the shorter side before the centre crop (default `size`; the paper: 256 for 224).
     missing_masks : {"error", "drop", "none"}
-        For folders in MVTec's layout, what to do about anomalous images without a mask.
+        For folders in MVTec's layout, what to do where anomalous images lack a mask: leave these
+        images out, or use no mask at all.
     level : str, optional
         Difficulty of the pictograms, or how visible the defects of surfaces are.
     defects : sequence of str, optional
@@ -135,13 +136,7 @@ def _source(spec: str) -> Source:
 
 
 def classes_of(spec: str) -> list[str]:
-    """The tasks that a pooled one is made of; [] for a single class.
-
-    Examples
-    --------
-    >>> classes_of("pictograms:star+heart")
-    ['pictograms:star', 'pictograms:heart']
-    """
+    """The tasks that a pooled one is made of, [] for a single class."""
     head, _, names = spec.rpartition(":")
     if "+" not in names or head in ("", "folder"):  # folder:PATH names no class
         return []

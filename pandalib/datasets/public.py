@@ -110,15 +110,8 @@ def load_task(
         One of `SETS`.
     name : str
         The normal class, by its name or its number.
-    size, resize, seed, n_train, n_test, missing_masks
-        As in `pandalib.datasets.folder.load_task`.
-    download : bool, optional
-        Download a set that is not here; None: only if PANDALIB_DOWNLOAD=1.
-
-    Returns
-    -------
-    task : OneClassTask
-        The test images of the normal class come first, then the others in the set's order.
+    size, resize, seed, n_train, n_test, missing_masks, download
+        As in `pandalib.load_task`.
 
     Raises
     ------

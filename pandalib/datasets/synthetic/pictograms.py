@@ -113,23 +113,10 @@ def load_task(
     level: str = DEFAULT_LEVEL,
     size: int = 64,
 ) -> OneClassTask:
-    """One symbol is normal, the other nine are anomalous.
+    """One symbol is normal, the other nine are anomalous; `n_test` images of each are tested.
 
-    Parameters
-    ----------
-    symbol : str
-        A name from `SYMBOLS`.
-    n_train, n_test : int
-        Number of training images, and of test images of each of the ten symbols.
-    seed, level
-        As in `Pictograms`.
-    size : int
-        Only 64.
-
-    Raises
-    ------
-    ValueError
-        An unknown symbol or level, another size, or fewer than 2 training images.
+    Parameters as in `pandalib.load_task`. Raises ValueError for an unknown symbol or level, a size
+    that is not 64, and fewer than 2 training images.
     """
     if symbol not in SYMBOLS:
         raise ValueError(f"pictograms:{symbol} is unknown: choose one of {', '.join(SYMBOLS)}.")
