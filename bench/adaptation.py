@@ -18,12 +18,13 @@ from common import Line, at_most, finish, machine, section, versions
 from torch import nn
 
 from pandalib import load_backbone, load_task
-from pandalib.methods.panda import fit_compactness, compactness, decide_bf16, trainable_copy
+from pandalib.methods.panda import compactness, fit_compactness
+from pandalib.methods.training import TrainableCopy
 from pandalib.backbones import _stages, embedded_network, normalise, read_state, verify_embedded
-from pandalib.commands.run import BF16
 from pandalib.methods.knn import knn_scores
 
 OVER_FLOOR = 1.5
+BF16 = {"off": False, "on": True, "auto": "auto"}
 
 PAGE = """# An epoch of adaptation with re-scoring
 
@@ -222,9 +223,10 @@ def main() -> None:
     large = np.repeat(np.repeat(task.train[:96], 4, axis=2), 4, axis=3)[:, :, :224, :224]
     variants = {"float32": (False, 2.5)}
     backbone = load_backbone()
-    head, batch = trainable_copy(backbone), backbone.frozen_features(task.train[:32])
-    bf16, speed = decide_bf16(BF16[options.bf16], head, backbone, batch, batch_size=32)
-    if bf16:
+    batch = backbone.frozen_features(task.train[:32])
+    network = TrainableCopy(backbone, BF16[options.bf16], batch)
+    speed = network.bf16_ratio
+    if network.bf16:
         variants["bf16"] = (True, 6.0)
     trial = f" A step in bfloat16 is {speed:.2g} times as fast as in float32." if speed else ""
     parts = [compare("embedded", task.train, task.test, variants, rounds, epochs=1 if tiny else 4)]

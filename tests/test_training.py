@@ -246,6 +246,17 @@ def test_a_run_goes_on_for_longer(backbone, frozen, tmp_path, every, momentum):
         fit_compactness(backbone, frozen, folder=tmp_path, **settings)
 
 
+def test_a_run_that_goes_on_keeps_its_precision(backbone, frozen, tmp_path, monkeypatch):
+    settings = {**SETTINGS, "folder": tmp_path, "bf16": "auto"}
+    monkeypatch.setattr(training, "bfloat16_pays", lambda network, batch: (True, 2.0))
+    fit_compactness(backbone, frozen, **settings)
+    monkeypatch.setattr(training, "bfloat16_pays", lambda network, batch: (False, 0.5))
+    longer = fit_compactness(backbone, frozen, **{**settings, "epochs": 5})
+    assert longer.bf16 and equal(
+        longer, fit_compactness(backbone, frozen, **{**SETTINGS, "bf16": True, "epochs": 5})
+    )
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

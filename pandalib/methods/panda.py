@@ -211,8 +211,8 @@ def sample_wise_scores(
     typical = held_out.mean(axis=1, keepdims=True)
     if (typical <= 0).any():
         raise ValueError(
-            "the held-out images score 0 on average: expected images that are not in the gallery, "
-            "and features that have not collapsed to one point."
+            "the held-out images score 0 on average: they are in the gallery, or the features "
+            "have collapsed to one point."
         )
     ratio = test / typical
     return ratio.max(axis=0), ratio.argmax(axis=0)

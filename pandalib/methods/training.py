@@ -265,7 +265,7 @@ class Checkpoints(Sequence):
         self.on_checkpoint = on_checkpoint
         self.epochs: list[int] = []
         self.losses: list[float] = []
-        self._trainable = network.trainable
+        self._network = network
         self._in_memory: dict[int, dict[str, torch.Tensor]] = {}
         if folder is not None:
             run = dict(
@@ -298,7 +298,7 @@ class Checkpoints(Sequence):
 
     def _save(self, training: Training) -> None:
         epoch, self.losses = training.epoch, training.losses
-        named = dict(self._trainable.named_parameters())
+        named = dict(self._network.trainable.named_parameters())
         if self.folder is None:
             self._in_memory[epoch] = {name: p.detach().clone() for name, p in named.items()}
         else:
@@ -313,8 +313,8 @@ class Checkpoints(Sequence):
                 name: state[p].get("momentum_buffer", torch.zeros_like(p))
                 for name, p in named.items()
             }
-            facts = {"run": self._run, "epochs": self.epochs, "losses": self.losses}
-            write_tensors(self.folder / RESUME, momentum, facts)
+            done = {"epochs": self.epochs, "losses": self.losses, "bf16": self.bf16}
+            write_tensors(self.folder / RESUME, momentum, {"run": self._run, **done})
 
     def _resume(self, training: Training) -> None:
         momentum, facts = _read(self.folder / RESUME)
@@ -329,11 +329,12 @@ class Checkpoints(Sequence):
             raise ValueError(
                 f"epochs={training.epochs}: {self.folder} holds a run of {epoch}, choose another."
             )
-        _copy_into(self._trainable, self._parameters(epoch))
-        for name, parameter in self._trainable.named_parameters():
+        _copy_into(self._network.trainable, self._parameters(epoch))
+        for name, parameter in self._network.trainable.named_parameters():
             # The fused step needs it in the parameter's own order in memory.
             buffer = torch.empty_like(parameter).copy_(momentum[name])
             training.optimiser.state[parameter]["momentum_buffer"] = buffer
+        self.bf16 = self._network.bf16 = facts["bf16"]  # whatever a new trial has found
         training.epoch = epoch
         training.losses = self.losses = facts["losses"]
         self.epochs = [done for done in facts["epochs"] if self._is_due(done, training.epochs)]
