@@ -177,20 +177,12 @@ def option(default: Any, help: str, *, pace: str | None = None, choices: dict | 
     return field(default=default, metadata={"help": help, "pace": pace, "choices": choices})
 
 
-def _epochs(pace: str):
-    return option(None, "passes over the normal images; default: the tier's pace", pace=pace)
-
-
-def _lr(pace: str):
-    return option(None, "learning rate; default: the tier's pace", pace=pace)
-
-
-def _max_grad_norm(pace: str):
-    return option(None, "norm to which gradients are clipped; default: the tier's", pace=pace)
-
-
-def _k():
-    return option(2, "neighbours of kNN")
+SIZE = "side of the images in pixels; default: the tier's"
+EPOCHS = "passes over the normal images; default: the tier's pace"
+RATE = "learning rate; default: the tier's pace"
+CLIP = "norm to which gradients are clipped; default: the tier's pace"
+HISTORY = "about so many checkpoints in the history, besides the first; 0: none"
+NEIGHBOURS = "neighbours of kNN"
 
 
 @dataclass
@@ -213,7 +205,7 @@ class ImageOptions:
     """Options of every method: which images it sees."""
 
     detector: ClassVar[str]  # a public name of pandalib
-    size: int | None = option(None, "side of the images in pixels; default: the tier's")
+    size: int | None = option(None, SIZE)
     n_train: int | None = option(None, "number of normal training images")
     n_test: int | None = option(None, "number of test images of each class or defect")
     level: str | None = option(
@@ -252,7 +244,7 @@ class PixelOptions(ImageOptions):
     """kNN on the pixels themselves"""
 
     detector = "PixelKNN"
-    k: int = _k()
+    k: int = option(2, NEIGHBOURS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -272,7 +264,7 @@ class DN2Options(NetworkOptions):
     """kNN on pretrained features"""
 
     detector = "DN2"
-    k: int = _k()
+    k: int = option(2, NEIGHBOURS)
     normalise: bool = option(False, "features of length one")
     n_centres: int | None = option(None, "so many k-means centres in place of the gallery")
 
@@ -290,15 +282,15 @@ class TrainingOptions(NetworkOptions):
     """Options of the methods that train a part of the network."""
 
     adapt_from: str = option("layer3", "first stage that is trained, as layer4")
-    epochs: int | None = _epochs("long")
-    lr: float | None = _lr("lr")
-    max_grad_norm: float | None = _max_grad_norm("max_grad_norm")
+    epochs: int | None = option(None, EPOCHS, pace="long")
+    lr: float | None = option(None, RATE, pace="lr")
+    max_grad_norm: float | None = option(None, CLIP, pace="max_grad_norm")
     bf16: bool | str = option(
         False,
         "train and score in bfloat16; auto tries which is faster here",
         choices={"off": False, "on": True, "auto": "auto"},
     )
-    checkpoints: int = option(10, "about so many in the history, besides the first; 0: none")
+    checkpoints: int = option(10, HISTORY)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -306,14 +298,14 @@ class CompactnessOptions(TrainingOptions):
     """PANDA without a brake: trained until the features collapse"""
 
     detector = "PANDA"
-    k: int = _k()
+    k: int = option(2, NEIGHBOURS)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EarlyOptions(CompactnessOptions):
     """PANDA with a fixed early stop"""
 
-    epochs: int | None = _epochs("early")
+    epochs: int | None = option(None, EPOCHS, pace="early")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -321,7 +313,7 @@ class SESOptions(CompactnessOptions):
     """PANDA with sample-wise early stopping"""
 
     detector = "PANDASES"
-    epochs: int | None = _epochs("sample_wise")
+    epochs: int | None = option(None, EPOCHS, pace="sample_wise")
 
     def made(self, setup: Setup) -> dict[str, Any]:
         return {"checkpoint_every": 1}  # for the method, whatever the history keeps
@@ -332,7 +324,7 @@ class EWCOptions(CompactnessOptions):
     """PANDA with elastic weight consolidation"""
 
     detector = "PANDAEWC"
-    lr: float | None = _lr("ewc_lr")
+    lr: float | None = option(None, RATE, pace="ewc_lr")
     ewc_lambda: float | None = option(
         None, "strength of the penalty; default: the tier's", pace="ewc_lambda"
     )
@@ -366,9 +358,9 @@ class OutlierOptions(TrainingOptions):
     """outlier exposure: a classifier of normal images against outliers"""
 
     detector = "OutlierExposure"
-    epochs: int | None = _epochs("exposure")
-    lr: float | None = _lr("exposure_lr")
-    max_grad_norm: float | None = _max_grad_norm("exposure_max_grad_norm")
+    epochs: int | None = option(None, EPOCHS, pace="exposure")
+    lr: float | None = option(None, RATE, pace="exposure_lr")
+    max_grad_norm: float | None = option(None, CLIP, pace="exposure_max_grad_norm")
     outlier_images: str | None = option(
         None, "near (default), middle, far or noise for pictograms; a folder; a set, as cifar100"
     )
@@ -396,7 +388,7 @@ class SVDDOptions(ImageOptions):
     detector = "DeepSVDD"
     epochs: int = option(15, "passes over the normal images")
     lr: float = option(1e-3, "learning rate")
-    checkpoints: int = option(10, "about so many in the history, besides the first; 0: none")
+    checkpoints: int = option(10, HISTORY)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -475,26 +467,26 @@ def kind_of(method: str, name: str) -> type:
     return (get_args(hint) or (hint,))[0]
 
 
-def check_option(method: str, name: str, value: Any) -> None:
-    """Raise ValueError unless the method has this option, and for a value of another type."""
-    if name not in options_of(method):
-        others = ", ".join(methods_with(name)) or "no method"
-        raise ValueError(f"{name} is not an option of {method}: it is one of {others}.")
-    choices = options_of(method)[name].metadata["choices"]
-    kind = kind_of(method, name)
-    if choices:
-        fits, expected = value in choices.values(), " or ".join(map(repr, choices.values()))
-    else:
-        fits, expected = type(value) in ((int, float) if kind is float else (kind,)), kind.__name__
-    if not fits or (kind is float and not math.isfinite(value)):
-        raise ValueError(f"{name} = {value!r}: expected {expected}.")
-
-
 def make_options(method: str, given: dict[str, Any]) -> ImageOptions:
-    """The options of a method with these values; what is None stays at its default."""
+    """The options of a method with these values; what is None stays at its default.
+
+    Raises ValueError for an option that the method does not have, and for a value of another type.
+    """
+    known = options_of(method)
     given = {name: value for name, value in given.items() if value is not None}
     for name, value in given.items():
-        check_option(method, name, value)
+        if name not in known:
+            others = methods_with(name)
+            where = f"it is one of {', '.join(others)}" if others else f"it has {', '.join(known)}"
+            raise ValueError(f"{name} is not an option of {method}: {where}.")
+        kind, choices = kind_of(method, name), known[name].metadata["choices"]
+        if choices:
+            fits, expected = value in choices.values(), " or ".join(map(str, choices.values()))
+        else:
+            fits, expected = type(value) is kind, kind.__name__
+            fits = fits or (kind is float and type(value) is int)
+        if not fits or value in (math.inf, -math.inf) or value != value:
+            raise ValueError(f"{name} = {value!r}: expected {expected}.")
     return METHODS[method](**given)
 
 

@@ -35,7 +35,14 @@ from sklearn.model_selection import ParameterGrid
 
 from pandalib.datasets.load import sibling_tasks
 from pandalib.datasets.public import SETS, require
-from pandalib.experiments.config import METHODS, TIERS, make_options, options_of, tier_named
+from pandalib.experiments.config import (
+    METHODS,
+    TIERS,
+    make_options,
+    methods_with,
+    options_of,
+    tier_named,
+)
 from pandalib.io import data_folder
 
 MAIN = ("task", "method", "tier", "seed")  # of the settings of a run; all others are options
@@ -92,6 +99,22 @@ class Grid:
                 found.setdefault(identity(settings), settings)
         return list(found.values())
 
+    def check(self) -> None:
+        """Raise ValueError for a method, an option or a value that cannot be."""
+        everyone = {method for block in self.blocks for method in block["methods"]}
+        for block in self.blocks:
+            concerned = [(set(block["methods"]), name) for name in block["vary"]]
+            for key, value in block["settings"].items():
+                if key in METHODS:
+                    concerned += [({key}, name) for name in value]
+                else:
+                    concerned.append((everyone, key))
+            for methods, name in concerned:
+                if not methods & set(methods_with(name)):
+                    make_options(min(methods), {name: 0})  # raises: they do not have it
+            for point in self._points(block, [""]):
+                make_options(point["method"], options_in(point))
+
     def _points(self, block: dict, tasks: list[str]) -> Iterator[dict]:
         """Method by method, all combinations of the options that it has."""
         for method in block["methods"]:
@@ -143,25 +166,11 @@ def _grid_of(found: dict) -> Grid:
     main = {"seeds": [0], "settings": {}, "vary": {}}
     main |= {key: value for key, value in (head | found).items() if key in BLOCK}
     blocks = [main] + [main | {"vary": {}} | block for block in found.get("also", [])]
-    everyone = {method for block in blocks for method in block["methods"]}
     for block in blocks:
         _check_keys(block, BLOCK, "[[also]]")
-        _check_block(block, everyone)
-    return Grid(head["name"], head.get("description", ""), head["tier"], tuple(blocks))
-
-
-def _check_block(block: dict, everyone: set[str]) -> None:
-    """Each value suits every method that has the option, and each option some method."""
-    values = {key: value for key, value in block["settings"].items() if key not in METHODS}
-    suited = [(everyone, key, [value]) for key, value in values.items()]
-    for method in METHODS.keys() & block["settings"].keys():
-        suited += [({method}, key, [one]) for key, one in block["settings"][method].items()]
-    suited += [(set(block["methods"]), key, values) for key, values in block["vary"].items()]
-    for methods, name, values in suited:
-        having = [method for method in methods if name in options_of(method)]
-        for method in having or methods:
-            for value in values:
-                make_options(method, {name: None if value == DEFAULT else value})
+    grid = Grid(head["name"], head.get("description", ""), head["tier"], tuple(blocks))
+    grid.check()
+    return grid
 
 
 def _check_keys(table: dict, accepted: tuple[str, ...], where: str) -> None:
@@ -177,15 +186,17 @@ def expand(spec: str) -> list[str]:
     return siblings if whole else [spec]
 
 
+def options_in(settings: dict) -> dict:
+    """What of a run's settings is an option of its method, where it is not left at its default."""
+    options = {key: settings[key] for key in sorted(settings) if key not in MAIN}
+    return {key: value for key, value in options.items() if value not in (None, DEFAULT)}
+
+
 def canonical(settings: dict) -> dict:
     """The settings without what is the default anyway: the same run always looks the same."""
-    options = {key: settings[key] for key in sorted(settings) if key not in MAIN}
-    defaults = {name: one.default for name, one in options_of(settings["method"]).items()}
-    kept = {
-        key: value
-        for key, value in options.items()
-        if value is not None and value not in (DEFAULT, defaults[key])
-    }
+    defaults = options_of(settings["method"])
+    options = options_in(settings).items()
+    kept = {key: value for key, value in options if value != defaults[key].default}
     return {key: settings[key] for key in MAIN} | kept
 
 

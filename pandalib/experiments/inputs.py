@@ -126,8 +126,10 @@ def fisher_of(
         fisher = Fisher.load(file, backbone)
     elif images is not None:
         pictures, labels = labelled_images(images, size=size or np.shape(normal_images[:1])[-1])
-        classifier = backbone.classifier or linear_probe(backbone, pictures, labels, seed=seed)
-        fisher = fisher_information(backbone, pictures, classifier=classifier, seed=seed, **how)
+        probe = None
+        if backbone.classifier is None:
+            probe = linear_probe(backbone, pictures, labels, seed=seed)
+        fisher = fisher_information(backbone, pictures, classifier=probe, seed=seed, **how)
     elif backbone.classifier is None:
         raise ValueError(
             f"{backbone.name} up to {backbone.truncate_after} has no classifier: EWC needs "

@@ -29,7 +29,7 @@ import torch
 from pandalib.cache import Memory
 from pandalib.datasets.load import sibling_tasks
 from pandalib.experiments.config import TIERS, make_options, versions
-from pandalib.experiments.grids import MAIN, Grid, file_name, identity, load_grid
+from pandalib.experiments.grids import MAIN, Grid, file_name, identity, load_grid, options_in
 from pandalib.experiments.inputs import load_network
 from pandalib.experiments.run import reset_peak_rss, run
 from pandalib.io import ROOT, sealed, unsealed, write_atomically
@@ -78,7 +78,9 @@ def sweep(
     runs = grid.runs(skip_missing=skip_missing)
     results, waiting = outstanding(runs, folder, retry_failed=retry_failed)
     for settings in {_network(one): one for one in waiting}.values():
-        load_network(_options(settings), TIERS[grid.tier])  # weights that are missing are told now
+        load_network(
+            make_options(settings["method"], options_in(settings)), TIERS[grid.tier]
+        )  # weights that are missing are told now
     _write_plan(grid, runs, folder, skip_missing=skip_missing)
     waiting.sort(key=identity)  # long and short ones mixed, so that the time left can be told
     start, left = time.monotonic(), {identity(one): one for one in waiting}
@@ -134,11 +136,6 @@ def outstanding(
     return results, [run for run in runs if identity(run) not in results]
 
 
-def _options(settings: dict):
-    given = {key: value for key, value in settings.items() if key not in MAIN}
-    return make_options(settings["method"], given)
-
-
 def _network(settings: dict) -> tuple:
     keys = ("backbone", "weights", "truncate_after", "adapt_from", "bias_free")
     return tuple(settings.get(key) for key in keys)
@@ -180,7 +177,7 @@ def attempt(settings: dict, threads: int | None = None, folder: Path | None = No
         result = dict(
             id=identity(settings),
             settings=settings,
-            all_settings=asdict(_options(settings)),
+            all_settings=asdict(make_options(settings["method"], options_in(settings))),
             tier_defaults=asdict(TIERS[settings["tier"]]),
             versions=versions(),
             device=_device(),

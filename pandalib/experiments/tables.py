@@ -28,10 +28,8 @@ from pandalib.experiments.published import Published, published_numbers
 from pandalib.experiments.sweep import in_brief, read_plan, read_runs
 from pandalib.io import write_atomically
 
-METRICS = {
-    "roc_auc": "ROC-AUC",
-    "pixel_roc_auc": "pixel ROC-AUC",
-    "pro": "PRO",
+RECORDED = {"roc_auc": "ROC-AUC", "pixel_roc_auc": "pixel ROC-AUC", "pro": "PRO"}
+METRICS = RECORDED | {  # the last two need a whole history
     "best_roc_auc": "ROC-AUC of the best epoch",
     "variance_ratio": "feature variance, end / start",
 }
@@ -219,24 +217,27 @@ def write_table(folder: str | Path) -> list[Row]:
     return rows
 
 
-def labels(rows: list[Row]) -> list[str]:
-    """Each row in words: method, pooled classes, and the options in which the rows differ."""
-    chosen: dict[str, set[str]] = {}
-    for row in rows:
-        for name in {name for other in rows for name in other.options}:
-            if name in options_of(row.method):
-                chosen.setdefault(name, set()).add(_value(row, name))
-    varied = sorted(name for name, values in chosen.items() if len(values) > 1)
+def labels(rows: list[Row]) -> tuple[list[str], str]:
+    """Each row in words, with the options in which rows differ; and the other options."""
+    names = sorted({name for row in rows for name in row.options})
+    values = {name: {_value(row, name) for row in rows} - {None} for name in names}
     words = []
     for row in rows:
-        parts = [f"{n} = {_value(row, n)}" for n in varied if n in options_of(row.method)]
+        parts = [row.method]
+        for name in names:
+            if len(values[name]) > 1 and _value(row, name) is not None:
+                parts.append(f"{name} = {_value(row, name)}")
         if row.normal_classes > 1:
             parts.append(f"{row.normal_classes} normal classes")
-        words.append(", ".join([row.method, *parts]))
-    return words
+        words.append(", ".join(parts))
+    same = [f"{name} = {of.pop()}" for name, of in values.items() if len(of) == 1]
+    return words, ", ".join(same)
 
 
-def _value(row: Row, name: str) -> str:
+def _value(row: Row, name: str) -> str | None:
+    """The value of an option in a row; None where its method does not have it."""
+    if name not in options_of(row.method):
+        return None
     value = row.options.get(name, default_of(row.method, name, row.tier))
     return "default" if value is None else str(value)
 
@@ -292,46 +293,45 @@ def _section(source: str, rows: list[Row]) -> list[str]:
     metrics = [metric for metric in METRICS if any(metric in row.by_class for row in rows)]
     if not metrics:
         return [f"## {source}", "No run has a result yet."]
-    first = metrics[0]
+    (words, same), main = labels(rows), metrics[0]
     reference = next((row for row in rows if row.method == "dn2"), rows[0])
-    words = labels(rows)
-    against = f"{METRICS[first]} minus {words[rows.index(reference)]}"
-    numbers = list(dict.fromkeys(one for row in rows for m in metrics for one in row.published(m)))
-    table = [["method", "network", *(METRICS[m] for m in metrics), against, "published", "runs"]]
+    table = [["method", "network", *(METRICS[metric] for metric in metrics)]]
+    table[0].append(f"{METRICS[main]} minus {words[rows.index(reference)]}")
+    notes: list[str] = []
     for row, label in zip(rows, words):
-        beside = [number for metric in metrics for number in row.published(metric)]
-        table.append(
-            [
-                label,
-                row.backbone or "none",
-                *(_with_interval([*row.by_class.get(metric, {}).values()]) for metric in metrics),
-                _with_interval(differences(row, reference, first), "+"),
-                ", ".join(f"{METRICS[n.metric]} {n} [{numbers.index(n) + 1}]" for n in beside),
-                _count(row),
-            ]
-        )
-    parts = [f"## {source}", _table(table)]
-    notes = [f"{n.published_as}: {n.experiment} ({n.source})." for n in numbers]
-    parts.append("\n".join(f"{number}. {note}" for number, note in enumerate(notes, 1)))
-    if any(number.outlier_exposure for number in numbers):
+        means = [_with_interval(list(row.by_class.get(metric, {}).values())) for metric in metrics]
+        gain = "" if row is reference else _with_interval(differences(row, reference, main), "+")
+        beside = []
+        for number in (one for metric in metrics for one in row.published(metric)):
+            note = f"{number.published_as}: {number.experiment} ({number.source})."
+            notes += [] if note in notes else [note]
+            beside.append(f"{METRICS[number.metric]} {number} [{notes.index(note) + 1}]")
+        table.append([label, row.backbone or "none", *means, gain, _count(row), ", ".join(beside)])
+    table[0] += ["runs", "published"]
+    if not notes:
+        table = [row[:-1] for row in table]
+    parts = [
+        f"## {source}",
+        _table(table),
+        f"The same wherever it applies: {same}." if same else "",
+    ]
+    parts.append("\n".join(f"{place}. {note}" for place, note in enumerate(notes, 1)))
+    if notes and any(row.method == "oe" for row in rows):
         parts.append(OUTLIERS)
     for metric in metrics:
-        names = list(dict.fromkeys(n for row in rows for n in row.by_class.get(metric, {})))
-        if len(names) > 1:
-            columns = [["", *names]]
-            for row, label in zip(rows, words):
-                by_class = row.by_class.get(metric, {})
-                columns.append([label, *(_number(by_class.get(name)) for name in names)])
-            for n in numbers:
-                if n.metric == metric and n.classes:
-                    title = f"{n.published_as}, published, {n.mark}"
-                    columns.append([title, *(_number(n.classes.get(name)) for name in names)])
-            wide = len(columns) <= len(names)
-            parts += [
-                f"{METRICS[metric]} by normal class:",
-                _table(zip(*columns) if wide else columns),
-            ]
+        if metric in RECORDED:
+            parts += [f"{METRICS[metric]} by normal class:", _by_class_table(metric, rows, words)]
     return parts
+
+
+def _by_class_table(metric, rows, words) -> str:
+    """The means by normal class, long rather than wide."""
+    names = list(dict.fromkeys(name for row in rows for name in row.by_class.get(metric, {})))
+    columns = [["", *names]]
+    for row, label in zip(rows, words):
+        values = [row.by_class.get(metric, {}).get(name) for name in names]
+        columns.append([label, *("" if value is None else f"{value:.3f}" for value in values)])
+    return _table(columns if len(columns) > len(names) else zip(*columns))
 
 
 def _table(rows) -> str:
@@ -347,10 +347,6 @@ def _with_interval(values: list[float], sign: str = "") -> str:
     return f"{np.mean(values):{sign}.3f}{between}"
 
 
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}"
-
-
 def _count(row: Row) -> str:
     """How many runs there are, and of what they lack."""
     text = f"{row.n_runs} of {row.runs_wanted}" if row.n_runs < row.runs_wanted else f"{row.n_runs}"
@@ -362,27 +358,13 @@ def _count(row: Row) -> str:
 def figure(rows: list[Row]):
     """The means with their intervals, and the sentence that says what the figure shows."""
     metric = "pixel_roc_auc" if all("pixel_roc_auc" in row.by_class for row in rows) else "roc_auc"
-    named = [f"{row.data_set}: {label}" for row, label in zip(rows, labels(rows))]
+    names = [f"{row.data_set}: {label}" for row, label in zip(rows, labels(rows)[0])]
     means = [row.mean(metric) for row in rows]
     ends = [row.interval(metric) or (mean, mean) for row, mean in zip(rows, means)]
-    picture = plots.intervals(named, means, ends, xlabel=METRICS[metric])
+    picture = plots.intervals(names, means, ends, xlabel=METRICS[metric])
     for height, row in enumerate(reversed(rows)):
         for number in row.published(metric):
-            marker = "D" if number.mark == "verified" else "s"
-            picture.axes[0].plot(
-                number.value,
-                height,
-                label=f"published, {number.mark}",
-                color=plots.ANOMALOUS,
-                marker=marker,
-                markerfacecolor="none",
-                linestyle="none",
-            )
-    handles, words = picture.axes[0].get_legend_handles_labels()
-    if words:
-        picture.legend(
-            dict(zip(words, handles)).values(), dict.fromkeys(words), loc="outside lower center"
-        )
+            picture.axes[0].annotate(str(number), (number.value, height), color=plots.ANOMALOUS)
     low, high = int(np.argmin(means)), int(np.argmax(means))
-    alt = f"Mean {METRICS[metric]}, from {named[low]} ({means[low]:.3f}) "
-    return picture, alt + f"to {named[high]} ({means[high]:.3f})."
+    alt = f"Mean {METRICS[metric]}, from {names[low]} ({means[low]:.3f}) "
+    return picture, alt + f"to {names[high]} ({means[high]:.3f})."
