@@ -419,7 +419,8 @@ def cut_stages(network: nn.Module, name: str) -> tuple[OrderedDict[str, nn.Modul
         parts = OrderedDict()
         for module in modules:
             part = nn.Flatten() if module == "flatten" else network.get_submodule(module)
-            parts[module.rpartition(".")[2]] = part
+            last = module.rpartition(".")[2]
+            parts[str(len(parts)) if last.isdigit() else last] = part  # each stage counts from 0
         return nn.Sequential(parts)
 
     family = _family(name)

@@ -17,9 +17,9 @@ import pytest
 import torch
 from small import images, small_backbone
 
-from pandalib import Fisher, Inspector, fisher_information
+from pandalib import Inspector
 from pandalib.cache import FeatureCache, content_key
-from pandalib.datasets.folder import write_images, write_mvtec
+from pandalib.datasets.folder import write_mvtec
 from pandalib.datasets.task import OneClassTask
 from pandalib.io import read_tensors, sealed, unsealed, write_atomically
 from pandalib.methods.panda import fit_compactness
@@ -55,20 +55,6 @@ class Cache:
             found = FeatureCache(folder).get(content_key(data), data.shape, [])
             assert np.array_equal(found, data)
         return max(there, default=None)
-
-
-class FisherInformation:
-    def __init__(self):
-        self.backbone = small_backbone()
-        self.fisher = fisher_information(self.backbone, images(2), progress=False)
-
-    def write(self, folder, version):
-        facts = vars(self.fisher) | {"n_samples": version}
-        Fisher(**facts).save(folder / "fisher.safetensors")
-
-    def read(self, folder):
-        path = folder / "fisher.safetensors"
-        return Fisher.load(path, self.backbone).n_samples if path.exists() else None
 
 
 class TrainingRun:
@@ -118,19 +104,9 @@ class Detector:
         return version
 
 
-class ExportedImages:
+class ExportedTask:
     """Written into a new folder only: the old version is none at all."""
 
-    def write(self, folder, version):
-        if version == NEW:
-            write_images(PICTURES[:10], folder / "new")
-
-    def read(self, folder):
-        assert len([*folder.glob("new/*.png")]) == (10 if (folder / "new").exists() else 0)
-        return NEW if (folder / "new").exists() else OLD
-
-
-class ExportedTask(ExportedImages):
     def write(self, folder, version):
         labels, kinds = np.array([0, 0, 1, 1]), ("good", "good", "bad", "bad")
         task = OneClassTask("made:up", PICTURES[:6], PICTURES[6:10], labels, kinds)
@@ -142,15 +118,7 @@ class ExportedTask(ExportedImages):
         return NEW if (folder / "new").exists() else OLD
 
 
-WRITERS = (
-    SealedFile,
-    Cache,
-    FisherInformation,
-    TrainingRun,
-    Detector,
-    ExportedImages,
-    ExportedTask,
-)
+WRITERS = (SealedFile, Cache, TrainingRun, Detector, ExportedTask)
 
 
 @pytest.fixture(scope="module", params=WRITERS, ids=lambda writer: writer.__name__)
