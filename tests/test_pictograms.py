@@ -9,15 +9,14 @@ from pandalib.datasets.synthetic import glyphs, pictograms
 from pandalib.datasets.synthetic.drawing import (
     Style,
     TextureBank,
-    coordinates,
     draw,
     enlargement,
     generator,
     glyph_mask,
-    oklch,
     place,
 )
 from pandalib.datasets.synthetic.pictograms import LEVELS, OUTLIERS, SYMBOLS, Pictograms
+from pandalib.datasets.synthetic.shading import coordinates, oklch
 
 
 def test_an_image_depends_on_seed_and_index_alone():

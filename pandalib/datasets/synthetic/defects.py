@@ -13,9 +13,19 @@ from itertools import permutations
 
 import numpy as np
 
-from pandalib.datasets.synthetic.drawing import oklch, uniform
-from pandalib.datasets.synthetic.materials import CODE, Scene
-from pandalib.datasets.synthetic.shading import LIGHT_FROM, axes, clouds, mix, sample, step, turned
+from pandalib.datasets.synthetic.shading import (
+    CODE,
+    LIGHT_FROM,
+    Scene,
+    axes,
+    clouds,
+    mix,
+    oklch,
+    sample,
+    step,
+    turned,
+    uniform,
+)
 
 # A touch of another hue where a defect is dark on one side and bright on the other, so that no line
 # between them is left unchanged.

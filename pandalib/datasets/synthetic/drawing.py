@@ -16,6 +16,8 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from pandalib.datasets.synthetic.shading import coordinates, oklch, uniform
+
 FONT_FILES = ("DejaVuSans.ttf", "DejaVuSans-Bold.ttf")
 MASK_SIZE = 128  # pixels of a glyph mask: twice the image, so that shrunk glyphs keep smooth edges
 FONT_SIZE = 80
@@ -36,10 +38,6 @@ class Style(NamedTuple):
 def generator(stream: str, seed: int, index: int) -> np.random.Generator:
     """Random generator of one image: the same numbers on every machine."""
     return np.random.default_rng([zlib.crc32(stream.encode()), seed, index])
-
-
-def uniform(rng: np.random.Generator, low: float, high: float) -> float:
-    return low + (high - low) * rng.random()
 
 
 @functools.cache
@@ -116,32 +114,6 @@ def enlargement(small: int, large: int) -> np.ndarray:
     matrix[np.arange(large), left] = 1 - (at - left)
     matrix[np.arange(large), left + 1] = at - left
     return matrix
-
-
-@functools.cache
-def coordinates(size: int) -> np.ndarray:
-    """(size * size, 2) pixel centres from -1 to 1, x first."""
-    line = (np.arange(size, dtype=np.float32) + 0.5) * (2 / size) - 1
-    x, y = np.meshgrid(line, line)
-    return np.stack([x.ravel(), y.ravel()], axis=1)
-
-
-def oklch(lightness: float, chroma: float, hue: float) -> np.ndarray:
-    """A colour by perceived lightness, chroma and hue in radians, as sRGB float32 (3,) in 0..1.
-
-    Equal steps look equally large in this space (Ottosson 2020): `contrast` means the same for
-    every hue.
-    """
-    a, b = chroma * math.cos(hue), chroma * math.sin(hue)
-    long = (lightness + 0.3963377774 * a + 0.2158037573 * b) ** 3
-    medium = (lightness - 0.1055613458 * a - 0.0638541728 * b) ** 3
-    short = (lightness - 0.0894841775 * a - 1.2914855480 * b) ** 3
-    red = 4.0767416621 * long - 3.3077115913 * medium + 0.2309699292 * short
-    green = -1.2684380046 * long + 2.6097574011 * medium - 0.3413193965 * short
-    blue = -0.0041960863 * long - 0.7034186147 * medium + 1.7076147010 * short
-    linear = np.clip(np.array([red, green, blue]), 0, 1)
-    curved = 1.055 * linear ** (1 / 2.4) - 0.055
-    return np.where(linear <= 0.0031308, 12.92 * linear, curved).astype(np.float32)
 
 
 def paint(

@@ -7,14 +7,13 @@ same image with something wrong in its structure (a thread missing, a tile turne
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
 
-from pandalib.datasets.synthetic.drawing import uniform
 from pandalib.datasets.synthetic.shading import (
+    CODE,
     LIGHT_FROM,
+    Scene,
     axes,
     clouds,
     lamp,
@@ -25,26 +24,10 @@ from pandalib.datasets.synthetic.shading import (
     step,
     tinted,
     turned,
+    uniform,
 )
 
-CODE = "rbbb"  # the dots printed on the washer, red and blue, clockwise
 PI = np.float32(math.pi)
-
-
-class Scene(NamedTuple):
-    """One surface under its light, before noise."""
-
-    image: np.ndarray  # float32 (3, size, size), without any defect
-    spot: Callable[
-        ..., tuple[float, float]
-    ]  # a random place where a defect may lie, of a generator
-    angle: float = 0.0  # direction of the grain
-    cover: np.ndarray | float = 1.0  # how much of each pixel is the thing inspected, not the bench
-    redraw: Callable[..., np.ndarray] | None = None  # with something wrong: see each material
-
-    @property
-    def size(self) -> int:
-        return self.image.shape[-1]
 
 
 def anywhere(rng: np.random.Generator) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""Tools for drawn surfaces: smooth noise, soft edges, colours that vary, light.
+"""Tools for drawing: smooth noise, soft edges, colours that vary, light.
 
 Fields are float32 (size, size). Lengths are in halves of the image side, from -1 at the left and
 the top to 1, so that the size only says how finely a scene is sampled. Colours are sRGB, 0 to 1.
@@ -8,12 +8,39 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
-from pandalib.datasets.synthetic.drawing import coordinates, oklch, uniform
-
 LIGHT_FROM = (-0.6, -0.8)  # the lamp stands at the upper left: bevels and dents are lit from there
+CODE = "rbbb"  # the dots printed on the washer, red and blue, clockwise
+
+
+class Scene(NamedTuple):
+    """One surface under its light, before noise."""
+
+    image: np.ndarray  # float32 (3, size, size), without any defect
+    spot: Callable[..., tuple[float, float]]  # by a generator, a place where a defect may lie
+    angle: float = 0.0  # direction of the grain
+    cover: np.ndarray | float = 1.0  # how much of each pixel is the thing inspected, not the bench
+    redraw: Callable[..., np.ndarray] | None = None  # with something wrong: see each material
+
+    @property
+    def size(self) -> int:
+        return self.image.shape[-1]
+
+
+def uniform(rng: np.random.Generator, low: float, high: float) -> float:
+    return low + (high - low) * rng.random()
+
+
+@functools.cache
+def coordinates(size: int) -> np.ndarray:
+    """(size * size, 2) pixel centres from -1 to 1, x first."""
+    line = (np.arange(size, dtype=np.float32) + 0.5) * (2 / size) - 1
+    x, y = np.meshgrid(line, line)
+    return np.stack([x.ravel(), y.ravel()], axis=1)
 
 
 @functools.cache
@@ -89,6 +116,24 @@ def lamp(rng: np.random.Generator, size: int, strength: float = 0.07) -> np.ndar
     exposure = uniform(rng, 0.965, 1.035)
     slope = np.float32(strength * uniform(rng, 0.4, 1.0)) * along
     return np.float32(exposure) * (1 + slope - np.float32(0.035) * (x * x + y * y))
+
+
+def oklch(lightness: float, chroma: float, hue: float) -> np.ndarray:
+    """A colour by perceived lightness, chroma and hue in radians, as sRGB float32 (3,) in 0..1.
+
+    Equal steps look equally large in this space (Ottosson 2020): `contrast` means the same for
+    every hue.
+    """
+    a, b = chroma * math.cos(hue), chroma * math.sin(hue)
+    long = (lightness + 0.3963377774 * a + 0.2158037573 * b) ** 3
+    medium = (lightness - 0.1055613458 * a - 0.0638541728 * b) ** 3
+    short = (lightness - 0.0894841775 * a - 1.2914855480 * b) ** 3
+    red = 4.0767416621 * long - 3.3077115913 * medium + 0.2309699292 * short
+    green = -1.2684380046 * long + 2.6097574011 * medium - 0.3413193965 * short
+    blue = -0.0041960863 * long - 0.7034186147 * medium + 1.7076147010 * short
+    linear = np.clip(np.array([red, green, blue]), 0, 1)
+    curved = 1.055 * linear ** (1 / 2.4) - 0.055
+    return np.where(linear <= 0.0031308, 12.92 * linear, curved).astype(np.float32)
 
 
 def tinted(rng: np.random.Generator, *colours: tuple[float, float, float]) -> list[np.ndarray]:
