@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from sklearn.base import BaseEstimator
 from torch import nn
 
-from pandalib.backbones import Backbone, normalise
+from pandalib.backbones import Backbone
 from pandalib.cache import FeatureCache
 from pandalib.methods.training import TrainableCopy, Training
 from pandalib.validation import check_counts, check_fitted, check_rates
@@ -109,21 +109,18 @@ class OutlierExposure(BaseEstimator):
         FloatingPointError
             The loss is no longer finite.
         """
-        _check_some(normal_images, self.outlier_images)
-        pair = normal_images, self.outlier_images
-        ours, theirs = (tuple(normalise(images[:1]).shape[2:]) for images in pair)
-        if ours != theirs:
-            raise ValueError(
-                f"normal images are {ours} pixels and outliers {theirs}: expected one size, since "
-                "size alone would tell them apart."
-            )
-        return self.fit_frozen(
-            *(self.backbone.frozen_features(images, cache=self.cache) for images in pair)
-        )
+        pair = (normal_images, self.outlier_images)
+        frozen = (self.backbone.frozen_features(images, cache=self.cache) for images in pair)
+        return self.fit_frozen(*frozen)
 
     def fit_frozen(self, normal: torch.Tensor, outliers: torch.Tensor) -> OutlierExposure:
         """As `fit`, from frozen features: (N, C, h, w) and (M, C, h, w)."""
-        _check_some(normal, outliers)
+        if len(normal) == 0 or len(outliers) == 0 or normal.shape[1:] != outliers.shape[1:]:
+            raise ValueError(
+                f"frozen features are {tuple(normal.shape)} of normal images and "
+                f"{tuple(outliers.shape)} of outliers: expected some of either, and images of one "
+                "size, since size alone would tell them apart."
+            )
         check_rates(lr=self.lr, max_grad_norm=self.max_grad_norm)
         check_counts(epochs=self.epochs, batch_size=self.batch_size)
         example = torch.cat([normal[: self.batch_size], outliers[: self.batch_size]])
@@ -189,12 +186,6 @@ class OutlierExposure(BaseEstimator):
         """As `score`, from features of the trained network, float32 (n, d)."""
         logits = self.linear_(torch.from_numpy(features).to(self.backbone.device))
         return logits[:, 0].cpu().numpy().astype(np.float64)
-
-
-def _check_some(normal, outliers) -> None:
-    for name, images in (("normal images", normal), ("outliers", outliers)):
-        if len(images) == 0:
-            raise ValueError(f"there are no {name}: expected at least 1.")
 
 
 def cycled(n: int, *, seed: int) -> Iterator[int]:
