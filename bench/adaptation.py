@@ -18,10 +18,11 @@ from common import Line, at_most, finish, machine, section, versions
 from torch import nn
 
 from pandalib import load_backbone, load_task
+from pandalib.backbones import cut_stages, embedded_network, normalise
+from pandalib.methods.knn import knn_scores
 from pandalib.methods.panda import compactness, fit_compactness
 from pandalib.methods.training import TrainableCopy
-from pandalib.backbones import _stages, embedded_network, normalise, read_state, verify_embedded
-from pandalib.methods.knn import knn_scores
+from pandalib.weights import EMBEDDED, read_state, verify_embedded
 
 OVER_FLOOR = 1.5
 BF16 = {"off": False, "on": True, "auto": "auto"}
@@ -61,7 +62,7 @@ def plain_network(name: str) -> nn.Sequential:
 
         torch.manual_seed(0)
         network = torchvision.models.get_model(name, weights=None)
-    return nn.Sequential(_stages(network)[0]).eval()
+    return nn.Sequential(cut_stages(network, EMBEDDED if name == "embedded" else name)[0]).eval()
 
 
 def plain_epoch(network, centre, images, test, optimiser, order) -> np.ndarray:
