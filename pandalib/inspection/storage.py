@@ -189,6 +189,21 @@ def _rebuilt(cls, network: Backbone, facts: dict, tensors: dict[str, np.ndarray]
     inspector = cls(network, **settings)
     inspector.prepare()
     inspector.image_size_ = tuple(facts["image_size"])
+    blank = np.zeros((1, 3, *inspector.image_size_), np.uint8)
+    form = Pyramids.of(network, blank, inspector.layers_)
+    n, m = facts["n_normal"], min(facts["n_normal"], facts["n_maps"])
+    expected = {
+        "features": (n, form.pooled.shape[1]),
+        "kept": (m,),
+        "digests": (n,),
+        "pyramids": (m, form.rows.shape[1]),
+        "scales": (len(inspector.layers_),),
+        "normal_image": (m,),
+        "normal_place": (m,),
+    }
+    shapes = {name: array.shape for name, array in tensors.items()}
+    if shapes != expected:
+        raise ValueError(f"its tensors have the shapes {shapes}, expected {expected}.")
     inspector.n_copies_ = facts["n_copies"]
     inspector.unreadable_ = []
     inspector.features_ = tensors["features"]
@@ -196,7 +211,5 @@ def _rebuilt(cls, network: Backbone, facts: dict, tensors: dict[str, np.ndarray]
     inspector.digests_ = tensors["digests"]
     inspector.scales_ = {part: facts["usual"][part] for part in ("image", "place")}
     inspector.normal_parts_ = {part: tensors[f"normal_{part}"] for part in inspector.scales_}
-    blank = np.zeros((1, 3, *inspector.image_size_), np.uint8)
-    shapes = Pyramids.of(network, blank, inspector.layers_).shapes
-    inspector.build(Pyramids(tensors["pyramids"], shapes), tensors["scales"])
+    inspector.build(Pyramids(tensors["pyramids"], form.shapes), tensors["scales"])
     return inspector
