@@ -109,8 +109,10 @@ def _add_options(parser: argparse.ArgumentParser, names) -> None:
         words = one.metadata["help"]
         if one.default not in (None, False):
             words += f"; default: {one.default}"
-        if len(having) < len(METHODS):
-            words += f" [{' '.join(having)}]"
+        lacking = [method for method in METHODS if method not in having]
+        if lacking:
+            few = len(lacking) < len(having)
+            words += f" [not {' '.join(lacking)}]" if few else f" [{' '.join(having)}]"
         if one.metadata["choices"]:
             how = {"choices": list(one.metadata["choices"])}
         else:
@@ -234,7 +236,7 @@ def fit(options: argparse.Namespace) -> int:
     for name, reason in inspector.unreadable_:
         print(f"left out: {name!r} is no image: {reason}", file=sys.stderr)
     if inspector.n_copies_ > copies:
-        print(f"left out: copies of others: {inspector.n_copies_ - copies}", file=sys.stderr)
+        print(f"left out: {inspector.n_copies_ - copies} copies of others", file=sys.stderr)
     network, n = inspector.backbone, len(inspector.features_)
     if network.source == "embedded":
         print("note: for photographs that matter take --tier standard", file=sys.stderr)

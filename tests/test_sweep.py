@@ -1,19 +1,21 @@
-"""Sweeps that are interrupted: killed whole, a process killed, a worker of a cluster killed. The table is the undisturbed one."""
+"""Sweeps: what a result file says, failing runs, and sweeps that are interrupted."""
 
 import json
 import os
-import signal
+import platform
 import subprocess
 import sys
 import time
-from pathlib import Path
+from datetime import datetime
 
+import faiss
 import pytest
+import torch
 
-from pandalib.experiments import sweep as experiments
-from pandalib.experiments.sweep import RUNS, file_name, read_results, sweep
-from pandalib.experiments.grids import load_grid
-from pandalib.experiments.tables import write_table
+from pandalib import load_grid, read_results, run, sweep
+from pandalib.experiments import sweep as sweeping
+from pandalib.experiments.grids import file_name, identity
+from pandalib.experiments.sweep import LOG, PLAN, RUNS, attempt, in_words, read_plan
 
 GRID = """
 [grid]
@@ -28,8 +30,8 @@ n_test = 4
 [settings.early]
 epochs = 4
 """
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PANDALIB_QUIET": "0"}
-PATIENCE = 180  # seconds; the machine may be busy
+ONE = dict(task="pictograms:star", method="pixels", tier="embedded", seed=0, n_train=20, n_test=4)
+HERE = dict(workers=1, threads=1, progress=False)  # one worker is this process
 
 
 @pytest.fixture(scope="module")
@@ -41,241 +43,174 @@ def grid(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def undisturbed(grid, tmp_path_factory):
-    """Result folder of a sweep that nothing happened to, by one process."""
+    """The folder of a sweep to which nothing happened."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    sweep(grid, folder, workers=1, threads=1, progress=False)
-    write_table(folder)
+    sweep(grid, folder, **HERE)
     return folder
 
 
-def start(grid, folder, *options) -> subprocess.Popen:
-    command = [sys.executable, "-m", "pandalib", "sweep", str(grid), "--out", str(folder), *options]
-    return subprocess.Popen(
-        command,
-        env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+@pytest.fixture
+def one(tmp_path):
+    """A grid of a single quick run."""
+    path = tmp_path / "one.toml"
+    text = GRID.split("[settings.early]")[0].replace('"dn2", "early"', "").replace("0, 1", "0")
+    path.write_text(text.replace(', "pictograms:heart"', "").replace('"small"', '"one"'))
+    assert len(load_grid(path).runs()) == 1
+    return path
 
 
-def wait_for(condition, what: str) -> None:
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < end, f"{what} did not happen in {PATIENCE} s"
-        time.sleep(0.01)
-
-
-def results(folder: Path) -> list[Path]:
+def results_in(folder):
     return sorted((folder / RUNS).glob("*.json"))
 
 
-def numbers(folder: Path) -> dict:
-    """All that has to be the same, by run: everything but times, memory and the moment."""
-    changing = ("seconds", "peak_rss_mb", "started", "commit", "sha256")
-    return {
-        path.name: {
-            key: value for key, value in json.loads(path.read_text()).items() if key not in changing
-        }
-        for path in results(folder)
-    }
+def numbers(folder) -> dict:
+    """All that has to be the same, by run: everything but times, memory and threads."""
+    changing = ("seconds", "peak_rss_mb", "started", "commit", "sha256", "threads")
+    found = {}
+    for path in results_in(folder):
+        result = json.loads(path.read_text())
+        found[path.name] = {key: one for key, one in result.items() if key not in changing}
+    return found
 
 
-def assert_same_table(folder: Path, undisturbed: Path) -> None:
-    write_table(folder)
-    assert numbers(folder) == numbers(undisturbed) and len(results(folder)) == 12
-    for name in ("table.md", "table.csv"):
-        assert (folder / name).read_text() == (undisturbed / name).read_text()
+def test_a_result_says_where_it_came_from(tmp_path):
+    threads = torch.get_num_threads(), faiss.omp_get_max_threads()
+    result = attempt(ONE, 1, tmp_path)
+    assert (torch.get_num_threads(), faiss.omp_get_max_threads()) == threads
+    record = run(**ONE)
+    for key in set(record) - {"seconds", "peak_rss_mb"}:
+        assert result[key] == record[key]
+    assert result["settings"] == ONE and result["id"] == identity(ONE) and result["threads"] == 1
+    assert result["all_settings"]["k"] == 2 and result["all_settings"]["n_train"] == 20
+    assert result["tier_defaults"]["pace"]["lr"] == 0.25
+    assert result["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert result["device"].startswith(("cpu: ", "cuda: ")) and datetime.fromisoformat(
+        result["started"]
+    )
+    (path,) = results_in(tmp_path)
+    assert path.name == file_name(ONE) and json.loads(path.read_text())["id"] == result["id"]
+    assert platform.node() not in path.read_text() and str(tmp_path) not in path.read_text()
 
 
-def children(pid: int) -> list[int]:
-    return [
-        int(child)
-        for task in Path(f"/proc/{pid}/task").iterdir()
-        for child in (task / "children").read_text().split()
-    ]
+def test_killed_and_called_again_it_goes_on(grid, undisturbed, tmp_path, capsys):
+    """kill -9 in the middle: nothing is half-written, and the second call does what is missing."""
+    command = [sys.executable, "-m", "pandalib", "sweep", str(grid), "--out", str(tmp_path)]
+    process = subprocess.Popen([*command, "--workers", "1"], stderr=subprocess.PIPE)
+    end = time.monotonic() + 180
+    while len(results_in(tmp_path)) < 2:
+        assert process.poll() is None and time.monotonic() < end
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    done = {path: path.stat().st_mtime_ns for path in results_in(tmp_path)}
+    assert 2 <= len(done) < 12, "killed too late: the grid is too quick for this machine"
 
-
-def alive(pid: int) -> bool:
-    try:
-        return (
-            Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-        )  # whose parent has gone may wait as a zombie
-    except FileNotFoundError:
-        return False
-
-
-def working(pid: int) -> list[int]:
-    """The processes of a sweep that do its runs."""
-    lines = {child: Path(f"/proc/{child}/cmdline").read_text() for child in children(pid)}
-    return [child for child, line in lines.items() if "loky" in line and "tracker" not in line]
-
-
-def test_one_process_killed_then_the_sweep_then_called_again(
-    grid, undisturbed, tmp_path, capsys, monkeypatch
-):
-    """One process, as when memory runs out: what it did is done again. Then kill -9: its processes leave too, the next call does what is missing."""
-    process = start(grid, tmp_path, "--workers", "2", "--threads", "1")
-    least = 2
-    wait_for(lambda: len(results(tmp_path)) >= least, "the second result")
-    if sys.platform.startswith("linux"):  # finds the processes in /proc
-        pids = working(process.pid)
-        assert len(pids) == 2
-        os.kill(pids[0], signal.SIGKILL)
-        least = len(results(tmp_path)) + 3
-        wait_for(lambda: len(results(tmp_path)) >= least, "a further result")
-        pids = working(process.pid)
-        os.kill(process.pid, signal.SIGKILL)  # the sweep alone
-        wait_for(lambda: not any(map(alive, pids)), "the end of its processes")
-    else:
-        os.killpg(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    done = {path: path.stat().st_mtime_ns for path in results(tmp_path)}
-    assert least <= len(done) < 12, "killed too late: the grid is too quick for this machine"
-    assert all(
-        json.loads(path.read_text())["roc_auc"] is not None for path in done
-    )  # none half-written, none failed
-    with pytest.raises(AssertionError):
-        assert_same_table(tmp_path, undisturbed)
-    assert f"{12 - len(done)} of 12 runs have no result yet" in (tmp_path / "table.md").read_text()
-
-    monkeypatch.setenv("PANDALIB_QUIET", "0")
-    sweep(grid, tmp_path, workers=2, threads=1)
-    err = capsys.readouterr().err
-    assert f"small: {len(done)} of 12 runs have a result already" in err and err.count(
-        " gone"
-    ) == 12 - len(done)
+    results = sweep(grid, tmp_path, workers=2, threads=1)
     assert {path: path.stat().st_mtime_ns for path in done} == done
-    assert_same_table(tmp_path, undisturbed)
-    before = {path: path.stat().st_mtime_ns for path in results(tmp_path)}
-    sweep(grid, tmp_path, workers=2, threads=1)
-    assert {path: path.stat().st_mtime_ns for path in results(tmp_path)} == before
+    assert numbers(tmp_path) == numbers(undisturbed) and len(results) == 12
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 12 - len(done)
+    assert lines[-1].startswith("small: 12 of 12, ") and "about 0 s left  pictograms:" in lines[-1]
+    assert lines[-1] in (tmp_path / LOG).read_text()
+    again = sweep(grid, tmp_path)
+    assert again == results == read_results(tmp_path) and not capsys.readouterr().err
+    assert [result["settings"] for result in results] == load_grid(grid).runs()
 
 
-def dies_on_heart(settings: dict, folder: Path, threads: int) -> dict:
-    """In place of `_attempt_and_write`: a fault of compiled code in every run of one task."""
-    if settings["task"] == "pictograms:heart" and settings["method"] == "dn2":
-        os.kill(os.getpid(), signal.SIGKILL)
-    return _attempt_and_write(settings, folder, threads)
+def test_a_failing_run_leaves_its_error_and_the_others_go_on(grid, tmp_path, monkeypatch):
+    def fails_on_heart(task, method, **options):
+        if task == "pictograms:heart" and method == "dn2":
+            raise MemoryError("no room")
+        return dict(ONE, task=task, method=method, roc_auc=0.5)
 
-
-_attempt_and_write = experiments._attempt_and_write
-
-
-def test_a_run_that_kills_its_process_fails_after_the_second_time(
-    grid, undisturbed, tmp_path, monkeypatch, capsys
-):
-    monkeypatch.setattr(experiments, "_attempt_and_write", dies_on_heart)
-    monkeypatch.setenv("PANDALIB_QUIET", "0")
-    found = sweep(grid, tmp_path, workers=2, threads=1)
-    failed = [result for result in found if "error" in result]
-    assert [(result["task"], result["method"], result["seed"]) for result in failed] == [
+    monkeypatch.setattr(sweeping, "run", fails_on_heart)
+    results = sweep(grid, tmp_path, **HERE)
+    failed = [result for result in results if "error" in result]
+    assert [(one["task"], one["method"], one["seed"]) for one in failed] == [
         ("pictograms:heart", "dn2", 0),
         ("pictograms:heart", "dn2", 1),
     ]
-    assert all(
-        result["error"]["type"] == "ProcessDied"
-        and "most often memory ran out" in result["error"]["message"]
-        for result in failed
+    assert (
+        failed[0]["error"]["type"] == "MemoryError" and failed[0]["error"]["message"] == "no room"
     )
-    assert "2 failed" in capsys.readouterr().err
-    names = {file_name(result["settings"]) for result in failed}
-    assert {name: value for name, value in numbers(tmp_path).items() if name not in names} == {
-        name: value for name, value in numbers(undisturbed).items() if name not in names
-    }
-    # Their errors stand, until they are asked for again.
-    monkeypatch.setattr(experiments, "_attempt_and_write", _attempt_and_write)
-    assert [result.get("error") for result in sweep(grid, tmp_path, workers=1, threads=1)].count(
-        None
-    ) == 10
-    assert all(
-        "error" not in result
-        for result in sweep(grid, tmp_path, workers=1, threads=1, retry_failed=True)
-    )
-    assert_same_table(tmp_path, undisturbed)
+    assert "test_sweep.py" in failed[0]["error"]["traceback"][-1]
+    assert "FAILED: MemoryError: no room" in (tmp_path / LOG).read_text()
+    monkeypatch.setattr(sweeping, "run", lambda task, **_: dict(ONE, task=task, roc_auc=0.5))
+    assert sum("error" in result for result in sweep(grid, tmp_path, **HERE)) == 2  # it stands
+    again = sweep(grid, tmp_path, retry_failed=True, **HERE)
+    assert not any("error" in result for result in again)
 
 
-@pytest.fixture
-def cluster(tmp_path):
-    """A scheduler and two workers, processes that talk over TCP on loopback: (address, the workers)."""
-    pytest.importorskip("distributed", reason="needs the extra [cluster]: dask[distributed]")
-    file, processes = tmp_path / "scheduler.json", []
-
-    def run(*arguments) -> subprocess.Popen:
-        command = [sys.executable, "-m", *arguments, "--no-dashboard"]
-        with open(tmp_path / f"{len(processes)}.log", "w") as log:
-            processes.append(
-                subprocess.Popen(
-                    command,
-                    env=ENVIRONMENT,
-                    cwd=tmp_path,
-                    stdout=log,
-                    stderr=log,
-                    start_new_session=True,
-                )
-            )
-        return processes[-1]
-
-    try:
-        run(
-            "distributed.cli.dask_scheduler",
-            "--host",
-            "127.0.0.1",
-            "--port",
-            "0",
-            "--scheduler-file",
-            str(file),
-        )
-        wait_for(lambda: file.exists() and file.read_text().endswith("}"), "the scheduler")
-        address = json.loads(file.read_text())["address"]
-        assert address.startswith("tcp://127.0.0.1:")
-        workers = [
-            run(
-                "distributed.cli.dask_worker",
-                address,
-                "--no-nanny",
-                "--nthreads",
-                "1",
-                "--name",
-                name,
-            )
-            for name in ("one", "two")
-        ]
-        wait_for(
-            lambda: all(
-                "Registered to" in (tmp_path / f"{number}.log").read_text() for number in (1, 2)
-            ),
-            "both workers",
-        )
-        yield address, workers
-    finally:
-        for process in processes:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+def dies(settings, threads, folder):
+    """In place of `attempt`: a fault of compiled code."""
+    os._exit(1)
 
 
-def test_on_a_cluster_with_one_worker_killed(grid, undisturbed, tmp_path, cluster):
-    address, workers = cluster
+def test_a_worker_that_dies(grid, tmp_path, monkeypatch):
+    monkeypatch.setattr(sweeping, "attempt", dies)
+    with pytest.raises(RuntimeError, match="12 runs have no result yet, as pictograms:"):
+        sweep(grid, tmp_path, workers=2, threads=1, progress=False)
+    assert results_in(tmp_path) == [] and (tmp_path / PLAN).exists()
+
+
+def test_a_damaged_result_is_done_again(one, tmp_path):
     folder = tmp_path / "out"
-    process = start(grid, folder, "--scheduler", address, "--threads", "1")
-    wait_for(lambda: len(results(folder)) >= 2, "the second result")
-    os.kill(workers[0].pid, signal.SIGKILL)
-    assert len(results(folder)) < 12, "killed too late: the grid is too quick for this machine"
-    _, err = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 0, err
-    assert workers[0].wait() == -signal.SIGKILL and workers[1].poll() is None
-    assert_same_table(folder, undisturbed)
+    (first,) = sweep(one, folder, **HERE)
+    (path,) = results_in(folder)
+    path.write_text(path.read_text().replace('"roc_auc": 0', '"roc_auc": 1'))
+    assert read_results(folder) == []
+    (second,) = sweep(one, folder, **HERE)
+    assert second["roc_auc"] == first["roc_auc"] and read_results(folder) == [second]
 
 
-def test_a_cluster_that_is_not_there(grid, tmp_path, monkeypatch):
-    pytest.importorskip("distributed", reason="needs the extra [cluster]: dask[distributed]")
-    monkeypatch.setattr(experiments, "CONNECTING", 1)
-    with pytest.raises(
-        ConnectionError,
-        match=r"there is no Dask scheduler at 'tcp://127.0.0.1:9'.*expected an address as tcp://10.0.0.1:8786",
-    ):
-        sweep(grid, tmp_path, scheduler="tcp://127.0.0.1:9", progress=False)
-    assert not results(tmp_path)
-    assert read_results(tmp_path) == [] and len(load_grid(grid).runs()) == 12
+def test_one_grid_has_one_folder(one, grid, tmp_path):
+    folder = tmp_path / "out"
+    sweep(one, folder, **HERE)
+    plan = read_plan(folder)
+    assert plan["name"] == "one" and plan["classes"] == dict(pictograms=10)
+    with pytest.raises(ValueError, match="holds the results of another grid"):
+        sweep(grid, folder, **HERE)
+    (folder / PLAN).write_text("{")
+    with pytest.raises(ValueError, match="plan.json is damaged .*: delete it and sweep again"):
+        read_results(folder)
+    with pytest.raises(FileNotFoundError, match="pandalib sweep GRID --out"):
+        read_plan(tmp_path / "nowhere")
+
+
+def test_missing_weights_are_told_before_anything_starts(one, tmp_path):
+    text = one.read_text().replace('"pixels"', '"dn2"')
+    one.write_text(text + '[vary]\nweights = ["embedded", "none.safetensors"]\n')
+    with pytest.raises(FileNotFoundError, match="none.safetensors"):
+        sweep(one, tmp_path / "out", **HERE)
+    assert not (tmp_path / "out").exists()
+
+
+def test_data_sets_that_are_missing_stand_in_the_plan(one, tmp_path, monkeypatch):
+    monkeypatch.setenv("PANDALIB_DATASETS", str(tmp_path / "none"))
+    one.write_text(one.read_text().replace("tasks = [", 'tasks = ["cifar10", '))
+    folder = tmp_path / "out"
+    with pytest.raises(ValueError, match="cifar10"):
+        sweep(one, folder, **HERE)
+    assert not folder.exists()
+    assert len(sweep(one, folder, skip_missing=True, **HERE)) == 1
+    assert "pandalib data cifar10" in read_plan(folder)["left_out"]["cifar10"]
+
+
+def test_on_a_cluster(grid, undisturbed, tmp_path):
+    distributed = pytest.importorskip("distributed", reason="needs the extra [cluster]")
+    options = dict(n_workers=2, threads_per_worker=1, dashboard_address=None)
+    with distributed.LocalCluster(**options) as cluster:
+        sweep(grid, tmp_path, scheduler=cluster.scheduler_address, threads=1, progress=False)
+    assert numbers(tmp_path) == numbers(undisturbed)
+
+
+def test_a_cluster_that_is_not_there(one, tmp_path, monkeypatch):
+    pytest.importorskip("distributed", reason="needs the extra [cluster]")
+    monkeypatch.setattr(sweeping, "CONNECTING", 0.5)
+    with pytest.raises(OSError, match="tcp://127.0.0.1:9"):
+        sweep(one, tmp_path / "out", scheduler="tcp://127.0.0.1:9", progress=False)
+
+
+def test_times_in_words():
+    words = [in_words(seconds) for seconds in (12.4, 200, 7500)]
+    assert words == ["12 s", "3 min 20 s", "2 h 5 min"]

@@ -1,4 +1,4 @@
-"""What a run needs beside its images: the network, the Fisher information of EWC, outliers."""
+"""What a run needs beside its images and network: the Fisher information of EWC, outliers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pandalib.backbones import Backbone, load_backbone
+from pandalib.backbones import Backbone
 from pandalib.datasets.folder import labelled_images
 from pandalib.datasets.images import join, take
 from pandalib.datasets.load import load_task, sibling_tasks
@@ -18,7 +18,6 @@ from pandalib.datasets.outliers import KINDS, check_unseen, load_outliers, outli
 from pandalib.datasets.public import SETS
 from pandalib.datasets.synthetic import glyphs
 from pandalib.datasets.task import OneClassTask
-from pandalib.experiments.config import ImageOptions, Tier
 from pandalib.io import cache_folder
 from pandalib.methods.ewc import Fisher, fisher_information, linear_probe
 from pandalib.weights import EMBEDDED
@@ -26,23 +25,6 @@ from pandalib.weights import EMBEDDED
 FISHER_RECIPES = ("per-sample", "batch-mean", "uniform")
 BIASED_BATCH = 32  # of the recipe "batch-mean": the official code's
 N_OUTLIERS = 2000  # drawn for outlier exposure
-
-
-def load_network(options: ImageOptions, tier: Tier, seed: int = 0) -> Backbone | None:
-    """The network of a run; None for a method without one."""
-    if not hasattr(options, "backbone"):
-        return None
-    name = options.backbone or tier.backbone
-    default_weights = tier.weights if name == tier.backbone else "imagenet"
-    stages = {"adapt_from": options.adapt_from} if hasattr(options, "adapt_from") else {}
-    return load_backbone(
-        name,
-        options.weights or default_weights,
-        truncate_after=options.truncate_after or tier.truncate_after,
-        bias_free=options.bias_free,
-        seed=seed,
-        **stages,
-    )
 
 
 def upstream_fisher(

@@ -16,12 +16,11 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from pandalib.backbones import Backbone
+from pandalib.backbones import Backbone, load_backbone
 from pandalib.cache import FeatureCache, Memory
 from pandalib.datasets.load import load_task
 from pandalib.datasets.task import OneClassTask
-from pandalib.experiments.config import ImageOptions, Setup, make_options, tier_named
-from pandalib.experiments.inputs import load_network
+from pandalib.experiments.config import ImageOptions, Setup, Tier, make_options, tier_named
 from pandalib.methods.deep_svdd import SVDDEpoch
 from pandalib.methods.diagnostics import diagnose, effective_rank, feature_variance
 from pandalib.methods.distances import image_scores
@@ -113,6 +112,23 @@ def run(
         peak_rss_mb=round(peak_rss_mb(), 1),
         bf16=dict(used=detector.bf16_, ratio=detector.bf16_ratio_) if tried else None,
         history=recorder.history if recorder else [],
+    )
+
+
+def load_network(options: ImageOptions, tier: Tier, seed: int = 0) -> Backbone | None:
+    """The network of a run; None for a method without one."""
+    if not hasattr(options, "backbone"):
+        return None
+    name = options.backbone or tier.backbone
+    default_weights = tier.weights if name == tier.backbone else "imagenet"
+    stages = {"adapt_from": options.adapt_from} if hasattr(options, "adapt_from") else {}
+    return load_backbone(
+        name,
+        options.weights or default_weights,
+        truncate_after=options.truncate_after or tier.truncate_after,
+        bias_free=options.bias_free,
+        seed=seed,
+        **stages,
     )
 
 

@@ -30,11 +30,11 @@ from pandalib.cache import Memory
 from pandalib.datasets.load import sibling_tasks
 from pandalib.experiments.config import TIERS, make_options, versions
 from pandalib.experiments.grids import MAIN, Grid, file_name, identity, load_grid, options_in
-from pandalib.experiments.inputs import load_network
-from pandalib.experiments.run import reset_peak_rss, run
+from pandalib.experiments.run import load_network, reset_peak_rss, run
 from pandalib.io import ROOT, sealed, unsealed, write_atomically
 
 PLAN, RUNS, LOG = "plan.json", "runs", "sweep.log"  # in the folder of a sweep
+CONNECTING = 15  # seconds to wait for a scheduler
 
 
 def sweep(
@@ -116,7 +116,7 @@ def _finished(
         return
     from distributed import Client, KilledWorker, as_completed  # the extra [cluster]
 
-    with Client(scheduler, timeout=15, set_as_default=False) as client:
+    with Client(scheduler, timeout=CONNECTING) as client:
         try:
             for future in as_completed(client.map(attempt, waiting, threads=threads, pure=False)):
                 result = future.result()

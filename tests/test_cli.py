@@ -1,0 +1,245 @@
+"""The command line: what each command prints, its exit status, and errors in one line."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import pandalib
+from pandalib import cli
+from pandalib.cli import COMMANDS, main
+from pandalib.experiments import run as running
+from pandalib.experiments import sweep as sweeping
+
+STAR = ["--task", "pictograms:star"]
+SMALL = ["--n-train", "9", "--n-test", "2"]
+GRID = """
+[grid]
+name = "g"
+description = "One run."
+tier = "embedded"
+tasks = ["pictograms:star"]
+methods = ["pixels"]
+[settings]
+n_train = 20
+n_test = 4
+"""
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Two classes of 12 images each."""
+    rng = np.random.default_rng(0)
+    for kind, brightness in (("good", 60), ("bad", 190)):
+        (tmp_path / kind).mkdir()
+        for number in range(12):
+            picture = rng.integers(brightness - 30, brightness + 30, (40, 50, 3), dtype=np.uint8)
+            Image.fromarray(picture).save(tmp_path / kind / f"{number}.png")
+    return tmp_path
+
+
+def test_without_a_command_one_screen_says_what_to_do(capsys):
+    assert main([]) == 0
+    words = capsys.readouterr().out
+    assert words.count("\n") < 20 and all(f"pandalib {name}" in words for name in ("fit", "doctor"))
+    done = subprocess.run([sys.executable, "-m", "pandalib"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, words)
+
+
+def test_version_and_help(capsys):
+    for arguments, words in (
+        (["--version"], [f"pandalib {pandalib.__version__}\n"]),
+        (["--help"], [f"{name} " for name in COMMANDS]),
+        (["run", "--help"], ["--bf16 {off,on,auto}", "--ewc-lambda X", "[not pixels"]),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        printed = capsys.readouterr().out
+        assert ended.value.code == 0 and all(word in printed for word in words)
+
+
+def test_run_prints_a_line_or_one_json_object(capsys, tmp_path):
+    arguments = ["run", "--method", "dn2", "--normalise", *STAR, *SMALL]
+    assert main(arguments) == 0
+    assert capsys.readouterr().out.startswith("pictograms:star  dn2  ROC-AUC 0.")
+    assert main([*arguments, "--json", "-"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("\n") == 1
+    path = tmp_path / "deep" / "result.json"
+    assert main([*arguments, "--json", str(path)]) == 0
+    written = json.loads(path.read_text())
+    assert written["roc_auc"] == json.loads(printed)["roc_auc"]
+
+
+@pytest.mark.parametrize(("word", "value"), [("off", False), ("on", True), ("auto", "auto")])
+def test_words_become_values(word, value, monkeypatch, capsys):
+    seen = {}
+    record = dict(task="t", roc_auc=0.5, seconds=1.0)
+    monkeypatch.setattr(running, "run", lambda **options: seen.update(options) or record)
+    assert main(["run", "--method", "early", *STAR, "--bf16", word, "--lr", "0.5"]) == 0
+    expected = dict(task="pictograms:star", method="early", tier="embedded", seed=0)
+    assert seen == expected | dict(bf16=value, lr=0.5)
+
+
+def test_a_result_that_cannot_be_written_is_printed(tmp_path, capsys):
+    (tmp_path / "file").write_text("in the way")
+    path = str(tmp_path / "file" / "r.json")
+    assert main(["run", "--method", "pixels", *STAR, *SMALL, "--json", path]) == 2
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["method"] == "pixels" and str(tmp_path) in printed.err
+
+
+def test_run_on_a_folder(photos, capsys):
+    arguments = ["run", "--task", f"folder:{photos}:good", "--method", "pixels", "--size", "32"]
+    assert main([*arguments, "--json", "-"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["roc_auc"] == 1.0 and record["n_train"] + record["n_test"] == 24
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run", *STAR, "--method", "magic"], "method 'magic' is unknown: choose one of pixels"),
+        (["run", *STAR, "--method", "dn2", "--epochs", "2"], "epochs is not an option of dn2"),
+        (["run", *STAR, "--method", "dn2", "--tier", "huge"], "tier 'huge' is unknown"),
+        (["run", *STAR, "--method", "dn2", "--weights", "no.pth"], "no.pth"),
+        (["run", *STAR, *SMALL, "--method", "dn2", "--k", "10"], "k"),
+        (["run", *STAR, *SMALL, "--method", "svdd", "--epochs", "0"], "epochs=0"),
+        (["run", *STAR, *SMALL, "--method", "early", "--lr", "1e30"], "lower lr (now 1e+30)"),
+        (["run", "--task", "pictograms:sta", "--method", "dn2"], "pictograms"),
+        (["run", "--task", "folder:/no/such/place", "--method", "dn2"], "/no/such/place"),
+        (["fit", "/no/such/place", "--out", "{}/m"], "/no/such/place"),
+        (["score", "{}", "{}"], "holds no detector"),
+        (["sweep", "{}"], "is neither a file nor one of"),
+        (
+            ["sweep", "one_class_embedded", "--out", "{}/o", "--scheduler", "tcp://127.0.0.1:9"],
+            ":9",
+        ),
+        (["table", "{}"], "holds no results"),
+        (["data", "unicorns"], "data set 'unicorns' is unknown"),
+        (["export", *STAR, "--out", "{}", "--size", "32"], "size"),
+    ],
+)
+def test_errors_are_one_line(arguments, words, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(sweeping, "CONNECTING", 0.5)
+    (tmp_path / "file").write_text("in the way")
+    extra = ["--max-grad-norm", "1e30"] if "1e30" in arguments else []
+    assert main([one.format(tmp_path) for one in arguments] + extra) == 2
+    printed = capsys.readouterr()
+    assert words in printed.err and printed.err.startswith("pandalib: ") and printed.out == ""
+    assert printed.err.count("\n") == 1
+
+
+def test_a_broken_torch_sends_to_the_doctor(monkeypatch, capsys):
+    def broken(**_):
+        raise ImportError("libtorch.so: cannot open shared object file")
+
+    monkeypatch.setattr(running, "run", broken)
+    assert main(["run", "--method", "dn2", *STAR]) == 2
+    assert "pandalib doctor" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["fit", "x", "--out", "y"], ["sweep", "x"]])
+def test_ctrl_c_ends_without_a_traceback(arguments, monkeypatch, capsys):
+    def interrupted(options):
+        raise KeyboardInterrupt
+
+    add_arguments, _ = COMMANDS[arguments[0]]
+    interrupted.__doc__ = "is interrupted"
+    monkeypatch.setitem(cli.COMMANDS, arguments[0], (add_arguments, interrupted))
+    assert main(arguments) == 130
+    words = capsys.readouterr().err
+    assert words.startswith("pandalib: stopped") and words.count("\n") == 1
+    assert ("goes on from here" in words) == (arguments[0] == "sweep")
+
+
+def test_sweep_and_table(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "g.toml"
+    path.write_text(GRID)
+    assert main(["sweep", str(path), "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert "n_train=20" in printed and printed.endswith("1 runs, 1 to do\n")
+    assert not (tmp_path / "results").exists()
+    assert main(["sweep", str(path), "--workers", "1"]) == 0
+    printed = capsys.readouterr()
+    folder = str(tmp_path.relative_to(tmp_path) / "results" / "g")
+    assert printed.out.startswith(f"g  1 of 1 runs  {folder}\nThe table: python -m pandalib table")
+    assert printed.err.startswith("g: 1 of 1, ")
+    assert main(["sweep", str(path), "--dry-run"]) == 0
+    assert "done\n1 runs, 0 to do" in capsys.readouterr().out
+    assert main(["table", folder]) == 0
+    assert capsys.readouterr().out.startswith("# g\n\nOne run.")
+
+    path.write_text(GRID.replace("n_train = 20", "n_train = 1").replace('"g"', '"h"'))
+    assert main(["sweep", str(path), "--workers", "1"]) == 1
+    assert "pictograms:star pixels seed 0 FAILED: ValueError" in capsys.readouterr().out
+
+
+def test_the_list_of_grids(capsys):
+    assert main(["sweep", "list"]) == 0
+    printed = capsys.readouterr().out
+    assert "one_class_paper " in printed and "adaptation_embedded " in printed
+
+
+def test_data_sets_are_listed_and_described(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("PANDALIB_DATASETS", str(tmp_path))
+    assert main(["data"]) == 0
+    printed = capsys.readouterr().out
+    assert "cifar10 " in printed and "not here" in printed and "--info NAME" in printed
+    (tmp_path / "mvtec" / "bottle").mkdir(parents=True)
+    assert main(["data", "mvtec", "--info"]) == 0
+    assert "CC BY-NC-SA 4.0" in capsys.readouterr().out
+    assert main(["data", "mvtec"]) == 0
+    assert f"here, in {str(tmp_path / 'mvtec')!r}" in capsys.readouterr().out
+
+
+def test_export_writes_a_task_that_can_be_read_again(tmp_path, capsys):
+    target = tmp_path / "star"
+    assert main(["export", *STAR, "--level", "easy", *SMALL, "--out", str(target)]) == 0
+    assert "9 images to learn from, 20 to test" in capsys.readouterr().out
+    task = pandalib.load_task(f"folder:{target}", size=64)
+    drawn = pandalib.load_task("pictograms:star", level="easy", n_train=9, n_test=2)
+    assert np.array_equal(task.train[:], drawn.train[:])
+
+
+def test_fit_add_and_score(photos, tmp_path, capsys):
+    model, size = str(tmp_path / "model"), ["--size", "32"]
+    rest = [*size, "--layers", "layer1,layer2", "--false-alarm-rate", "0.1"]
+    (photos / "good" / "broken.png").write_text("no image")
+    assert main(["fit", str(photos / "good"), "--out", model, *rest]) == 2
+    assert "broken.png" in capsys.readouterr().err
+    fit = ["fit", str(photos / "good"), "--skip-unreadable"]
+    assert main([*fit, "--out", model, *rest]) == 0
+    printed = capsys.readouterr()
+    assert f"{model}  12 normal images (1 unreadable)  glyphs_resnet4 up to" in printed.out
+    assert "left out: " in printed.err and "--tier standard" in printed.err
+    assert main([*fit, "--out", model, *rest]) == 2
+    assert "--force or --add-to" in capsys.readouterr().err
+    assert main([*fit, "--out", model, "--force", *rest]) == 0
+    assert main([*fit, "--add-to", model, *size]) == 2
+    assert "--size is settled when a detector is fitted" in capsys.readouterr().err
+    assert main([*fit, "--add-to", model]) == 0
+    printed = capsys.readouterr()
+    assert (
+        "12 normal images (0 added, 1 unreadable)" in printed.out
+        and "12 copies of others" in printed.err
+    )
+
+    files = [str(tmp_path / name) for name in ("r.html", "t.csv", "t.json")]
+    score = ["score", model, str(photos / "bad"), "--top", "5"]
+    assert main([*score, "--report", files[0], "--csv", files[1], "--json", files[2]]) == 0
+    printed = capsys.readouterr().out
+    assert "... and 7 more" in printed and "12 of 12 images raise an alarm" in printed
+    with open(files[2]) as file:
+        found = json.load(file)
+    assert found["n_alarms"] == 12 and found["images"][0]["rank"] == 1
+    with open(files[1]) as file:
+        assert len(file.readlines()) == 13
+    (photos / "bad" / "broken.png").write_text("no image")
+    assert main([*score, "--json", "-", "--rate", "0.2"]) == 1
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["false_alarm_rate"] == 0.2 and "broken.png" in printed.err
