@@ -22,7 +22,6 @@ from PIL import Image
 from scipy.ndimage import binary_dilation
 
 from pandalib.experiments.config import versions
-from pandalib.inspection.inspector import Inspector, Ranking
 from pandalib.io import atomic_file
 from pandalib.methods.distances import enlargement
 
@@ -43,8 +42,8 @@ PLACES += ("lower left", "bottom", "lower right")
 
 def write_report(
     path,
-    inspector: Inspector,
-    ranking: Ranking,
+    inspector,
+    ranking,
     *,
     rate: float | None = None,
     title: str = "Anomaly report",
@@ -100,7 +99,7 @@ def write_report(
             file.write(piece.encode("utf-8", "backslashreplace"))
 
 
-def ranked_rows(ranking: Ranking, threshold: float) -> Iterator[dict]:
+def ranked_rows(ranking, threshold: float) -> Iterator[dict]:
     """Yield what there is to say of each image, the most anomalous first."""
     scores = ranking.scores
     for rank, number in enumerate(ranking.order.tolist(), start=1):
@@ -122,7 +121,7 @@ def in_words(peak) -> str:
     return PLACES[3 * row + column]
 
 
-def _cards(ranking: Ranking, threshold: float) -> Iterator[dict]:
+def _cards(ranking, threshold: float) -> Iterator[dict]:
     """The rows of the gallery, with pictures."""
     for finding, row in zip(ranking.top, ranked_rows(ranking, threshold)):
         share = (finding.map > threshold).mean()
