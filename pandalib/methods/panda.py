@@ -335,7 +335,7 @@ class PANDAEWC(PANDA):
     fisher: Fisher | None
     _: KW_ONLY
     ewc_lambda: float
-    penalty: None = field(default=None, init=False)
+    penalty: None = field(default=None, init=False)  # made by `fit` from the options above
 
     def _make_penalty(self) -> EWC:
         return EWC(self.backbone, self.ewc_lambda, self.fisher)
