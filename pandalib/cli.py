@@ -325,7 +325,10 @@ def score(options: argparse.Namespace) -> int:
             print(f"{row['rank']:4}  {row['relative']:17.3f}  {alarm:>5}  {row['file']}")
         if len(rows) > options.top:
             print(f"... and {len(rows) - options.top} more")
-        print(f"alarms: {alarms} of {counted(len(rows), 'image')} (score above {threshold:.4g})")
+        raising = (
+            f"{alarms} of {counted(len(rows), 'image')} {'raises' if alarms == 1 else 'raise'}"
+        )
+        print(f"{raising} an alarm (score above {threshold:.4g})")
     for name, reason in ranking.unreadable:
         print(f"pandalib: {name!r} is no image: {reason}", file=sys.stderr)
     return int(bool(ranking.unreadable))

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import heapq
 import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -366,16 +365,15 @@ class Inspector(BaseEstimator):
         one. Raises ValueError where no file could be read.
         """
         check_counts(top=top)
-        names, parts, peaks, unreadable = [], [], [], []
-        best = []  # a heap: first the lowest score, and of equal ones the latest image
+        names, parts, peaks, best, unreadable = [], [], [], [], []
         batches = self._inspect(images, recursive, unreadable if skip_unreadable else None)
         for batch_names, batch, batch_parts, maps in bar(batches, "score", shown=self.progress):
             for row, score in enumerate(larger_part(batch_parts)):
                 # Copies, since a view would keep the batch.
-                entry = (score, -(len(names) + row), batch[row].copy(), maps[row].copy())
-                heapq.heappush(best, entry)
-                if len(best) > top:
-                    heapq.heappop(best)
+                found = Finding(len(names) + row, batch[row].copy(), maps[row].copy())
+                best.append((score, found))
+            best.sort(key=lambda entry: (-entry[0], entry[1].number))
+            del best[top:]
             names += batch_names
             parts.append(batch_parts)
             peaks.append(_peaks(maps))
@@ -384,12 +382,11 @@ class Inspector(BaseEstimator):
             raise ValueError(
                 f"{counted(len(unreadable), 'file')} and no image, {name!r} first: {reason}."
             )
-        best.sort(key=lambda entry: entry[:2], reverse=True)
         return Ranking(
             names,
             {part: np.concatenate([one[part] for one in parts]) for part in PARTS},
             np.concatenate(peaks),
-            [Finding(-number, image, heat) for _, number, image, heat in best],
+            [found for _, found in best],
             unreadable,
         )
 
