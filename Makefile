@@ -25,8 +25,8 @@ help: ## this list
 	@echo
 	@echo '  VENV=.venv          the virtual environment (now: $(VENV))'
 	@echo '  PYTHON=python3      the Python it is made with, 3.11 or newer (now: $(PYTHON))'
-	@echo '  TORCH_INDEX=        address of an index of CPU-only torch, or a folder of wheels: no CUDA, under 2 GB in place of 6;'
-	@echo '                      remembered until `make clean`'
+	@echo '  TORCH_INDEX=        where torch comes from, an address or a folder of wheels; remembered until `make clean`.'
+	@echo '                      Left out: PyTorch'"'"'s index of CPU wheels where there is no NVIDIA driver, else the usual one'
 	@echo '  ARGS=               more arguments for lab, teach, test, test-fast, mutate, notebooks, student, book, slides, bench, doctor, lock:'
 	@echo '                      make lab ARGS="--no-browser --port 8899"'
 

@@ -1,6 +1,6 @@
 """Build the book, a static site of all lessons, texts and the library's reference: `make book`.
 
-    python tools/book.py [FOLDER]        default: build/book; the front page is FOLDER/html/index.html
+    python tools/book.py [FOLDER]        default: build/book; begin with FOLDER/html/index.html
 
 Sphinx with myst-nb and numpydoc, on a copy of the texts in the repository's own layout. Lessons are
 shown as committed, not executed. The result asks nothing of any network, and opens from a disk as
@@ -20,8 +20,9 @@ import nbformat
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
-from pandalib.cli import COMMANDS  # noqa: E402
-from student import BEGIN, END, without_solution  # noqa: E402
+from student import BEGIN, END, without_solution
+
+from pandalib.cli import COMMANDS
 
 ONLY_TO_RUN = "colab"  # name of the cell that a hosted notebook needs and a reader does not
 TOCTREE = "\n```{{toctree}}\n:hidden:\n:glob:\n:caption: {}\n\n{}\n```\n"
@@ -75,7 +76,7 @@ def gather(source: Path) -> None:
         pages[path.relative_to(source).as_posix()] = text
     for path in (ROOT / "pandalib").rglob("[!_]*.py"):
         name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-        if path.name != "cli.py":
+        if path.name != "cli.py" and "exercises" not in path.parts:
             pages[f"library/{name}.rst"] = module_page(name)
     pages["library/command_line.md"] = command_line()
     front = (ROOT / "README.md").read_text(encoding="utf-8").replace("](notebooks)", "](#lessons)")
