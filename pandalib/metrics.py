@@ -81,7 +81,7 @@ def roc_curve(labels: ArrayLike, scores: ArrayLike) -> tuple[np.ndarray, np.ndar
     distinct, n_normal, n_anomalous = _counts_by_score(*_check_labels(labels, scores))
     false_positive_rate = np.append(0, np.cumsum(n_normal)) / n_normal.sum()
     true_positive_rate = np.append(0, np.cumsum(n_anomalous)) / n_anomalous.sum()
-    return false_positive_rate, true_positive_rate, np.append(np.inf, distinct.astype(np.float64))
+    return false_positive_rate, true_positive_rate, np.append(np.inf, distinct)
 
 
 def bootstrap_interval(
@@ -282,7 +282,7 @@ def pro_curve(masks: ArrayLike, maps: ArrayLike) -> tuple[np.ndarray, np.ndarray
     masks, maps = _check_masks(masks, maps)
     false_positives, overlap, pixel = _corners(masks, maps)
     false_positive_rate = np.append(0, false_positives) / false_positives[-1]
-    thresholds = np.append(np.inf, maps.ravel()[pixel].astype(np.float64))
+    thresholds = np.append(np.inf, maps.ravel()[pixel])
     return false_positive_rate, np.append(0, overlap), thresholds
 
 
@@ -303,7 +303,7 @@ def regions(masks: ArrayLike) -> np.ndarray:
     masks = _as_binary(masks, "masks")
     if masks.ndim != 3:
         raise ValueError(f"masks are of shape {masks.shape}: expected (n, H, W).")
-    return ndimage.label(masks, _EIGHT_NEIGHBOURS, output=np.int32)[0]
+    return ndimage.label(masks, _EIGHT_NEIGHBOURS)[0]
 
 
 def _sort_scores(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -303,7 +303,9 @@ def test_detectors_are_estimators():
     assert repr(KNN(3, whiten=True)) == "KNN(k=3, whiten=True)"
     assert vars(KNN()) == dict(k=2, normalise=False, whiten=False, n_centres=None, seed=0)
     backbone = small_backbone()
-    assert DN2(backbone, 3, seed=7).get_params()["seed"] == 7 and PixelKNN().k == 2
+    scorer = KNN().get_params()
+    assert DN2(backbone).get_params() == dict(backbone=backbone, cache=None, **scorer)
+    assert PixelKNN().k == 2
     features, pictures = GOOD, images(5)
     for detector, given_data in (
         (KNN(), features),
