@@ -46,33 +46,40 @@ WITHIN = 1e-6
 # information and penalties are handed on as they come; what is compared leaves here as numbers.
 
 sys.path.insert(0, str(ROOT))
-import pandalib.runs  # noqa: E402
-from pandalib import metrics, pixel_metrics  # noqa: E402
-from pandalib.adapt import adapt, diagnose, effective_rank, feature_variance, hold_out  # noqa: E402
-from pandalib.adapt import sample_wise as pick_checkpoints  # noqa: E402
+import pandalib.experiments.run  # noqa: E402
+from pandalib import metrics  # noqa: E402
 from pandalib.backbones import load_backbone  # noqa: E402
-from pandalib.bank import MemoryBank, coreset  # noqa: E402
 from pandalib.cache import FeatureCache  # noqa: E402
-from pandalib.correspond import enlarged, image_scores, nearest_squared  # noqa: E402
-from pandalib.detectors import DN2, PixelKNN, SampleWise  # noqa: E402
-from pandalib.ewc import EWC, fisher_information, linear_probe, upstream_fisher  # noqa: E402
-from pandalib.exposure import OutlierExposure  # noqa: E402
-from pandalib.features import kmeans_gallery, l2_normalise  # noqa: E402
-from pandalib.inspector import Inspector  # noqa: E402
-from pandalib.knn import (  # noqa: E402
+from pandalib.datasets.folder import labelled_images, write_mvtec  # noqa: E402
+from pandalib.datasets.load import load_task  # noqa: E402
+from pandalib.datasets.outliers import load_outliers  # noqa: E402
+from pandalib.datasets.synthetic.glyphs import draw_batch  # noqa: E402
+from pandalib.experiments.inputs import upstream_fisher  # noqa: E402
+from pandalib.inspection.inspector import Inspector  # noqa: E402
+from pandalib.methods.deep_svdd import DeepSVDD  # noqa: E402
+from pandalib.methods.diagnostics import diagnose, effective_rank, feature_variance  # noqa: E402
+from pandalib.methods.distances import enlarged, image_scores, nearest_squared  # noqa: E402
+from pandalib.methods.ewc import EWC, fisher_information, linear_probe  # noqa: E402
+from pandalib.methods.knn import (  # noqa: E402
+    DN2,
     KNN,
+    PixelKNN,
+    kmeans_gallery,
     knn_scores,
     leave_one_out_scores,
     nearest_others,
     squared_distances,
 )
-from pandalib.segment import SPADE  # noqa: E402
-from pandalib.sources.folders import labelled_images, write_mvtec  # noqa: E402
-from pandalib.sources.glyphs import draw_batch  # noqa: E402
-from pandalib.sources.outliers import load_outliers  # noqa: E402
-from pandalib.svdd import DeepSVDD  # noqa: E402
-from pandalib.tasks import load_task  # noqa: E402
-from pandalib.whitening import Whitening  # noqa: E402
+from pandalib.methods.outlier_exposure import OutlierExposure  # noqa: E402
+from pandalib.methods.panda import (  # noqa: E402
+    PANDASES,
+    fit_compactness,
+    hold_out,
+)
+from pandalib.methods.panda import sample_wise_scores as pick_checkpoints  # noqa: E402
+from pandalib.methods.patchcore import PatchCore, coreset  # noqa: E402
+from pandalib.methods.spade import SPADE  # noqa: E402
+from pandalib.methods.whitening import Whitening, l2_normalise  # noqa: E402
 
 SURFACES = ("weave", "wood", "leather", "metal", "tiles", "washer")
 METHODS = "pixels dn2 whitened compactness early ses ewc oe svdd spade bank".split()
@@ -86,8 +93,8 @@ def run_with_scores(task: str, method: str, **options) -> tuple[dict, np.ndarray
         seen.append(scores)
         return metrics.roc_auc(labels, scores)
 
-    with patch.object(pandalib.runs, "roc_auc", roc_auc):
-        record = pandalib.runs.run(task, method, **options)
+    with patch.object(pandalib.experiments.run, "roc_auc", roc_auc):
+        record = pandalib.experiments.run.run(task, method, progress=False, **options)
     return record, seen[-1]
 
 
@@ -100,23 +107,24 @@ def layer_maps(network, images, layers) -> dict[str, torch.Tensor]:
 
 
 def stem_features(network, images) -> torch.Tensor:
-    return network.stem_features(images)
+    return network.frozen_features(images)
 
 
 @torch.no_grad()
 def logits(network, images, classifier=None) -> torch.Tensor:
-    head = network.head(network.for_head(network.stem_features(images)))
+    head = network.trainable(network.for_trainable(network.frozen_features(images)))
     return (classifier or network.classifier)(head)
 
 
 def adapted(network, images, **options) -> tuple[list, np.ndarray, list]:
     """Losses of the epochs, the centre, and the network at each checkpoint."""
-    found = adapt(network, network.stem_features(images), progress=False, **options)
+    frozen = network.frozen_features(images)
+    found = fit_compactness(network, frozen, progress=False, **options)
     return found.losses, found.centre, list(found)
 
 
 def adapted_sample_wise(network, train, test, **options) -> dict:
-    found = SampleWise(network, progress=False, **options).fit(train)
+    found = PANDASES(network, progress=False, **options).fit(train)
     return dict(
         losses=found.checkpoints_.losses,
         held_out=found.held_out_,
@@ -136,11 +144,10 @@ def fisher_values(fisher) -> dict[str, torch.Tensor]:
 
 def penalty_gradient(penalty, network) -> list[torch.Tensor]:
     """Of each parameter of the network's head."""
-    head = network.head.requires_grad_(True)
-    for parameter in head.parameters():
-        parameter.grad = torch.zeros_like(parameter)
-    penalty.add_gradient(head)
-    return [parameter.grad for parameter in head.requires_grad_(False).parameters()]
+    trainable = network.trainable.requires_grad_(True)
+    gradients = torch.autograd.grad(penalty(trainable), list(trainable.parameters()))
+    trainable.requires_grad_(False)
+    return list(gradients)
 
 
 def exposed(network, train, outliers, test, **options) -> dict:
@@ -164,10 +171,10 @@ def inspector_numbers(found, images) -> dict:
     ranking = found.rank(images)
     return dict(
         threshold=[found.threshold(), found.threshold(0.2)],
-        scales=list(found.usual_.values()),
+        scales=list(found.scales_.values()),
         normal_scores=found.normal_scores_,
         scores=ranking.scores,
-        spots=ranking.spots,
+        spots=ranking.peaks,
         **ranking.parts,
         maps=thinned(np.stack([finding.map for finding in ranking.top[:3]])),
     )
@@ -179,7 +186,9 @@ def inspector(network, normal, **options):
 
 # ------------------------------------------------------------------------------ small helpers
 
-SMALL = dict(epochs=4, lr=0.25, clip=0.1, seed=0)  # of an adaptation of the embedded network
+SMALL = dict(
+    epochs=4, lr=0.25, max_grad_norm=0.1, seed=0
+)  # of an adaptation of the embedded network
 
 
 def numbers(values) -> list[float]:
@@ -295,9 +304,9 @@ def figures():
     masks = np.zeros((4, 24, 30), bool)
     masks[0, 2:9, 3:8] = masks[0, 15:20, 20:29] = masks[1, 8, 8] = masks[2, 4:20, 10:12] = True
     maps = np.round(rng.normal(size=masks.shape) + masks, 1)
-    yield "pixel_roc_auc", [pixel_metrics.pixel_roc_auc(masks, maps)]
-    yield "pro", [pixel_metrics.pro(masks, maps, limit=limit) for limit in (0.1, 0.3, 1.0)]
-    curve = np.stack(pixel_metrics.pro_curve(masks, maps))
+    yield "pixel_roc_auc", [metrics.pixel_roc_auc(masks, maps)]
+    yield "pro", [metrics.pro(masks, maps, limit=limit) for limit in (0.1, 0.3, 1.0)]
+    curve = np.stack(metrics.pro_curve(masks, maps))
     yield "pro_curve", curve[:, np.isfinite(curve).all(axis=0)]
     gallery, queries = rng.normal(size=(60, 24)), rng.normal(size=(90, 24)) * 1.5
     yield "feature_variance", [feature_variance(gallery), feature_variance(gallery[:5])]
@@ -354,11 +363,11 @@ def networks():
         yield f"maps of {layer}", sketch(maps)
     yield "features, one image", features(network, task.test[:1])[0, ::8]
     for adapt_from in ("layer2", "layer4"):
-        other = load_backbone(last="layer4", adapt_from=adapt_from)
+        other = load_backbone(truncate_after="layer4", adapt_from=adapt_from)
         yield f"stem before {adapt_from}", sketch(stem_features(other, task.test))
     yield "bias_free", sketch(features(load_backbone(bias_free=True), task.test))
     for name, last in (("resnet18", "layer3"), ("resnet50", "layer1"), ("squeezenet1_1", None)):
-        other = load_backbone(name, "random", last=last, seed=3)
+        other = load_backbone(name, "random", truncate_after=last, seed=3)
         yield f"{name}, random", sketch(features(other, task.test))
     yield "DN2", DN2(network).fit(task.train).score(task.test)
     yield "PixelKNN", PixelKNN(3).fit(task.train).score(task.test)
@@ -379,9 +388,9 @@ def compactness():
     task, network = pictures(), load_backbone()
     yield from of_training(network, task, **SMALL)
     for name, options in dict(
-        unclipped=dict(clip=None, lr=0.02),
+        unclipped=dict(max_grad_norm=None, lr=0.02),
         decay=dict(weight_decay=0.01, batch_size=7, momentum=0.5),
-        other_seed=dict(seed=1, every=3),
+        other_seed=dict(seed=1, checkpoint_every=3),
     ).items():
         yield from named(
             name, of_training(network, task, every_checkpoint=False, **{**SMALL, **options})
@@ -413,7 +422,7 @@ def ewc():
     }
     for name, fisher in fishers.items():
         yield f"Fisher information, {name}", fisher_summary(fisher)
-    cut = load_backbone(last="layer3")
+    cut = load_backbone(truncate_after="layer3")
     probe = linear_probe(cut, images, labels % 3)
     yield "linear probe, logits", logits(cut, images, probe)
     fisher = fisher_of(cut, images, classifier=probe)
@@ -421,7 +430,7 @@ def ewc():
     _, _, (*_, moved) = adapted(network, task.train, **SMALL)
     for name, strength, fisher in (("EWC", 3000.0, fishers["upstream"]), ("L2", 0.1, None)):
         penalty = EWC(network, strength, fisher)
-        yield f"{name}, value", [penalty.value(moved.head)]
+        yield f"{name}, value", [float(penalty(moved.trainable))]
         gradient = penalty_gradient(penalty, moved)
         yield (
             f"{name}, gradient",
@@ -435,7 +444,7 @@ def exposure():
     task, network = pictures(), load_backbone()
     for kind in ("near", "noise"):
         outliers = load_outliers(kind, 30)
-        options = dict(epochs=3, lr=0.05, clip=1.0, seed=0)
+        options = dict(epochs=3, lr=0.05, max_grad_norm=1.0, seed=0)
         found = exposed(network, task.train, outliers, task.test, **options)
         found["features"] = sketch(found["features"])
         yield from named(kind, found)
@@ -475,12 +484,12 @@ def bank():
     task, network = surface(), load_backbone()
     for name, options in dict(
         default=dict(),
-        fine=dict(layers=("layer1", "layer2"), share=0.02, seed=1),
-        whole=dict(layers=("layer3",), share=1.0, sigma=1.0),
+        fine=dict(layers=("layer1", "layer2"), coreset_ratio=0.02, seed=1),
+        whole=dict(layers=("layer3",), coreset_ratio=1.0, sigma=1.0),
     ).items():
-        detector = MemoryBank(network, progress=False, **options)
+        detector = PatchCore(network, progress=False, **options)
         yield from named(name, of_maps(detector, task))
-        yield f"{name}, bank", sketch(detector.bank_)[:40]
+        yield f"{name}, bank", sketch(detector.memory_bank_)[:40]
     rows = torch.from_numpy(np.random.default_rng(4).normal(size=(200, 150))).float()
     yield "coreset", coreset(rows, 30, progress=False)
 
@@ -506,10 +515,14 @@ def runs():
     for name, method, options in (
         ("dn2 of k-means", "dn2", dict(n_centres=10)),
         ("dn2, 5 neighbours", "dn2", dict(k=5)),
-        ("ewc, batch mean", "ewc", dict(epochs=2, strength=500.0, fisher_recipe="batch-mean")),
+        ("ewc, batch mean", "ewc", dict(epochs=2, ewc_lambda=500.0, fisher_recipe="batch-mean")),
         ("compactness, layer4", "compactness", dict(epochs=2, adapt_from="layer4")),
         ("early, its own pace", "early", dict(checkpoints=3)),
-        ("random network", "dn2", dict(backbone="resnet18", weights="random", last="layer2")),
+        (
+            "random network",
+            "dn2",
+            dict(backbone="resnet18", weights="random", truncate_after="layer2"),
+        ),
     ):
         yield from named(name, of_run("pictograms:star", method, **few, **options))
 
@@ -558,7 +571,7 @@ REAL = ROOT.parent / "shared" / "real"
 def real_network(**options):
     """ResNet-18 up to layer3 with ImageNet's weights."""
     path = REAL / "weights" / "resnet18_tv_layers123_bnfolded.pth"
-    return load_backbone("resnet18", path, last="layer3", **options)
+    return load_backbone("resnet18", path, truncate_after="layer3", **options)
 
 
 def real_cifar10():
@@ -568,7 +581,7 @@ def real_cifar10():
     for method in ("pixels", "dn2", "whitened", "compactness", "early", "ses", "ewc", "svdd", "oe"):
         options = {} if method in ("pixels", "dn2", "whitened") else dict(epochs=2)
         if method == "oe":
-            options |= dict(outliers=str(REAL / "wbc" / "images"), n_outliers=30)
+            options |= dict(outlier_images=str(REAL / "wbc" / "images"), n_outliers=30)
         yield from named(method, of_run(task, method, **few, **options))
     yield "images", sketch(load_task(task, n_train=5, n_test=1, size=64).train)
 
@@ -578,7 +591,7 @@ def real_maps():
     resnet = dict(
         tier="standard",
         backbone="resnet18",
-        last="layer3",
+        truncate_after="layer3",
         weights=str(REAL / "weights" / "resnet18_tv_layers123_bnfolded.pth"),
     )
     for name, options in (
@@ -631,7 +644,7 @@ def real_resnet18():
     yield "linear probe, logits", logits(network, images, probe)
     fisher = fisher_of(network, images, classifier=probe)
     yield "Fisher information", fisher_summary(fisher)
-    few = dict(epochs=2, lr=0.25, clip=0.1, seed=0)
+    few = dict(epochs=2, lr=0.25, max_grad_norm=0.1, seed=0)
     yield from named("compactness", of_training(network, task, **few))
     penalty = EWC(network, 300.0, fisher)
     few |= dict(lr=0.08, penalty=penalty)
@@ -640,7 +653,7 @@ def real_resnet18():
         f"folder:{REAL / 'mvtec_leather'}", n_test=1, size=128, missing_masks="drop"
     )
     yield from named("SPADE", of_maps(SPADE(network, balanced=True), leather))
-    yield from named("memory bank", of_maps(MemoryBank(network, progress=False), leather))
+    yield from named("memory bank", of_maps(PatchCore(network, progress=False), leather))
     squeeze = load_backbone("squeezenet1_0", REAL / "weights" / "squeezenet1_0_deepcompression.pth")
     yield "squeezenet, features", sketch(features(squeeze, task.test))
     yield "squeezenet, Fisher", fisher_summary(fisher_of(squeeze, task.train[:6]))
