@@ -352,7 +352,8 @@ def _sweep_arguments(parser: argparse.ArgumentParser) -> None:
 def sweep(options: argparse.Namespace) -> int:
     """every run of a grid; killed and called again, it does what is missing"""
     from pandalib.experiments.grids import grids, load_grid
-    from pandalib.experiments.sweep import in_brief, outstanding, sweep
+    from pandalib.experiments.results import in_brief
+    from pandalib.experiments.sweep import outstanding, sweep
 
     given = vars(options)
     name = given.pop("grid")

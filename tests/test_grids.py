@@ -5,7 +5,8 @@ import pytest
 from pandalib import load_grid
 from pandalib.datasets.synthetic.pictograms import SYMBOLS
 from pandalib.experiments.config import TIERS
-from pandalib.experiments.grids import canonical, expand, file_name, grids, identity
+from pandalib.experiments.grids import expand, grids
+from pandalib.experiments.results import canonical, file_name, identity
 
 HEAD = dict(name='"g"', tier='"embedded"', tasks='["pictograms:star"]', methods='["dn2"]')
 OWN = dict(task="pictograms:star", tier="embedded", seed=0)
@@ -76,6 +77,7 @@ def test_settings_of_one_method_and_further_runs(tmp_path):
         ("[vary]\nk = 3\n", {}, "grid.toml"),
         ("[settings]\nk = [1]\n", {}, "expected int"),
         ("[also]\nmethods = ['dn2']\n", {}, "grid.toml"),
+        ("[settings]\nbf16 = 'auto'\n", dict(methods='["early"]'), "from one run to the next"),
         ("[[also]]\nname = 'b'\n", {}, "has 'name': accepted are tasks"),
         ("[[also]]\nmethods = ['dn3']\n", {}, "method 'dn3' is unknown"),
         ("k = [\n", {}, "grid.toml"),

@@ -3,9 +3,12 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
+from small import images
 
 import pandalib
 from pandalib import (
@@ -23,6 +26,7 @@ from pandalib import (
     roc_auc,
 )
 from pandalib.cache import Memory
+from pandalib.datasets.images import read_image
 from pandalib.experiments import run as running
 from pandalib.experiments.config import METHODS, TIERS, make_options
 from pandalib.experiments.run import run
@@ -264,6 +268,88 @@ def test_the_network_of_another_tier_has_its_own_weights():
     network = running.load_network(options, TIERS["embedded"], seed=1)
     assert network.name == "resnet18" and network.source == "random"
     assert running.load_network(make_options("pixels", {}), TIERS["paper"]) is None
+
+
+# ---------------------------------------------------------------- outliers
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A task of two classes, and a folder of other images."""
+    for seed, (kind, n) in enumerate(
+        [("task/good", 12), ("task/bad", 12), ("others/one", 5), ("others/two", 4)]
+    ):
+        (tmp_path / kind).mkdir(parents=True)
+        for number, picture in enumerate(images(n, seed=seed)):
+            Image.fromarray(picture.transpose(1, 2, 0)).save(tmp_path / kind / f"{number}.png")
+    return tmp_path
+
+
+def test_drawn_outliers():
+    task = load_task("pictograms:star", n_train=2, n_test=1)
+    assert running.outliers_of(task, n=3).shape == (3, 3, 64, 64)
+    far = running.outliers_of(task, "far", 2, level="plain", seed=1)
+    assert np.array_equal(far, load_outliers("far", 2, level="plain", seed=1))
+    calls = []
+    running.outliers_of(
+        task, n=2, recall=lambda function, *a, **b: calls.append(a) or function(*a, **b)
+    )
+    assert calls == [("near", 2)]
+
+
+def test_outliers_of_a_folder_have_the_geometry_of_the_task(folder):
+    """Outliers with another border could be told apart by it."""
+    task = load_task(f"folder:{folder / 'task'}:good", size=32, resize=40)
+    found = running.outliers_of(task, str(folder / "others"), resize=40)
+    assert len(found) == 9
+    assert np.array_equal(found[0], read_image(folder / "others" / "one" / "0.png", 32, 40))
+    assert len(running.outliers_of(task, str(folder / "others"), 4)) == 4
+
+
+def test_outliers_of_a_data_set(monkeypatch):
+    """As many training images of each class; never of the data set that is tested."""
+
+    def tiny(spec, *, n_train, **_):
+        label = "abc".index(spec[-1])
+        drawn = np.random.default_rng(label).integers(0, 256, (7, 3, 32, 32), dtype=np.uint8)
+        return SimpleNamespace(train=drawn[:n_train])
+
+    monkeypatch.setattr(running, "load_task", tiny)
+    monkeypatch.setattr(running, "sibling_tasks", lambda name: [f"{name}:{kind}" for kind in "abc"])
+    test = np.zeros((2, 3, 32, 32), np.uint8)
+    task = SimpleNamespace(
+        name="cifar10:bird", train=test, test=test.copy(), files=None, kinds=("a", "b")
+    )
+    whole, some = running.outliers_of(task, "cifar100"), running.outliers_of(task, "cifar100", 5)
+    assert len(whole) == 21 and len(some) == 5
+    assert np.array_equal(whole[8], tiny("cifar100:b", n_train=None).train[1])
+    first_two = np.concatenate([tiny(f"cifar100:{kind}", n_train=2).train for kind in "abc"])
+    assert set(map(bytes, some[:])) < set(map(bytes, first_two))
+    with pytest.raises(ValueError, match="they are of the same data set"):
+        running.outliers_of(task, "cifar10")
+    task.test[1] = whole[4]
+    with pytest.raises(ValueError, match="test image '1'"):
+        running.outliers_of(task, "cifar100")
+
+
+@pytest.mark.parametrize(
+    ("task", "given", "words"),
+    [
+        (
+            "pictograms:star",
+            "nearer",
+            "'nearer' is unknown: choose one of near, middle, far, noise",
+        ),
+        ("surfaces:weave", None, "needs outlier_images: a folder of images that are not normal"),
+        ("surfaces:weave", "noise", "'noise' outliers are drawn for pictograms only"),
+        ("folder:{}/task:good", "{}/task/bad", "nothing may be learned from what is tested"),
+    ],
+)
+def test_outliers_that_cannot_be(task, given, words, folder):
+    size = {} if task.startswith("folder") else dict(n_train=2, n_test=1)
+    task = load_task(task.format(folder), **size)
+    with pytest.raises(ValueError, match=words):
+        running.outliers_of(task, given and given.format(folder))
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere it is what is held now")

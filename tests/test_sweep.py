@@ -14,8 +14,8 @@ import torch
 
 from pandalib import load_grid, read_results, run, sweep
 from pandalib.experiments import sweep as sweeping
-from pandalib.experiments.grids import file_name, identity
-from pandalib.experiments.sweep import LOG, PLAN, RUNS, attempt, in_words, read_plan
+from pandalib.experiments.results import PLAN, RUNS, file_name, identity, read_plan
+from pandalib.experiments.sweep import LOG, attempt, in_words
 
 GRID = """
 [grid]

@@ -9,8 +9,7 @@ import pytest
 from PIL import Image
 
 from pandalib import published_numbers, summarise, write_table
-from pandalib.experiments.grids import canonical, identity
-from pandalib.experiments.sweep import PLAN, write_result
+from pandalib.experiments.results import PLAN, canonical, identity, write_result
 from pandalib.experiments.tables import as_csv, as_markdown, class_interval, differences, labels
 from pandalib.io import sealed
 

@@ -54,7 +54,7 @@ from pandalib.datasets.folder import labelled_images, write_mvtec  # noqa: E402
 from pandalib.datasets.load import load_task  # noqa: E402
 from pandalib.datasets.outliers import load_outliers  # noqa: E402
 from pandalib.datasets.synthetic.glyphs import draw_batch  # noqa: E402
-from pandalib.experiments.inputs import upstream_fisher  # noqa: E402
+from pandalib.experiments.fisher import upstream_fisher  # noqa: E402
 from pandalib.inspection.inspector import Inspector  # noqa: E402
 from pandalib.methods.deep_svdd import DeepSVDD  # noqa: E402
 from pandalib.methods.diagnostics import diagnose, effective_rank, feature_variance  # noqa: E402

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
 from dataclasses import Field, dataclass, field, fields, replace
 from importlib.metadata import PackageNotFoundError, version
 from inspect import signature
@@ -185,21 +184,6 @@ HISTORY = "about so many checkpoints in the history, besides the first; 0: none"
 NEIGHBOURS = "neighbours of kNN"
 
 
-@dataclass
-class Setup:
-    """What a run has at hand when it builds its detector."""
-
-    task: Any
-    backbone: Any
-    seed: int
-    cache: Any
-    recall: Callable
-    resize: int | None
-    checkpoint_every: int | None
-    on_checkpoint: Callable | None
-    progress: bool
-
-
 @dataclass(frozen=True, kw_only=True)
 class ImageOptions:
     """Options of every method: which images it sees."""
@@ -216,14 +200,17 @@ class ImageOptions:
         "error", "anomalous images without a mask: error, drop or none (use no mask)"
     )
 
-    def build(self, setup: Setup):
-        """The unfitted detector: what has the name of one of its parameters is given to it."""
+    def build(self, setup):
+        """The unfitted detector; whatever has the name of one of its parameters is given to it.
+
+        `setup` is a `pandalib.experiments.run.Setup`, what a run has at hand.
+        """
         detector = getattr(pandalib, self.detector)
         offered = vars(self) | vars(setup) | {"on_epoch": setup.on_checkpoint} | self.made(setup)
         wanted = signature(detector).parameters
         return detector(**{name: value for name, value in offered.items() if name in wanted})
 
-    def made(self, setup: Setup) -> dict[str, Any]:
+    def made(self, setup) -> dict[str, Any]:
         """Arguments of the detector that are made from options."""
         return {}
 
@@ -273,7 +260,7 @@ class DN2Options(NetworkOptions):
 class WhitenedOptions(DN2Options):
     """kNN on whitened pretrained features"""
 
-    def made(self, setup: Setup) -> dict[str, Any]:
+    def made(self, setup) -> dict[str, Any]:
         return {"whiten": True}
 
 
@@ -315,7 +302,7 @@ class SESOptions(CompactnessOptions):
     detector = "PANDASES"
     epochs: int | None = option(None, EPOCHS, pace="sample_wise")
 
-    def made(self, setup: Setup) -> dict[str, Any]:
+    def made(self, setup) -> dict[str, Any]:
         return {"checkpoint_every": 1}  # for the method, whatever the history keeps
 
 
@@ -338,19 +325,8 @@ class EWCOptions(CompactnessOptions):
         "uniform, the mean of F everywhere: plain L2",
     )
 
-    def made(self, setup: Setup) -> dict[str, Any]:
-        from pandalib.experiments.inputs import fisher_of  # imports torch
-
-        fisher = fisher_of(
-            setup.backbone,
-            setup.task.train,
-            self.fisher,
-            self.fisher_images,
-            recipe=self.fisher_recipe,
-            seed=setup.seed,
-            progress=setup.progress,
-        )
-        return {"fisher": fisher}
+    def made(self, setup) -> dict[str, Any]:
+        return {"fisher": setup.fisher(self)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -366,19 +342,8 @@ class OutlierOptions(TrainingOptions):
     )
     n_outliers: int | None = option(None, "number of outliers; default: 2000 drawn, or all")
 
-    def made(self, setup: Setup) -> dict[str, Any]:
-        from pandalib.experiments.inputs import outliers_of  # imports torch
-
-        outlier_images = outliers_of(
-            setup.task,
-            self.outlier_images,
-            self.n_outliers,
-            level=self.level,
-            resize=setup.resize,
-            seed=setup.seed,
-            recall=setup.recall,
-        )
-        return {"outlier_images": outlier_images}
+    def made(self, setup) -> dict[str, Any]:
+        return {"outlier_images": setup.outliers(self)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -399,7 +364,7 @@ class MapOptions(NetworkOptions):
     layers: str | None = option(None, "layers that are compared, as layer1,layer2")
     sigma: float = option(4.0, "Gaussian blur of the maps, in pixels")
 
-    def made(self, setup: Setup) -> dict[str, Any]:
+    def made(self, setup) -> dict[str, Any]:
         if self.layers is not None:
             return {"layers": [name.strip() for name in self.layers.split(",")]}
         network = setup.backbone

@@ -23,30 +23,20 @@ values of lambda.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 import tomllib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from sklearn.model_selection import ParameterGrid
 
 from pandalib.datasets.load import sibling_tasks
 from pandalib.datasets.public import SETS, require
-from pandalib.experiments.config import (
-    METHODS,
-    TIERS,
-    make_options,
-    methods_with,
-    options_of,
-    tier_named,
-)
+from pandalib.experiments.config import METHODS, make_options, methods_with, options_of, tier_named
+from pandalib.experiments.results import canonical, identity, options_in
 from pandalib.io import data_folder
 
-MAIN = ("task", "method", "tier", "seed")  # of the settings of a run; all others are options
-DEFAULT = "default"
 BLOCK = ("tasks", "methods", "seeds", "settings", "vary")
 
 
@@ -113,7 +103,9 @@ class Grid:
                 if not methods & set(methods_with(name)):
                     make_options(min(methods), {name: 0})  # raises: they do not have it
             for point in self._points(block, [""]):
-                make_options(point["method"], options_in(point))
+                options = make_options(point["method"], options_in(point))
+                if getattr(options, "bf16", False) == "auto":
+                    raise ValueError("bf16 = 'auto' may decide otherwise from one run to the next.")
 
     def _points(self, block: dict, tasks: list[str]) -> Iterator[dict]:
         """Method by method, all combinations of the options that it has."""
@@ -184,29 +176,3 @@ def expand(spec: str) -> list[str]:
     siblings = sibling_tasks(spec)
     whole = all(task == spec or task.startswith(f"{spec}:") for task in siblings)
     return siblings if whole else [spec]
-
-
-def options_in(settings: dict) -> dict:
-    """What of a run's settings is an option of its method, where it is not left at its default."""
-    options = {key: settings[key] for key in sorted(settings) if key not in MAIN}
-    return {key: value for key, value in options.items() if value not in (None, DEFAULT)}
-
-
-def canonical(settings: dict) -> dict:
-    """The settings without what is the default anyway: the same run always looks the same."""
-    defaults = options_of(settings["method"])
-    options = options_in(settings).items()
-    kept = {key: value for key, value in options if value != defaults[key].default}
-    return {key: settings[key] for key in MAIN} | kept
-
-
-def identity(settings: dict) -> str:
-    """Hash of a run's settings and of what its tier stands for, the same on any machine."""
-    whole = [canonical(settings), asdict(TIERS[settings["tier"]])]
-    return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def file_name(settings: dict) -> str:
-    """The name of a run's result file: readable, and one for each run."""
-    task = re.sub(r"[^A-Za-z0-9.+]+", "_", settings["task"]).strip("_")[-60:]
-    return f"{task}-{settings['method']}-{settings['seed']}-{identity(settings)}.json"

@@ -8,9 +8,11 @@ is measured at its checkpoints. The ROC-AUC in it is for looking at: nothing is 
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,17 +20,20 @@ import psutil
 
 from pandalib.backbones import Backbone, load_backbone
 from pandalib.cache import FeatureCache, Memory
-from pandalib.datasets.load import load_task
+from pandalib.datasets.images import join, take
+from pandalib.datasets.load import load_task, sibling_tasks
+from pandalib.datasets.outliers import KINDS, check_unseen, load_outliers, outlier_folder
+from pandalib.datasets.public import SETS
 from pandalib.datasets.task import OneClassTask
-from pandalib.experiments.config import ImageOptions, Setup, Tier, make_options, tier_named
-from pandalib.methods.deep_svdd import SVDDEpoch
+from pandalib.experiments.config import ImageOptions, Tier, make_options, tier_named
+from pandalib.experiments.fisher import fisher_of
 from pandalib.methods.diagnostics import diagnose, effective_rank, feature_variance
 from pandalib.methods.distances import image_scores
-from pandalib.methods.outlier_exposure import ExposureEpoch
-from pandalib.methods.training import Checkpoint
+from pandalib.methods.ewc import Fisher
 from pandalib.metrics import pixel_roc_auc, pro, roc_auc
 
 DRAWN = ("pictograms:", "surfaces:")  # images with a size of their own
+N_OUTLIERS = 2000  # drawn for outlier exposure
 
 
 def run(
@@ -150,6 +155,45 @@ def _load_images(task, options, size, resize, seed, recall) -> OneClassTask:
     return recall(load_task, task, seed=seed, resize=resize, **named)
 
 
+@dataclass
+class Setup:
+    """What a run has at hand when it builds its detector."""
+
+    task: OneClassTask
+    backbone: Backbone | None
+    seed: int
+    cache: object  # `FeatureCache`, `Memory` or None
+    recall: Callable  # `Memory.recall`, which draws images once for several runs
+    resize: int | None
+    checkpoint_every: int | None
+    on_checkpoint: Callable | None
+    progress: bool
+
+    def fisher(self, options) -> Fisher:
+        """The Fisher information that the options of EWC ask for."""
+        return fisher_of(
+            self.backbone,
+            self.task.train,
+            options.fisher,
+            options.fisher_images,
+            recipe=options.fisher_recipe,
+            seed=self.seed,
+            progress=self.progress,
+        )
+
+    def outliers(self, options) -> Sequence:
+        """The outliers that the options of outlier exposure ask for."""
+        return outliers_of(
+            self.task,
+            options.outlier_images,
+            options.n_outliers,
+            level=options.level,
+            resize=self.resize,
+            seed=self.seed,
+            recall=self.recall,
+        )
+
+
 class Recorder:
     """Measures a detector on the test images at every n-th checkpoint and the last.
 
@@ -169,30 +213,35 @@ class Recorder:
                 network.frozen_features(images, cache=cache) for images in (data.train, data.test)
             ]
 
-    def __call__(self, done: Checkpoint | ExposureEpoch | SVDDEpoch) -> None:
+    def __call__(self, done) -> None:
+        """Measure what a detector hands to its callback: a `Checkpoint` or one of its kin."""
         if done.epoch % self.every == 0 or done.epoch == self.options.epochs:
-            measures = {Checkpoint: self._adapted, ExposureEpoch: self._exposed}
-            found = measures.get(type(done), self._from_scratch)(done)
+            if not hasattr(done, "detector"):
+                found = self._adapted(done)
+            elif hasattr(done.detector, "backbone_"):
+                found = self._exposed(done)
+            else:
+                found = self._from_scratch(done)
             self.history.append({"epoch": done.epoch} | found)
 
     def _features(self, network: Backbone) -> Iterator[np.ndarray]:
         """Features of the training and of the test images."""
         return (network.features_from(part) for part in self.frozen)
 
-    def _adapted(self, done: Checkpoint) -> dict:
+    def _adapted(self, done) -> dict:
         gallery, features = self._features(done.backbone)
         if self.centre is None:  # the first checkpoint is the pretrained network
             self.centre = gallery.mean(axis=0)
         k = self.options.k
         return diagnose(gallery, features, self.data.labels, centre=self.centre, k=k)
 
-    def _exposed(self, done: ExposureEpoch) -> dict:
+    def _exposed(self, done) -> dict:
         gallery, features = self._features(done.detector.backbone_)
         scores = done.detector.score_features(features)
         own = dict(loss=done.loss, roc_auc=roc_auc(self.data.labels, scores))
         return diagnose(gallery, features, self.data.labels) | own
 
-    def _from_scratch(self, done: SVDDEpoch) -> dict:
+    def _from_scratch(self, done) -> dict:
         features = done.detector.features(self.data.test)
         scores = np.square(features - done.detector.centre_.numpy()).mean(axis=1)
         anomalous = self.data.labels.astype(bool)
@@ -204,6 +253,74 @@ class Recorder:
             normal_distance=float(scores[~anomalous].mean()),
             anomalous_distance=float(scores[anomalous].mean()),
         )
+
+
+def outliers_of(
+    task: OneClassTask,
+    outlier_images: str | None = None,
+    n: int | None = None,
+    *,
+    level: str | None = None,
+    resize: int | None = None,
+    seed: int = 0,
+    recall: Callable | None = None,
+) -> Sequence:
+    """Outliers for a task, at the size of its images, none of them one of its test images.
+
+    Parameters
+    ----------
+    task : the task.
+    outlier_images : one of `pandalib.datasets.outliers.KINDS`, drawn for pictograms (None: "near");
+        a public data set, as "cifar100", of which training images of all classes are taken in
+        turn; or a folder.
+    n : how many; None: 2000 drawn ones, or all.
+    level, resize, seed : as in `pandalib.load_task`.
+    recall : `Memory.recall`, to draw them once for several runs.
+
+    Returns
+    -------
+    uint8 (n, 3, H, W), an array or a lazy sequence.
+    """
+    kind = outlier_images or "near"
+    if kind in KINDS:
+        if not task.name.startswith("pictograms:"):
+            raise ValueError(
+                f"{task.name} needs outlier_images: a folder of images that are not normal, or a "
+                f"data set; {kind!r} outliers are drawn for pictograms only."
+            )
+        draw = load_outliers if recall is None else lambda *a, **b: recall(load_outliers, *a, **b)
+        levels = {} if level is None else {"level": level}
+        return draw(kind, N_OUTLIERS if n is None else n, seed=seed, **levels)
+    size = np.shape(task.train[:1])[-1]
+    if kind in SETS:
+        images = _outlier_set(task, kind, n, size=size, resize=resize, seed=seed)
+    elif Path(kind).expanduser().exists():
+        images = outlier_folder(kind, n, size=size, resize=resize, seed=seed)
+    else:
+        raise ValueError(
+            f"outlier_images={kind!r} is unknown: choose one of {', '.join(KINDS)}, a folder of "
+            f"images, or a data set: {', '.join(SETS)}."
+        )
+    check_unseen(images, task)
+    return images
+
+
+def _outlier_set(
+    task: OneClassTask, name: str, n: int | None, *, size: int, resize: int | None, seed: int
+):
+    """At most n training images of a data set, as many of each class as far as they last."""
+    if SETS[name] == SETS.get(task.name.partition(":")[0]):
+        raise ValueError(
+            f"outlier_images={name!r} for {task.name}: they are of the same data set, and would "
+            "show the anomalies that are to be found."
+        )
+    siblings = sibling_tasks(name)
+    how = dict(seed=seed, n_test=1, size=size, resize=resize)
+    how["n_train"] = None if n is None else max(2, math.ceil(n / len(siblings)))
+    images = join([load_task(one, **how).train for one in siblings])
+    if n is None or n >= len(images):
+        return images
+    return take(images, np.random.default_rng(seed).permutation(len(images))[:n])
 
 
 def _has_both(masks: np.ndarray | None) -> bool:

@@ -17,7 +17,6 @@ import time
 import traceback
 from collections.abc import Iterator
 from concurrent.futures import BrokenExecutor
-from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,12 +27,22 @@ import torch
 
 from pandalib.cache import Memory
 from pandalib.datasets.load import sibling_tasks
-from pandalib.experiments.config import TIERS, make_options, versions
-from pandalib.experiments.grids import MAIN, Grid, file_name, identity, load_grid, options_in
+from pandalib.experiments.config import TIERS, ImageOptions, make_options, versions
+from pandalib.experiments.grids import Grid, load_grid
+from pandalib.experiments.results import (
+    MAIN,
+    PLAN,
+    identity,
+    in_brief,
+    options_in,
+    read_plan,
+    read_runs,
+    write_result,
+)
 from pandalib.experiments.run import load_network, reset_peak_rss, run
-from pandalib.io import ROOT, sealed, unsealed, write_atomically
+from pandalib.io import ROOT, sealed, write_atomically
 
-PLAN, RUNS, LOG = "plan.json", "runs", "sweep.log"  # in the folder of a sweep
+LOG = "sweep.log"  # in the folder of a sweep
 CONNECTING = 15  # seconds to wait for a scheduler
 
 
@@ -77,18 +86,17 @@ def sweep(
     folder = Path(folder).expanduser()
     runs = grid.runs(skip_missing=skip_missing)
     results, waiting = outstanding(runs, folder, retry_failed=retry_failed)
-    for settings in {_network(one): one for one in waiting}.values():
-        load_network(
-            make_options(settings["method"], options_in(settings)), TIERS[grid.tier]
-        )  # weights that are missing are told now
+    for options in {_network(one): one for one in map(_options, waiting)}.values():
+        load_network(options, TIERS[grid.tier])  # weights that are missing are told now
     _write_plan(grid, runs, folder, skip_missing=skip_missing)
     waiting.sort(key=identity)  # long and short ones mixed, so that the time left can be told
-    start, left = time.monotonic(), {identity(one): one for one in waiting}
+    left = {identity(one): one for one in waiting}
+    finished = _finished(waiting, folder, workers or usual_workers(), threads, scheduler)
+    start = time.monotonic()
     try:
-        for done, result in enumerate(
-            _finished(waiting, folder, workers or usual_workers(), threads, scheduler), 1
-        ):
-            results[result["id"]] = left.pop(result["id"]) and result
+        for done, result in enumerate(finished, 1):
+            results[result["id"]] = result
+            del left[result["id"]]
             gone = time.monotonic() - start
             news = f"{grid.name}: {len(runs) - len(left)} of {len(runs)}, {in_words(gone)} gone, "
             news += f"about {in_words(gone / done * len(left))} left  {in_brief(result)}"
@@ -136,9 +144,31 @@ def outstanding(
     return results, [run for run in runs if identity(run) not in results]
 
 
-def _network(settings: dict) -> tuple:
-    keys = ("backbone", "weights", "truncate_after", "adapt_from", "bias_free")
-    return tuple(settings.get(key) for key in keys)
+def _write_plan(grid: Grid, runs: list[dict], folder: Path, *, skip_missing: bool) -> None:
+    """Note in the folder what the grid is, so that its table knows what is missing."""
+    path = folder / PLAN
+    if path.exists() and read_plan(folder)["name"] != grid.name:
+        raise ValueError(f"{folder} holds the results of another grid: choose another folder.")
+    sources = sorted({run["task"].partition(":")[0] for run in runs} - {"folder"})
+    plan = dict(
+        name=grid.name,
+        description=grid.description,
+        tier=grid.tier,
+        runs=runs,
+        left_out=grid.missing() if skip_missing else {},
+        classes={source: len(sibling_tasks(source)) for source in sources},
+    )
+    write_atomically(path, sealed(plan))
+
+
+def _options(settings: dict) -> ImageOptions:
+    return make_options(settings["method"], options_in(settings))
+
+
+def _network(options: ImageOptions) -> tuple:
+    """What decides which network a run loads."""
+    names = ("backbone", "weights", "truncate_after", "adapt_from", "bias_free")
+    return tuple(getattr(options, name, None) for name in names)
 
 
 def usual_workers() -> int:
@@ -152,14 +182,6 @@ def in_words(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min {rest} s" if minutes else f"{rest} s"
     return f"{minutes // 60} h {minutes % 60} min"
-
-
-def in_brief(run: dict) -> str:
-    """A run, or its result, in a few words."""
-    words = f"{run['task']} {run['method']} seed {run['seed']}"
-    if "error" in run:
-        return f"{words} FAILED: {run['error']['type']}: {run['error']['message']}"
-    return f"{words}: {run['roc_auc']:.3f}" if "roc_auc" in run else words
 
 
 # ---------------------------------------------------------------- one run
@@ -177,7 +199,7 @@ def attempt(settings: dict, threads: int | None = None, folder: Path | None = No
         result = dict(
             id=identity(settings),
             settings=settings,
-            all_settings=asdict(make_options(settings["method"], options_in(settings))),
+            all_settings=asdict(_options(settings)),
             tier_defaults=asdict(TIERS[settings["tier"]]),
             versions=versions(),
             device=_device(),
@@ -229,64 +251,3 @@ def _commit() -> str | None:
         return found.stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-# ---------------------------------------------------------------- results on disk
-
-
-def write_result(result: dict, folder: Path) -> None:
-    write_atomically(folder / RUNS / file_name(result["settings"]), sealed(result))
-
-
-def read_runs(runs: list[dict], folder: Path) -> dict[str, dict]:
-    """The results there are, by identity; a file that is damaged counts as absent."""
-    found = {}
-    for settings in runs:
-        with suppress(FileNotFoundError, ValueError):
-            result = unsealed((folder / RUNS / file_name(settings)).read_bytes())
-            found[result["id"]] = result
-    return found
-
-
-def _write_plan(grid: Grid, runs: list[dict], folder: Path, *, skip_missing: bool) -> None:
-    """Note in the folder what the grid is, so that its table knows what is missing."""
-    path = folder / PLAN
-    if path.exists() and read_plan(folder)["name"] != grid.name:
-        raise ValueError(f"{folder} holds the results of another grid: choose another folder.")
-    sources = sorted({run["task"].partition(":")[0] for run in runs} - {"folder"})
-    plan = dict(
-        name=grid.name,
-        description=grid.description,
-        tier=grid.tier,
-        runs=runs,
-        left_out=grid.missing() if skip_missing else {},
-        classes={source: len(sibling_tasks(source)) for source in sources},
-    )
-    write_atomically(path, sealed(plan))
-
-
-def read_plan(folder: str | Path) -> dict:
-    """What a sweep noted: name, description, tier, runs, left_out, classes of each data set.
-
-    Raises
-    ------
-    FileNotFoundError
-        Where no sweep wrote.
-    ValueError
-        For a damaged file.
-    """
-    path = Path(folder).expanduser() / PLAN
-    try:
-        return unsealed(path.read_bytes())
-    except FileNotFoundError:
-        raise FileNotFoundError(
-            f"{path.parent} holds no results: `python -m pandalib sweep GRID --out {path.parent}` "
-            "makes them."
-        ) from None
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}): delete it and sweep again.") from None
-
-
-def read_results(folder: str | Path) -> list[dict]:
-    """The results of a sweep so far, in the order of its grid. Raises as `read_plan`."""
-    return list(read_runs(read_plan(folder)["runs"], Path(folder).expanduser()).values())

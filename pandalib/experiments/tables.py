@@ -23,9 +23,8 @@ import numpy as np
 
 from pandalib import plots
 from pandalib.experiments.config import default_of, options_of
-from pandalib.experiments.grids import MAIN, identity
 from pandalib.experiments.published import Published, published_numbers
-from pandalib.experiments.sweep import in_brief, read_plan, read_runs
+from pandalib.experiments.results import MAIN, identity, in_brief, read_plan, read_runs
 from pandalib.io import write_atomically
 
 RECORDED = {"roc_auc": "ROC-AUC", "pixel_roc_auc": "pixel ROC-AUC", "pro": "PRO"}
@@ -121,7 +120,7 @@ def summarise(results: list[dict], plan: dict | None = None) -> list[Row]:
     Parameters
     ----------
     results : as `pandalib.read_results` gives them; failed ones are counted and not averaged.
-    plan : as `pandalib.experiments.sweep.read_plan` gives it, so that the rows know how many runs
+    plan : as `pandalib.experiments.results.read_plan` gives it, so that the rows know how many runs
         and classes they should have.
 
     Raises

@@ -14,7 +14,6 @@ import torch
 from numpy.typing import ArrayLike
 
 from pandalib.methods.knn import KNN
-from pandalib.methods.panda import compactness
 from pandalib.metrics import roc_auc
 from pandalib.validation import as_features
 
@@ -80,7 +79,8 @@ def diagnose(
         anomalous_distance=None,
     )
     if centre is not None:
-        found["loss"] = float(compactness(torch.from_numpy(gallery), torch.as_tensor(centre).cpu()))
+        difference = torch.from_numpy(gallery) - torch.as_tensor(centre).cpu()
+        found["loss"] = float(difference.square().mean())  # `pandalib.compactness`
     if labels is not None:
         anomalous = np.asarray(labels).astype(bool)
         found["roc_auc"] = roc_auc(anomalous, scores)

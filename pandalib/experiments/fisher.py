@@ -1,9 +1,7 @@
-"""What a run needs beside its images and network: the Fisher information of EWC, outliers."""
+"""Where the Fisher information of EWC comes from."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,19 +10,13 @@ import torch
 
 from pandalib.backbones import Backbone
 from pandalib.datasets.folder import labelled_images
-from pandalib.datasets.images import join, take
-from pandalib.datasets.load import load_task, sibling_tasks
-from pandalib.datasets.outliers import KINDS, check_unseen, load_outliers, outlier_folder
-from pandalib.datasets.public import SETS
 from pandalib.datasets.synthetic import glyphs
-from pandalib.datasets.task import OneClassTask
 from pandalib.io import cache_folder
 from pandalib.methods.ewc import Fisher, fisher_information, linear_probe
 from pandalib.weights import EMBEDDED
 
 FISHER_RECIPES = ("per-sample", "batch-mean", "uniform")
 BIASED_BATCH = 32  # of the recipe "batch-mean": the official code's
-N_OUTLIERS = 2000  # drawn for outlier exposure
 
 
 def upstream_fisher(
@@ -126,71 +118,3 @@ def fisher_of(
         same = {name: torch.full_like(value, mean) for name, value in fisher.values.items()}
         fisher = replace(fisher, values=same, recipe=f"mean of: {fisher.recipe}")
     return fisher
-
-
-def outliers_of(
-    task: OneClassTask,
-    outlier_images: str | None = None,
-    n: int | None = None,
-    *,
-    level: str | None = None,
-    resize: int | None = None,
-    seed: int = 0,
-    recall: Callable | None = None,
-) -> Sequence:
-    """Outliers for a task, at the size of its images, none of them one of its test images.
-
-    Parameters
-    ----------
-    task : the task.
-    outlier_images : one of `pandalib.datasets.outliers.KINDS`, drawn for pictograms (None: "near");
-        a public data set, as "cifar100", of which training images of all classes are taken in
-        turn; or a folder.
-    n : how many; None: 2000 drawn ones, or all.
-    level, resize, seed : as in `pandalib.load_task`.
-    recall : `Memory.recall`, to draw them once for several runs.
-
-    Returns
-    -------
-    uint8 (n, 3, H, W), an array or a lazy sequence.
-    """
-    kind = outlier_images or "near"
-    if kind in KINDS:
-        if not task.name.startswith("pictograms:"):
-            raise ValueError(
-                f"{task.name} needs outlier_images: a folder of images that are not normal, or a "
-                f"data set; {kind!r} outliers are drawn for pictograms only."
-            )
-        draw = load_outliers if recall is None else lambda *a, **b: recall(load_outliers, *a, **b)
-        levels = {} if level is None else {"level": level}
-        return draw(kind, N_OUTLIERS if n is None else n, seed=seed, **levels)
-    size = np.shape(task.train[:1])[-1]
-    if kind in SETS:
-        images = _outlier_set(task, kind, n, size=size, resize=resize, seed=seed)
-    elif Path(kind).expanduser().exists():
-        images = outlier_folder(kind, n, size=size, resize=resize, seed=seed)
-    else:
-        raise ValueError(
-            f"outlier_images={kind!r} is unknown: choose one of {', '.join(KINDS)}, a folder of "
-            f"images, or a data set: {', '.join(SETS)}."
-        )
-    check_unseen(images, task)
-    return images
-
-
-def _outlier_set(
-    task: OneClassTask, name: str, n: int | None, *, size: int, resize: int | None, seed: int
-):
-    """At most n training images of a data set, as many of each class as far as they last."""
-    if SETS[name] == SETS.get(task.name.partition(":")[0]):
-        raise ValueError(
-            f"outlier_images={name!r} for {task.name}: they are of the same data set, and would "
-            "show the anomalies that are to be found."
-        )
-    siblings = sibling_tasks(name)
-    how = dict(seed=seed, n_test=1, size=size, resize=resize)
-    how["n_train"] = None if n is None else max(2, math.ceil(n / len(siblings)))
-    images = join([load_task(one, **how).train for one in siblings])
-    if n is None or n >= len(images):
-        return images
-    return take(images, np.random.default_rng(seed).permutation(len(images))[:n])

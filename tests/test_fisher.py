@@ -1,6 +1,4 @@
-"""The Fisher information of a run, from every source; its outliers."""
-
-from types import SimpleNamespace
+"""The Fisher information of a run, from every source."""
 
 import numpy as np
 import pytest
@@ -8,10 +6,9 @@ import torch
 from PIL import Image
 from small import images, small_backbone
 
-from pandalib import fisher_information, linear_probe, load_backbone, load_task, upstream_fisher
-from pandalib.datasets.images import read_image
-from pandalib.experiments import inputs
-from pandalib.experiments.inputs import fisher_of, outliers_of
+from pandalib import fisher_information, linear_probe, load_backbone, upstream_fisher
+from pandalib.experiments import fisher as sources
+from pandalib.experiments.fisher import fisher_of
 
 IMAGES = images(6)
 
@@ -24,9 +21,6 @@ def write_images(folder, n, seed):
 
 def difference(one, other):
     return max(float((one.values[name] - other.values[name]).abs().max()) for name in one.values)
-
-
-# ---------------------------------------------------------------- Fisher information
 
 
 def test_a_whole_network_predicts_on_the_normal_images():
@@ -97,89 +91,11 @@ def test_the_embedded_network_takes_its_own_pretraining_task(tmp_path, monkeypat
         assert difference(first, upstream_fisher(network, 3, progress=False, **options)) > 0
     assert len(list(tmp_path.glob("fisher-*.safetensors"))) == 3
     seen = []
-    monkeypatch.setattr(inputs, "upstream_fisher", lambda *a, **b: seen.append(b) or first)
+    monkeypatch.setattr(sources, "upstream_fisher", lambda *a, **b: seen.append(b) or first)
     assert fisher_of(network, IMAGES, recipe="batch-mean") is first
     assert seen == [dict(batch_size=32, progress=True)]
     with pytest.raises(ValueError, match="was not pretrained on glyphs"):
         upstream_fisher(small_backbone())
-
-
-# ---------------------------------------------------------------- outliers
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """A task of two classes, and a folder of other images."""
-    for seed, (kind, n) in enumerate(
-        [("task/good", 12), ("task/bad", 12), ("others/one", 5), ("others/two", 4)]
-    ):
-        write_images(tmp_path / kind, n, seed)
-    return tmp_path
-
-
-def test_drawn_outliers():
-    task = load_task("pictograms:star", n_train=2, n_test=1)
-    assert outliers_of(task, n=3).shape == (3, 3, 64, 64)
-    far = outliers_of(task, "far", 2, level="plain", seed=1)
-    assert np.array_equal(far, inputs.load_outliers("far", 2, level="plain", seed=1))
-    calls = []
-    outliers_of(task, n=2, recall=lambda function, *a, **b: calls.append(a) or function(*a, **b))
-    assert calls == [("near", 2)]
-
-
-def test_outliers_of_a_folder_have_the_geometry_of_the_task(folder):
-    """Outliers with another border could be told apart by it."""
-    task = load_task(f"folder:{folder / 'task'}:good", size=32, resize=40)
-    found = outliers_of(task, str(folder / "others"), resize=40)
-    assert len(found) == 9
-    assert np.array_equal(found[0], read_image(folder / "others" / "one" / "0.png", 32, 40))
-    assert len(outliers_of(task, str(folder / "others"), 4)) == 4
-
-
-def test_outliers_of_a_data_set(monkeypatch):
-    """As many training images of each class; never of the data set that is tested."""
-
-    def tiny(spec, *, n_train, **_):
-        label = "abc".index(spec[-1])
-        drawn = np.random.default_rng(label).integers(0, 256, (7, 3, 32, 32), dtype=np.uint8)
-        return SimpleNamespace(train=drawn[:n_train])
-
-    monkeypatch.setattr(inputs, "load_task", tiny)
-    monkeypatch.setattr(inputs, "sibling_tasks", lambda name: [f"{name}:{kind}" for kind in "abc"])
-    test = np.zeros((2, 3, 32, 32), np.uint8)
-    task = SimpleNamespace(
-        name="cifar10:bird", train=test, test=test.copy(), files=None, kinds=("a", "b")
-    )
-    whole, some = outliers_of(task, "cifar100"), outliers_of(task, "cifar100", 5)
-    assert len(whole) == 21 and len(some) == 5
-    assert np.array_equal(whole[8], tiny("cifar100:b", n_train=None).train[1])
-    first_two = np.concatenate([tiny(f"cifar100:{kind}", n_train=2).train for kind in "abc"])
-    assert set(map(bytes, some[:])) < set(map(bytes, first_two))
-    with pytest.raises(ValueError, match="they are of the same data set"):
-        outliers_of(task, "cifar10")
-    task.test[1] = whole[4]
-    with pytest.raises(ValueError, match="test image '1'"):
-        outliers_of(task, "cifar100")
-
-
-@pytest.mark.parametrize(
-    ("task", "given", "words"),
-    [
-        (
-            "pictograms:star",
-            "nearer",
-            "'nearer' is unknown: choose one of near, middle, far, noise",
-        ),
-        ("surfaces:weave", None, "needs outlier_images: a folder of images that are not normal"),
-        ("surfaces:weave", "noise", "'noise' outliers are drawn for pictograms only"),
-        ("folder:{}/task:good", "{}/task/bad", "nothing may be learned from what is tested"),
-    ],
-)
-def test_outliers_that_cannot_be(task, given, words, folder):
-    size = {} if task.startswith("folder") else dict(n_train=2, n_test=1)
-    task = load_task(task.format(folder), **size)
-    with pytest.raises(ValueError, match=words):
-        outliers_of(task, given and given.format(folder))
 
 
 def test_the_types_of_the_uniform_recipe_are_kept():
