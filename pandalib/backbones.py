@@ -156,6 +156,13 @@ class Backbone(nn.Module):
         """Stay in evaluation mode: training must not move the statistics of BatchNorm."""
         return super().train(False)
 
+    def __repr__(self) -> str:
+        return f"Backbone({self.name}, weights {self.weights_sha256[:12]})"
+
+    def __sklearn_clone__(self) -> Backbone:
+        """Detectors share their network: none of them changes it."""
+        return self
+
     @property
     def device(self) -> torch.device:
         """Where the network is."""

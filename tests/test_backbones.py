@@ -5,10 +5,11 @@ import pytest
 import torch
 import torchvision
 from PIL import Image
+from sklearn.base import clone
 from small import small_backbone
 from torch import nn
 
-from pandalib import backbones, load_backbone
+from pandalib import DN2, backbones, load_backbone
 from pandalib.backbones import EMBEDDED, MEAN, STD, fold_batchnorm, normalise
 from pandalib.cache import FeatureCache
 from pandalib.datasets.synthetic import glyphs
@@ -232,3 +233,10 @@ def test_another_trainable_part_shares_the_rest():
 def test_unknown_names(arguments, message):
     with pytest.raises(ValueError, match=message):
         load_backbone(**arguments)
+
+
+def test_a_clone_of_a_detector_shares_its_network_and_shows_it_in_one_line():
+    network = load_backbone()
+    copied = clone(DN2(network, k=1))
+    assert copied.backbone is network
+    assert repr(copied) == f"DN2(backbone={network!r}, k=1)" and "\n" not in repr(network)
