@@ -2,8 +2,9 @@
 
     python tools/notebooks.py [NOTEBOOK ...]      default: all of notebooks/
 
-Prints for each its seconds, the seconds from the kernel's start to its first figure, and on Linux the largest memory of
-its kernel. A notebook that fails is left as it was. No times, no widget state and no version of this machine's Python stay in the files.
+Prints for each its seconds, the seconds from the kernel's start to its first figure, and on Linux
+the largest memory of its kernel. A notebook that fails is left as it was. No times, no widget state
+and no version of this machine's Python stay in the files.
 """
 
 from __future__ import annotations
@@ -20,34 +21,32 @@ from nbclient.exceptions import CellExecutionError
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from pandalib.io import write_atomically  # noqa: E402
+from pandalib.io import write_atomically
 
 os.environ["PANDALIB_QUIET"] = "1"  # no progress bar in the files
 LARGEST = 1_000_000  # bytes of one notebook
 
 
-def largest_memory(process: int | None) -> int | None:
-    """Bytes that a running process has held at most, its libraries included; None where the system does not say."""
-    try:
-        found = re.search(
-            r"^VmHWM:\s*(\d+) kB", Path(f"/proc/{process}/status").read_text(), re.MULTILINE
-        )
-    except OSError:
-        return None
+def largest_memory(process: int) -> int | None:
+    """Bytes that a running process has held at most; None where the system does not say."""
+    status = Path(f"/proc/{process}/status")
+    found = re.search(r"VmHWM:\s*(\d+) kB", status.read_text()) if status.exists() else None
     return 1024 * int(found[1]) if found else None
 
 
 def execute(path: Path) -> tuple[float, float | None, int | None]:
-    """Run one notebook and write it back: (seconds in all, seconds to the first figure or None, bytes of its kernel or None)."""
+    """Run one notebook and write it back: seconds, those to the first figure, bytes of its kernel.
+
+    The last two are None where there is no figure, and where the system does not say.
+    """
     notebook = nbformat.read(path, as_version=4)
     start, first_figure, memory = time.perf_counter(), None, None
 
-    def note_figure(cell, cell_index, **_):
+    def after_cell(cell, cell_index, **_):
         nonlocal first_figure, memory
         memory = largest_memory(client.km.provisioner.pid)
-        if first_figure is None and any(
-            "image/png" in output.get("data", {}) for output in cell.get("outputs", [])
-        ):
+        drawn = any("image/png" in output.get("data", {}) for output in cell.get("outputs", []))
+        if drawn and first_figure is None:
             first_figure = time.perf_counter() - start
 
     client = NotebookClient(
@@ -56,16 +55,14 @@ def execute(path: Path) -> tuple[float, float | None, int | None]:
         kernel_name="python3",
         resources={"metadata": {"path": str(path.parent)}},
         record_timing=False,
-        on_cell_executed=note_figure,
+        on_cell_executed=after_cell,
     )
     client.execute()
     notebook.metadata.pop("widgets", None)
     notebook.metadata["language_info"] = {"name": "python"}
     text = nbformat.writes(notebook) + "\n"
     if len(text) > LARGEST:
-        raise ValueError(
-            f"{path} would have {len(text)} bytes: at most {LARGEST} are allowed. Make its figures smaller or fewer."
-        )
+        raise ValueError(f"{path} would have {len(text)} bytes, more than {LARGEST}.")
     write_atomically(path, text.encode())
     return time.perf_counter() - start, first_figure, memory
 
@@ -74,20 +71,14 @@ def main(names: list[str]) -> int:
     failed = False
     for path in [Path(name) for name in names] or sorted((ROOT / "notebooks").glob("*.ipynb")):
         try:
-            seconds, first_figure, memory = execute(path)
-            figure = (
-                f"first figure after {first_figure:.1f} s"
-                if first_figure is not None
-                else "no figure"
-            )
-            kernel = f", kernel {memory / 2**30:.2f} GiB at most" if memory else ""
-            print(
-                f"{path.name}: {seconds:.1f} s, {figure}{kernel}, {path.stat().st_size / 1e3:.0f} kB",
-                flush=True,
-            )
+            seconds, figure, memory = execute(path)
         except (CellExecutionError, ValueError) as error:
             print(f"{path.name}: left as it was.\n{error}", file=sys.stderr)
             failed = True
+            continue
+        words = f"first figure after {figure:.1f} s" if figure else "no figure"
+        words += f", kernel {memory / 2**30:.2f} GiB at most" if memory else ""
+        print(f"{path.name}: {seconds:.1f} s, {words}", flush=True)
     return int(failed)
 
 

@@ -1,7 +1,8 @@
-"""Run a command with the network cut and the loopback interface up: `python tools/offline.py CMD ...`
+"""Run a command with the network cut and the loopback interface up: `python tools/offline.py CMD
+...`
 
-Linux only: the command gets a network namespace of its own, without root where the system allows it. Elsewhere one
-line says that the network stays on, and the command runs all the same.
+Linux only: the command gets a network namespace of its own, without root where the system allows
+it. Elsewhere one line says that the network stays on, and the command runs all the same.
 """
 
 import ctypes
@@ -45,7 +46,10 @@ def cut():
 
 
 def why_not():
-    """None if the network can be cut, else the reason. Tried in a child: half a cut, with loopback down, cannot be undone."""
+    """None if the network can be cut, else the reason.
+
+    Tried in a child: half a cut, with loopback down, cannot be undone.
+    """
     if not sys.platform.startswith("linux"):
         return f"not possible on {sys.platform}"
     reader, writer = os.pipe()
