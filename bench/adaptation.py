@@ -1,8 +1,11 @@
-"""One epoch of adaptation with re-scoring, against the plain loop: `python bench/adaptation.py` writes docs/results/adaptation_speed.md.
+"""One epoch of adaptation with re-scoring, against the plain loop: `python bench/adaptation.py`
+writes
+docs/results/adaptation_speed.md.
 
-The plain loop runs the whole network on the pixels, in training and in scoring. Both loops take the same images and
-weights and alternate; a line is the median of the rounds. Wide-ResNet-50-2 has one batch to learn from. The floor of a line is the work that no cache can take away,
-the multiplications of the head, at the rate at which this machine convolves in the same run.
+The plain loop runs the whole network on the pixels, in training and in scoring. Both loops take the
+same images and weights and alternate; a line is the median of the rounds. Wide-ResNet-50-2 has one
+batch to learn from. The floor of a line is the work that no cache can take away, the
+multiplications of the head, at the rate at which this machine convolves in the same run.
 """
 
 from __future__ import annotations
@@ -29,26 +32,31 @@ BF16 = {"off": False, "on": True, "auto": "auto"}
 
 PAGE = """# An epoch of adaptation with re-scoring
 
-Made by `python bench/adaptation.py` on {machine}; {versions}. Medians of {rounds} alternating rounds of four
-epochs (two at 224 px, one of Wide-ResNet-50-2); the centre, computed once a run, counts for `adapt` alone.
+Made by `python bench/adaptation.py` on {machine}; {versions}. Medians of {rounds} alternating
+rounds of four epochs (two at 224 px, one of Wide-ResNet-50-2); the centre, computed once a run,
+counts for `adapt` alone.
 
-{section}
-The plain loop runs the whole network on the pixels, for training and for scoring. `adapt` keeps the stem's activations
-(computed once, not counted: {stem}).{bf16} "Floor" is the head's multiplications alone at the rate of convolutions measured
-in the same run; "rank agreement" is the Spearman correlation of the scores with those of the plain loop.
+{section} The plain loop runs the whole network on the pixels, for training and for scoring. `adapt`
+keeps the stem's activations (computed once, not counted: {stem}).{bf16} "Floor" is the head's
+multiplications alone at the rate of convolutions measured in the same run; "rank agreement" is the
+Spearman correlation of the scores with those of the plain loop.
 
-| network, images | variant | plain, s | pandalib, s | ratio | wanted | floor, s | over floor | rank agreement |
+| network, images | variant | plain, s | pandalib, s | ratio | wanted | floor, s | over floor | \
+rank agreement |
 |---|---|---|---|---|---|---|---|---|
 {rows}
 
-Where the time goes (profile of the embedded line in float32): more than half of an epoch's training is the convolutions' backward pass,
-a quarter their forward pass, a twentieth the step of SGD; scoring is three tenths of the whole and close to its own floor.
-Batches of 32 on maps of 4 x 4 and 2 x 2 read and write as many weights as activations, and the gradient of the weights, which sums over
-few positions, runs far below the rate of a convolution on large maps: that is the distance to the floor. In bfloat16 only the
-convolutions can be faster, on a processor with instructions for it; the step is not, since parameters stay in float32. What helped:
-the embedded head in PyTorch's default order in memory in place of channels last, which is faster on large maps only. Tried without
-gain in float32: matrix products, for the whole convolution or for the gradient of the weights alone; smaller batches for scoring;
-the clip folded into the step. All of this depends on the processor.
+Where the time goes (profile of the embedded line in float32): more than half of an epoch's training
+is the convolutions' backward pass, a quarter their forward pass, a twentieth the step of SGD;
+scoring is three tenths of the whole and close to its own floor. Batches of 32 on maps of 4 x 4 and
+2 x 2 read and write as many weights as activations, and the gradient of the weights, which sums
+over few positions, runs far below the rate of a convolution on large maps: that is the distance to
+the floor. In bfloat16 only the convolutions can be faster, on a processor with instructions for it;
+the step is not, since parameters stay in float32. What helped: the embedded head in PyTorch's
+default order in memory in place of channels last, which is faster on large maps only. Tried without
+gain in float32: matrix products, for the whole convolution or for the gradient of the weights
+alone; smaller batches for scoring; the clip folded into the step. All of this depends on the
+processor.
 """
 
 
@@ -66,7 +74,9 @@ def plain_network(name: str) -> nn.Sequential:
 
 
 def plain_epoch(network, centre, images, test, optimiser, order) -> np.ndarray:
-    """The definition: forward from the pixels for every batch, clip, step; then all images again for the scores."""
+    """The definition: forward from the pixels for every batch, clip, step; then all images again
+    for the scores.
+    """
     for rows in order.split(32):
         optimiser.zero_grad()
         compactness(
@@ -108,7 +118,9 @@ def macs(module: nn.Module, example: torch.Tensor) -> int:
 
 
 def rate(head: nn.Module, example: torch.Tensor, bf16: bool) -> float:
-    """Multiplications a second of the head's widest convolutions without padding, reordering or anything around them."""
+    """Multiplications a second of the head's widest convolutions without padding, reordering or
+    anything around them.
+    """
     conv = nn.Conv2d(256, 256, 3, padding=1, bias=False).to(memory_format=torch.channels_last)
     x = torch.randn(64, 256, 14, 14).to(memory_format=torch.channels_last)
     if bf16:
@@ -180,7 +192,8 @@ def compare(
                 progress=False,
             )
             seconds["pandalib"].append((time.perf_counter() - start) / epochs)
-            # Training is a forward pass and two backward ones, of which the first layer of the head needs one only.
+            # Training is a forward pass and two backward ones, of which the first layer of the head
+            # needs one only.
             seconds["floor"].append(
                 head_macs
                 * (3 * len(images) + len(images) + len(test))
@@ -195,7 +208,8 @@ def compare(
         what = f"{name}, {len(images)} + {len(test)} at {images.shape[-1]} px"
         rows.append(
             f"| {what} | {variant} | {median['plain']:.2f} | {median['pandalib']:.2f} | "
-            f"{ratio:.2f} | {wanted:g}, {'met' if ratio >= wanted else 'NOT met'} | {median['floor']:.2f} | "
+            f"{ratio:.2f} | {wanted:g}, {'met' if ratio >= wanted else 'NOT met'} | "
+            f"{median['floor']:.2f} | "
             f"{over:.2f} | {agreement:.4f} |"
         )
         lines.append(
@@ -216,7 +230,7 @@ def compare(
 
 
 def main() -> None:
-    wanted = "a line in bfloat16 as well: off (default), on, or auto, where it pays; --bf16 alone is auto"
+    wanted = "a line in bfloat16 as well: off (default), on, or auto, where it pays; alone: auto"
     choice = dict(nargs="?", choices=tuple(BF16), const="auto", default="off", help=wanted)
     options = common.arguments(__doc__, 5, ("--bf16", choice))
     tiny, rounds = options.tiny, options.rounds
@@ -256,7 +270,8 @@ def main() -> None:
     rows, lines = (sum(part, []) for part in zip(*parts))
     start = time.perf_counter()
     load_backbone().frozen_features(np.concatenate([task.train, task.test]))
-    stem = f"{time.perf_counter() - start:.2f} s for the embedded line's {len(task.train) + len(task.test)} images"
+    n_images = len(task.train) + len(task.test)
+    stem = f"{time.perf_counter() - start:.2f} s for the embedded line's {n_images} images"
     page = PAGE.format(
         machine=machine(),
         versions=versions("torch", "torchvision", "numpy"),

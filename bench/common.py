@@ -1,4 +1,6 @@
-"""What the benches share: the clock, sides that take turns, the machine in words, and the lines that docs/performance.md collects."""
+"""What the benches share: the clock, sides that take turns, the machine in words, and the lines
+that docs/performance.md collects.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ EQUAL = 0.005  # figures of quality that differ by less are called equal
 
 
 class Line(NamedTuple):
-    """One comparison: what, what is wanted of it, what was measured, and whether that is met; None where nothing is wanted."""
+    """One comparison: what, what is wanted of it, what was measured, and whether that is met; None
+    where nothing is wanted.
+    """
 
     what: str
     wanted: str
@@ -44,7 +48,9 @@ def faster(
     wanted: float = 1.0,
     qualities: dict[str, tuple[float, float]] | None = None,
 ) -> Line:
-    """The line of a peer: at least `wanted` times as fast, and no figure of quality (theirs, ours) lower by `EQUAL` or more."""
+    """The line of a peer: at least `wanted` times as fast, and no figure of quality (theirs, ours)
+    lower by `EQUAL` or more.
+    """
     qualities = qualities or {}
     ratio, lower = (
         theirs / ours,
@@ -100,7 +106,10 @@ def alternate(
     times: dict[str, int] | None = None,
     warm: bool = True,
 ) -> tuple[dict[str, float], dict[str, object]]:
-    """The sides take turns: median seconds of each over the rounds, and what each returned last. One turn before does not count."""
+    """The sides take turns: median seconds of each over the rounds, and what each returned last.
+
+    One turn before does not count.
+    """
     taken: dict[str, list[float]] = {name: [] for name in sides}
     values = {}
     for number in range(-1 if warm else 0, rounds):
@@ -126,7 +135,8 @@ def machine() -> str:
             )
     except OSError:
         pass
-    return f"{name}, {torch.backends.cpu.get_cpu_capability()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads used"
+    capability, threads = torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()
+    return f"{name}, {capability}, {os.cpu_count()} cores, {threads} threads used"
 
 
 def versions(*names: str) -> str:
@@ -134,7 +144,9 @@ def versions(*names: str) -> str:
 
 
 def arguments(description: str, rounds: int, *more: tuple[str, dict]) -> argparse.Namespace:
-    """`--rounds`, and `--tiny` for trying a bench out: one round, little work, and the page is printed and not written."""
+    """`--rounds`, and `--tiny` for trying a bench out: one round, little work, and the page is
+    printed and not written.
+    """
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=rounds)
     parser.add_argument(

@@ -1,7 +1,9 @@
-"""All benches, one after the other: `python bench/everything.py`, or `make bench`. Do it on a quiet machine.
+"""All benches, one after the other: `python bench/everything.py`, or `make bench`. Do it on a quiet
+machine.
 
-Each is a process of its own and writes its page in docs/results; then docs/performance.md gets its lines. One that fails is
-named at the end and stops nothing; one that compares with anomalib and pyod is left out where those cannot be installed.
+Each is a process of its own and writes its page in docs/results; then docs/performance.md gets its
+lines. One that fails is named at the end and stops nothing; one that compares with anomalib and
+pyod is left out where those cannot be installed.
 """
 
 from __future__ import annotations

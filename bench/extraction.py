@@ -1,7 +1,9 @@
-"""DN2's two halves against the usual code: `python bench/extraction.py` writes docs/results/extraction_speed.md.
+"""DN2's two halves against the usual code: `python bench/extraction.py` writes
+docs/results/extraction_speed.md.
 
-Scores: against pyod's KNN, each side in a process of its own, on the same features. Extraction: against the loop that a reader of
-torchvision's documentation would write, and against the network alone on batches that are ready, in both memory formats.
+Scores: against pyod's KNN, each side in a process of its own, on the same features. Extraction:
+against the loop that a reader of torchvision's documentation would write, and against the network
+alone on batches that are ready, in both memory formats.
 """
 
 from __future__ import annotations
@@ -21,44 +23,53 @@ from pandalib.weights import read_state, verify_embedded
 
 PAGE = """# Features and their scores
 
-Made by `python bench/extraction.py` on {machine}; {versions}. Medians of {rounds} alternating rounds.
+Made by `python bench/extraction.py` on {machine}; {versions}. Medians of {rounds} alternating
+rounds.
 
 {section}
 ## Scores: pyod's KNN
 
-k = 2. Each side in a process of its own, both with the same features; importing does not count. pyod's `fit` scores the training
-images as well, so pandalib's time has its leave-one-out scores in it. pyod's score is the mean distance, DN2's the sum of squared
-distances: nearly the same order. "Rank agreement" is the Spearman correlation of the two.
+k = 2. Each side in a process of its own, both with the same features; importing does not count.
+pyod's `fit` scores the training images as well, so pandalib's time has its leave-one-out scores in
+it. pyod's score is the mean distance, DN2's the sum of squared distances: nearly the same order.
+"Rank agreement" is the Spearman correlation of the two.
 
-| features | side | fit with scores of the gallery, s | scores, s | memory to fit, MiB | ROC-AUC | rank agreement |
+| features | side | fit with scores of the gallery, s | scores, s | memory to fit, MiB | ROC-AUC \
+| rank agreement |
 |---|---|---|---|---|---|---|
 {scores}
 
 ## Extraction
 
-Plain loop: batches of {batch}, `ToDtype` and `Normalize` of torchvision's transforms, the network in evaluation mode, no gradients. "Bare":
-the network's own forward pass on normalised batches, of the size that pandalib takes, that lie ready. "Difference": the largest, of the largest feature.
+Plain loop: batches of {batch}, `ToDtype` and `Normalize` of torchvision's transforms, the network
+in evaluation mode, no gradients. "Bare": the network's own forward pass on normalised batches, of
+the size that pandalib takes, that lie ready. "Difference": the largest, of the largest feature.
 
-| network, images | plain loop, s | pandalib, s | plain / pandalib | bare, contiguous, s | bare, channels last, s | pandalib / best bare | difference |
+| network, images | plain loop, s | pandalib, s | plain / pandalib | bare, contiguous, s | bare, \
+channels last, s | pandalib / best bare | difference |
 |---|---|---|---|---|---|---|---|
 {rows}
 
-What limits extraction is the network's convolutions: pandalib's own share, from uint8 to normalised floats in channels_last order, is one pass over
-the pixels. Folding BatchNorm into the frozen convolutions takes passes over the activations away, which is how it can be faster than
-the bare network.
+What limits extraction is the network's convolutions: pandalib's own share, from uint8 to normalised
+floats in channels_last order, is one pass over the pixels. Folding BatchNorm into the frozen
+convolutions takes passes over the activations away, which is how it can be faster than the bare
+network.
 """
 BATCH = 32
 
 
 def torchvision_network(name: str, backbone) -> nn.Module:
-    """The whole network, as torchvision builds it, up to its pooled features, with the weights of `backbone`."""
+    """The whole network, as torchvision builds it, up to its pooled features, with the weights of
+    `backbone`.
+    """
     if name == "embedded":
         state = read_state(verify_embedded())
         network = embedded_network(len(state["fc.weight"]))
         network.load_state_dict(state)
     else:
         network = torchvision.models.get_model(name, weights=None)
-        # Nothing is folded in a network without a frozen stem: its stages have torchvision's own tensors.
+        # Nothing is folded in a network without a frozen stem: its stages have torchvision's own
+        # tensors.
         whole = load_backbone(name, "random", adapt_from="conv", device="cpu")
         states = [part.state_dict() for part in (whole.trainable, whole.classifier)]
         stages = {
@@ -112,7 +123,8 @@ def compare_extraction(name: str, images: np.ndarray, rounds: int) -> tuple[str,
     best = min(median["contiguous"], median["channels_last"])
     what = f"{name}, {len(images)} at {images.shape[-1]} px"
     row = (
-        f"| {what} | {median['plain']:.3f} | {median['pandalib']:.3f} | {median['plain'] / median['pandalib']:.2f} | {median['contiguous']:.3f} | "
+        f"| {what} | {median['plain']:.3f} | {median['pandalib']:.3f} | "
+        f"{median['plain'] / median['pandalib']:.2f} | {median['contiguous']:.3f} | "
         f"{median['channels_last']:.3f} | {median['pandalib'] / best:.2f} | {apart:.1e} |"
     )
     print(row, flush=True)
@@ -151,7 +163,8 @@ def compare_scores(
     }
     agreement = spearmanr(theirs["scores"], ours["scores"])[0]
     rows = [
-        f"| {what} | {side} | {one['fit']:.4f} | {one['score']:.4f} | {one['fit_mb']:.1f} | {quality[side]:.4f} | {agreement:.4f} |"
+        f"| {what} | {side} | {one['fit']:.4f} | {one['score']:.4f} | {one['fit_mb']:.1f} | "
+        f"{quality[side]:.4f} | {agreement:.4f} |"
         for side, one in median.items()
     ]
     print(*rows, sep="\n", flush=True)
@@ -174,7 +187,9 @@ def compare_scores(
 def clouds(
     n_gallery: int, n_queries: int, d: int, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Features of 20 clouds, each in 30 directions of its own; the anomalous half of the queries has 40 % more spread."""
+    """Features of 20 clouds, each in 30 directions of its own; the anomalous half of the queries
+    has 40 % more spread.
+    """
     rng = np.random.default_rng(seed)
     centres, directions = rng.standard_normal((20, d)), rng.standard_normal((20, 30, d)) / 30**0.5
 

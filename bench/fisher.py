@@ -1,9 +1,12 @@
-"""Fisher information of the head, four ways: `python bench/fisher.py` writes docs/results/fisher_speed.md.
+"""Fisher information of the head, four ways: `python bench/fisher.py` writes
+docs/results/fisher_speed.md.
 
-The definition: the gradient of each sample alone, squared, then averaged. All ways take the same images, weights and labels
-(drawn once from the network's prediction). "Plain loop" runs the whole network on the pixels of each sample; "loop" is
-`pandalib.fisher_information`, from the stem's activations; "vmap" is torch.func; "hooks" takes the gradients of samples apart layer
-by layer. The common recipe squares the mean gradient of a batch, which is another number: how much it is off is measured.
+The definition: the gradient of each sample alone, squared, then averaged. All ways take the same
+images, weights and labels (drawn once from the network's prediction). "Plain loop" runs the whole
+network on the pixels of each sample; "loop" is `pandalib.fisher_information`, from the stem's
+activations; "vmap" is torch.func; "hooks" takes the gradients of samples apart layer by layer. The
+common recipe squares the mean gradient of a batch, which is another number: how much it is off is
+measured.
 """
 
 from __future__ import annotations
@@ -22,8 +25,8 @@ from torch import nn
 
 from pandalib import fisher_information, load_backbone
 from pandalib.backbones import normalise
-from pandalib.experiments.run import peak_rss_mb, reset_peak_rss
 from pandalib.datasets.synthetic import glyphs
+from pandalib.experiments.run import peak_rss_mb, reset_peak_rss
 
 BIASED = 32  # the batch of the common recipe
 CHUNK = (
@@ -36,10 +39,11 @@ Made by `python bench/fisher.py` on {machine}; {versions}. Medians of {rounds} a
 {section}
 ## The definition, four ways
 
-The same images, weights and labels. Memory is what a process of its own holds at most above what it held before. "Difference": the largest, of the
-largest value, from the plain loop.
+The same images, weights and labels. Memory is what a process of its own holds at most above what it
+held before. "Difference": the largest, of the largest value, from the plain loop.
 
-| network, samples | way | seconds | ms a sample | against the loop from pixels | memory, MiB | difference |
+| network, samples | way | seconds | ms a sample | against the loop from pixels | memory, MiB | \
+difference |
 |---|---|---|---|---|---|---|
 {rows}
 
@@ -47,15 +51,17 @@ vmap and hooks take {chunk} samples at once.
 
 ## The common recipe: squares of a batch's mean gradient
 
-Embedded network, {n} samples, batches of {biased}. "Share" is the mean over all parameters against the definition's, with 1/{biased} = {inverse:.4f} where the
-gradients of samples are independent; "rank agreement" is the Spearman correlation over {subset:,} parameters.
+Embedded network, {n} samples, batches of {biased}. "Share" is the mean over all parameters against
+the definition's, with 1/{biased} = {inverse:.4f} where the gradients of samples are independent;
+"rank agreement" is the Spearman correlation over {subset:,} parameters.
 
 | labels | seconds | mean, batches | mean, per sample | share | rank agreement |
 |---|---|---|---|---|---|
 {biased_rows}
 
-A lambda that was tuned with the one means another penalty with the other. How alike the gradients of a batch are depends on the labels, so the
-share depends on network and batch, and the order of the parameters changes as well: no factor repairs the recipe.
+A lambda that was tuned with the one means another penalty with the other. How alike the gradients
+of a batch are depends on the labels, so the share depends on network and batch, and the order of
+the parameters changes as well: no factor repairs the recipe.
 """
 
 
@@ -74,7 +80,9 @@ def drawn_labels(backbone, stem: torch.Tensor, seed: int = 0) -> torch.Tensor:
 
 
 def plain_loop(backbone, images: np.ndarray, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The definition: for each sample the whole network on its pixels, a backward pass into the head, squares."""
+    """The definition: for each sample the whole network on its pixels, a backward pass into the
+    head, squares.
+    """
     head = copy.deepcopy(backbone.trainable).requires_grad_(True)
     parameters = dict(head.named_parameters())
     sums = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
@@ -103,7 +111,8 @@ def by_vmap(
 
     def loss(parameters, x, label):
         feature_map = torch.func.functional_call(head, (parameters, buffers), (x[None],))
-        # The classifier's own pooling has no rule for vmap in this memory format and would slow it down.
+        # The classifier's own pooling has no rule for vmap in this memory format and would slow it
+        # down.
         return F.cross_entropy(
             backbone.classifier.fc(feature_map.mean(dim=(2, 3)))[:, : backbone.n_classes],
             label[None],
@@ -121,10 +130,12 @@ def by_vmap(
 def by_hooks(
     backbone, stem: torch.Tensor, labels: torch.Tensor, chunk: int = CHUNK
 ) -> dict[str, torch.Tensor]:
-    """Per layer from its input and the gradient of its output: one backward pass a chunk, of the sum of the losses.
+    """Per layer from its input and the gradient of its output: one backward pass a chunk, of the
+    sum
+    of the losses.
 
-    For a convolution the gradient of a sample is the product of its output's gradient with the patches of its input; for a
-    BatchNorm in evaluation mode it is a sum over positions.
+    For a convolution the gradient of a sample is the product of its output's gradient with the
+    patches of its input; for a BatchNorm in evaluation mode it is a sum over positions.
     """
     head = copy.deepcopy(backbone.trainable).requires_grad_(True)
     layers = {
@@ -141,7 +152,8 @@ def by_hooks(
         if isinstance(part, nn.Conv2d)
     ):
         raise ValueError(
-            f"the hooks know plain convolutions and BatchNorm only, not those of {', '.join(sorted(unknown)) or 'grouped convolutions'}."
+            "the hooks know plain convolutions and BatchNorm only, not those of "
+            f"{', '.join(sorted(unknown)) or 'grouped convolutions'}."
         )
     sums = {name: torch.zeros_like(parameter) for name, parameter in head.named_parameters()}
 
@@ -172,7 +184,8 @@ def by_hooks(
     for start in range(0, len(stem), chunk):
         x = stem[start : start + chunk].detach().requires_grad_(True)
         logits = backbone.classifier(head(x))[:, : backbone.n_classes]
-        # Towards the input: that passes the output of every layer, and leaves out the gradients of the parameters summed over samples.
+        # Towards the input: that passes the output of every layer, and leaves out the gradients of
+        # the parameters summed over samples.
         torch.autograd.grad(
             F.cross_entropy(logits, labels[start : start + chunk], reduction="sum"), x
         )
@@ -243,7 +256,8 @@ def compare(name: str, n: int, rounds: int) -> tuple[list[str], list[common.Line
     apart = {way: difference(values["plain loop"], values[way]) for way in WAYS}
     for way in WAYS:
         rows.append(
-            f"| {name}, {n} at {images.shape[-1]} px | {way} | {median[way]:.3g} | {1e3 * median[way] / n:.2f} | {median['plain loop'] / median[way]:.2f} | "
+            f"| {name}, {n} at {images.shape[-1]} px | {way} | {median[way]:.3g} | "
+            f"{1e3 * median[way] / n:.2f} | {median['plain loop'] / median[way]:.2f} | "
             f"{memory_of(name, n, way):.0f} | {apart[way]:.1e} |"
         )
         print(rows[-1], flush=True)
@@ -282,7 +296,8 @@ def bias(n: int, rounds: int) -> tuple[list[str], int]:
         ]
         means = [found[size].mean() for size in (BIASED, 1)]
         rows.append(
-            f"| {kind} | {median[BIASED]:.3g} | {means[0]:.3e} | {means[1]:.3e} | {means[0] / means[1]:.4f} | {spearmanr(*flat)[0]:.3f} |"
+            f"| {kind} | {median[BIASED]:.3g} | {means[0]:.3e} | {means[1]:.3e} | "
+            f"{means[0] / means[1]:.4f} | {spearmanr(*flat)[0]:.3f} |"
         )
         print(rows[-1], flush=True)
     return rows, len(flat[0])

@@ -1,8 +1,9 @@
 """How cost grows: `python bench/growth.py` writes docs/results/growth_speed.md.
 
-The gallery from a thousand to a million features: all pairs (pandalib, and faiss's flat index alone), an inverted file (IVF) and
-a gallery of k-means centres, each in a process of its own. Then images from a hundred to 20,000 through the stem cache. What
-one worker and two do is in docs/results/sweep_speed.md.
+The gallery from a thousand to a million features: all pairs (pandalib, and faiss's flat index
+alone), an inverted file (IVF) and a gallery of k-means centres, each in a process of its own. Then
+images from a hundred to 20,000 through the stem cache. What one worker and two do is in
+docs/results/sweep_speed.md.
 """
 
 from __future__ import annotations
@@ -28,30 +29,37 @@ Made by `python bench/growth.py` on {machine}; {versions}. Medians of {rounds} r
 {section}
 ## The gallery
 
-{n_queries} queries, {d} dimensions, k = {k}; features drawn in 200 clouds, each with 12 directions of its own; the anomalous half of the queries has
-more spread. Each line is a process of its own; "memory" is what it holds at most above the features themselves. "Recall": the share of the true {k}
-nearest that are found; k-means centres are no neighbours. IVF: 4 sqrt(N) lists, {probes} of them searched. k-means: {centres} centres, all points, the library's own.
+{n_queries} queries, {d} dimensions, k = {k}; features drawn in 200 clouds, each with 12 directions
+of its own; the anomalous half of the queries has more spread. Each line is a process of its own;
+"memory" is what it holds at most above the features themselves. "Recall": the share of the true {k}
+nearest that are found; k-means centres are no neighbours. IVF: 4 sqrt(N) lists, {probes} of them
+searched. k-means: {centres} centres, all points, the library's own.
 
 | features | search | built, s | scores, s | ms a query | memory, MiB | recall | ROC-AUC |
 |---|---|---|---|---|---|---|---|
 {gallery}
 
-pandalib asks faiss for 8 candidates more than k and works their distances out again in float64; that, and taking the mean off the queries, is what it
-needs beyond faiss alone. Its second copy of the gallery, without the mean, is its memory.
+pandalib asks faiss for 8 candidates more than k and works their distances out again in float64;
+that, and taking the mean off the queries, is what it needs beyond faiss alone. Its second copy of
+the gallery, without the mean, is its memory.
 
 ## Images through the stem cache
 
-Embedded network, 64 px, float16 on disk. "First": computed and written; "again": read back, its hash checked; "head": from the activations
-to features. Memory is what the process holds at most above the images and libraries.
+Embedded network, 64 px, float16 on disk. "First": computed and written; "again": read back, its
+hash checked; "head": from the activations to features. Memory is what the process holds at most
+above the images and libraries.
 
-| images | first, s | ms an image | again, s | ms an image | head, s | ms an image | on disk, MB | memory, MiB |
+| images | first, s | ms an image | again, s | ms an image | head, s | ms an image | on disk, MB \
+| memory, MiB |
 |---|---|---|---|---|---|---|---|---|
 {images}
 """
 
 
 def clouds(n: int, n_queries: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Gallery (n, D), queries and their labels; block by block, so that nothing but the result takes memory."""
+    """Gallery (n, D), queries and their labels; block by block, so that nothing but the result
+    takes memory.
+    """
     rng = np.random.default_rng(seed)
     centres = rng.standard_normal((200, D)).astype(np.float32)
     directions = (rng.standard_normal((200, 12, D)) / 12**0.5).astype(np.float32)
@@ -132,7 +140,10 @@ def of_gallery(n: int, way: str, n_queries: int, rounds: int) -> dict:
 
 
 def of_images(n: int, rounds: int) -> dict:
-    """One line of the stem cache, in this process. The images repeat, shifted and shaded: what they show costs nothing."""
+    """One line of the stem cache, in this process.
+
+    The images repeat, shifted and shaded: what they show costs nothing.
+    """
     from pandalib import FeatureCache, load_backbone, load_task
     from pandalib.experiments.run import peak_rss_mb, reset_peak_rss
 
@@ -186,7 +197,9 @@ def main() -> None:
             found[n, way] = one = alone("gallery", n, way, n_queries, options.rounds)
             recall = "" if one["recall"] is None else f"{one['recall']:.4f}"
             rows.append(
-                f"| {n:,} | {way} | {one['built']:.3g} | {one['score']:.3g} | {1e3 * one['score'] / n_queries:.3f} | {one['memory']:.0f} | {recall} | {one['auc']:.4f} |"
+                f"| {n:,} | {way} | {one['built']:.3g} | {one['score']:.3g} | "
+                f"{1e3 * one['score'] / n_queries:.3f} | {one['memory']:.0f} | {recall} | "
+                f"{one['auc']:.4f} |"
             )
             print(rows[-1], flush=True)
         flat, ours = found[n, "faiss, flat"], found[n, "pandalib, all pairs"]
@@ -201,7 +214,9 @@ def main() -> None:
     for way in WAYS[2:]:
         one, exact = found[sizes[-1], way], found[sizes[-1], WAYS[0]]
         recall = "" if one["recall"] is None else f", recall {one['recall']:.3f}"
-        measured = f"{exact['score'] / one['score']:.1f} times as fast, built in {one['built']:.3g} s{recall}, ROC-AUC {one['auc']:.3f} against {exact['auc']:.3f}"
+        times = exact["score"] / one["score"]
+        measured = f"{times:.1f} times as fast, built in {one['built']:.3g} s{recall}, "
+        measured += f"ROC-AUC {one['auc']:.3f} against {exact['auc']:.3f}"
         lines.append(Line(f"{sizes[-1]:,} features: {way}, against all pairs", "", measured, None))
     image_rows, each = [], {}
     for n in amounts:

@@ -1,9 +1,11 @@
-"""What a process of `bench/peers.py` does: one side of a comparison, alone with its memory. Not started by hand.
+"""What a process of `bench/peers.py` does: one side of a comparison, alone with its memory. Not
+started by hand.
 
     python bench/jobs.py JOB FOLDER
 
-reads FOLDER/in.npz and in.json and writes out.npz and out.json. A job is a function of arrays and settings that returns
-arrays and facts. Importing does not count in any of the seconds, and each timed call has had one before it.
+reads FOLDER/in.npz and in.json and writes out.npz and out.json. A job is a function of arrays and
+settings that returns arrays and facts. Importing does not count in any of the seconds, and each
+timed call has had one before it.
 """
 
 from __future__ import annotations
@@ -38,7 +40,9 @@ def main(job: str, folder: Path) -> None:
 
 
 def measured(function, *arguments):
-    """Seconds of one call, the most memory in MiB that the process held above what it began with, and the value."""
+    """Seconds of one call, the most memory in MiB that the process held above what it began with,
+    and the value.
+    """
     from pandalib.experiments.run import peak_rss_mb, reset_peak_rss
 
     gc.collect()
@@ -56,7 +60,9 @@ def measured(function, *arguments):
 
 
 def pyod_knn(arrays, k: int, method: str, repeat: int):
-    """pyod's KNN: fit, which scores the gallery against itself as well, and the scores of the queries."""
+    """pyod's KNN: fit, which scores the gallery against itself as well, and the scores of the
+    queries.
+    """
     from pyod.models.knn import KNN
 
     return _knn(
@@ -104,7 +110,9 @@ def _knn(fit, own, score, arrays, repeat: int):
 
 
 class OfAnomalib:
-    """anomalib's networks without its engine: fit(images) and maps(images), from uint8 (n, 3, H, W)."""
+    """anomalib's networks without its engine: fit(images) and maps(images), from uint8 (n, 3, H,
+    W).
+    """
 
     def __init__(self, network, method: str, layers, coreset_ratio: float | None):
         import torch
@@ -178,7 +186,9 @@ class OfPandalib:
 
 
 def _batches(images):
-    """As a reader of anomalib's documentation would: scaled to 0..1, less ImageNet's mean, over its deviation."""
+    """As a reader of anomalib's documentation would: scaled to 0..1, less ImageNet's mean, over its
+    deviation.
+    """
     import torch
 
     mean, std = (
@@ -190,7 +200,9 @@ def _batches(images):
 
 
 def torchvision_network(weights: str | None):
-    """The network as torchvision builds it, with the same weights: this project's own (None), or a file for ResNet-18."""
+    """The network as torchvision builds it, with the same weights: this project's own (None), or a
+    file for ResNet-18.
+    """
     from pandalib.backbones import embedded_network
     from pandalib.weights import read_state, verify_embedded
 
@@ -208,7 +220,7 @@ def torchvision_network(weights: str | None):
 
 
 def maps(arrays, *, side: str, weights: dict[str, str | None], **settings):
-    """One detector on all sets of images: arrays `name/train` and `name/test`, `weights` by name."""
+    """One detector on all sets of images: arrays `name/train`, `name/test`, `weights` by name."""
     from pandalib import load_backbone
 
     found, facts = {}, {}
@@ -239,7 +251,9 @@ def maps(arrays, *, side: str, weights: dict[str, str | None], **settings):
 
 
 def anomalib_metrics(arrays, repeat: int):
-    """anomalib's AUROC and AUPRO. `i/masks` and `i/maps` give pixel figures, `i/labels` and `i/scores` image figures."""
+    """anomalib's AUROC and AUPRO. `i/masks` and `i/maps` give pixel figures, `i/labels` and
+    `i/scores` image figures.
+    """
     import torch
     from anomalib.metrics.aupro import _AUPRO
     from anomalib.metrics.auroc import _AUROC

@@ -1,6 +1,8 @@
-"""How long the lessons take: `python bench/lessons.py [--rounds 3]` writes docs/results/lessons_speed.md and the table in docs/teaching.md.
+"""How long the lessons take: `python bench/lessons.py [--rounds 3]` writes
+docs/results/lessons_speed.md and the table in docs/teaching.md.
 
-Copies of the notebooks are executed one after the other, each in a kernel of its own, as a reader's is. Do it on a quiet machine.
+Copies of the notebooks are executed one after the other, each in a kernel of its own, as a reader's
+is. Do it on a quiet machine.
 """
 
 from __future__ import annotations
@@ -21,15 +23,15 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(ROOT / "tools"))
-from notebooks import execute  # noqa: E402
-
-from pandalib.io import write_atomically  # noqa: E402
+from notebooks import execute
+from pandalib.io import write_atomically
 
 WANTED_TOTAL, WANTED_FIRST = 480, 10  # seconds
 PAGE = """# How long the lessons take
 
-Made by `python bench/lessons.py` on {machine}; torch {torch}, {threads} threads. Medians of {rounds} round(s), seconds from the start of the
-kernel; memory is the most that the kernel held, its libraries included.
+Made by `python bench/lessons.py` on {machine}; torch {torch}, {threads} threads. Medians of
+{rounds} round(s), seconds from the start of the kernel; memory is the most that the kernel held,
+its libraries included.
 
 {section}
 | lesson | all cells, s | first figure, s | wanted | memory, MB |
@@ -65,7 +67,8 @@ def main() -> None:
         memory = [row[2] for row in rounds if row[2]]
         held = f"{statistics.median(memory) / 1e6:,.0f}" if memory else "not known here"
         rows.append(
-            f"| {path.stem} | {seconds:.0f} | {first:.1f} | {WANTED_FIRST}, {'met' if first <= WANTED_FIRST else 'NOT met'} | {held} |"
+            f"| {path.stem} | {seconds:.0f} | {first:.1f} | {WANTED_FIRST}, "
+            f"{'met' if first <= WANTED_FIRST else 'NOT met'} | {held} |"
         )
         lesson = nbformat.read(path, as_version=4)
         title = lesson.cells[0].source.splitlines()[0].removeprefix("# ").split(":")[0]

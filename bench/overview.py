@@ -1,6 +1,8 @@
-"""Every line of every bench, in docs/performance.md: `python bench/overview.py` puts in what docs/results/*_speed.md have.
+"""Every line of every bench, in docs/performance.md: `python bench/overview.py` puts in what
+docs/results/*_speed.md have.
 
-Only what stands between the two marks of docs/performance.md is rewritten; the words around it are written by hand.
+Only what stands between the two marks of docs/performance.md is rewritten; the words around it are
+written by hand.
 """
 
 from __future__ import annotations
@@ -12,7 +14,8 @@ from common import HEADING, RESULTS, ROOT
 
 PAGE = ROOT / "docs" / "performance.md"
 START, END = (
-    "<!-- lines: by `python bench/overview.py`, which rewrites what stands between these two marks -->",
+    "<!-- lines: by `python bench/overview.py`, which rewrites what stands between these two marks "
+    "-->",
     "<!-- end of lines -->",
 )
 PAGES = {

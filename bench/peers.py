@@ -1,8 +1,10 @@
-"""Other people's detectors in an environment of their own: `python bench/peers.py` makes `.venv-peers`, once.
+"""Other people's detectors in an environment of their own: `python bench/peers.py` makes
+`.venv-peers`, once.
 
-anomalib and pyod bring two score of packages that the course does not need. Their environment sees this one's through a `.pth`
-file, so torch is installed once, and both sides compute with the same torch, torchvision and numpy. A comparison runs a job
-of `bench/jobs.py` in a process of its own, on either side: `ask`.
+anomalib and pyod bring two score of packages that the course does not need. Their environment sees
+this one's through a `.pth` file, so torch is installed once, and both sides compute with the same
+torch, torchvision and numpy. A comparison runs a job of `bench/jobs.py` in a process of its own, on
+either side: `ask`.
 """
 
 from __future__ import annotations
@@ -37,7 +39,9 @@ class Trouble(Exception):
 
 
 def _wanted() -> dict:
-    """What a complete environment says of itself: it fits the one that it was made beside and no other."""
+    """What a complete environment says of itself: it fits the one that it was made beside and no
+    other.
+    """
     return {
         **VERSIONS,
         **{name: version(name) for name in SHARED},
@@ -57,7 +61,10 @@ def why_not() -> str | None:
 
 
 def install() -> None:
-    """Make `.venv-peers` from the package index that pip is set up with; quick when it is there. Raises Trouble."""
+    """Make `.venv-peers` from the package index that pip is set up with; quick when it is there.
+
+    Raises Trouble.
+    """
     if why_not() is None:
         return
     shutil.rmtree(VENV, ignore_errors=True)
@@ -105,7 +112,9 @@ def _call(command: list[str]) -> str:
             "no message",
         )
         raise Trouble(
-            f"{' and '.join(VERSIONS)} could not be installed ({last.strip()}). They need a package index; comparisons with them are left out until then."
+            f"{' and '.join(VERSIONS)} could not be installed ({last.strip()}). They need a "
+            "package "
+            "index; comparisons with them are left out until then."
         )
     return done.stdout
 
@@ -113,9 +122,12 @@ def _call(command: list[str]) -> str:
 def ask(
     job: str, arrays: dict[str, np.ndarray], *, theirs: bool = True, threads: int = 1, **settings
 ) -> tuple[dict[str, np.ndarray], dict]:
-    """Run a job of `bench/jobs.py` in a process of its own; what it returns: arrays, and facts such as seconds.
+    """Run a job of `bench/jobs.py` in a process of its own; what it returns: arrays, and facts such
+    as
+    seconds.
 
-    `theirs`: in the peers' environment, else in this one. Raises Trouble when that is missing or the job fails.
+    `theirs`: in the peers' environment, else in this one. Raises Trouble when that is missing or
+    the job fails.
     """
     if theirs and why_not():
         raise Trouble(why_not())
@@ -158,5 +170,6 @@ if __name__ == "__main__":
     except Trouble as trouble:
         sys.exit(f"peers: {trouble}")
     print(
-        f"{', '.join(f'{name} {number}' for name, number in VERSIONS.items())} are installed in {VENV.name}"
+        f"{', '.join(f'{name} {number}' for name, number in VERSIONS.items())} are installed in "
+        f"{VENV.name}"
     )

@@ -1,8 +1,9 @@
-"""PRO and ROC-AUC against the usual code: `python bench/pixel_metrics.py` writes docs/results/pixel_metrics_speed.md.
+"""PRO and ROC-AUC against the usual code: `python bench/pixel_metrics.py` writes
+docs/results/pixel_metrics_speed.md.
 
-The usual code for PRO takes 200 evenly spaced thresholds and loops over images and regions at each; for ROC-AUC it is
-scikit-learn. Beside them anomalib's metrics, in a process of their own, and scores that are hard to count: raw distances near
-100, ties, a mask that fills its image.
+The usual code for PRO takes 200 evenly spaced thresholds and loops over images and regions at each;
+for ROC-AUC it is scikit-learn. Beside them anomalib's metrics, in a process of their own, and
+scores that are hard to count: raw distances near 100, ties, a mask that fills its image.
 """
 
 from __future__ import annotations
@@ -22,31 +23,36 @@ from pandalib.metrics import regions
 
 PAGE = """# PRO and ROC-AUC: seconds and values
 
-Made by `python bench/pixel_metrics.py` on {machine}; {versions}, anomalib {anomalib}. Medians of {rounds} rounds (of one for the loop);
-{n} drawn maps of {size} x {size} in float32, half of the images good, {n_regions} regions, {share:.1%} of the pixels anomalous.
+Made by `python bench/pixel_metrics.py` on {machine}; {versions}, anomalib {anomalib}. Medians of
+{rounds} rounds (of one for the loop); {n} drawn maps of {size} x {size} in float32, half of the
+images good, {n_regions} regions, {share:.1%} of the pixels anomalous.
 
 {section}
 ## Drawn maps
 
-| maps | figure | usual code, s | anomalib, s | pandalib, s | usual / pandalib | anomalib / pandalib | usual value | anomalib's value | exact value |
+| maps | figure | usual code, s | anomalib, s | pandalib, s | usual / pandalib | anomalib / \
+pandalib | usual value | anomalib's value | exact value |
 |---|---|---|---|---|---|---|---|---|---|
 {rows}
 
-The usual code for PRO takes 200 evenly spaced thresholds, alarms above and not at them, and stretches the curve so that the
-last corner below 0.30 becomes 1. So its value follows the scale of the scores: squared distances and distances have the
-same order and the same exact value, but the evenly spaced thresholds meet other scores.
+The usual code for PRO takes 200 evenly spaced thresholds, alarms above and not at them, and
+stretches the curve so that the last corner below 0.30 becomes 1. So its value follows the scale of
+the scores: squared distances and distances have the same order and the same exact value, but the
+evenly spaced thresholds meet other scores.
 
 ## Hard cases
 
-The value by the definition: for ROC-AUC all pairs are compared one by one in float64, for PRO all thresholds. "-": the figure is not defined
-there, or the library has it not.
+The value by the definition: for ROC-AUC all pairs are compared one by one in float64, for PRO all
+thresholds. "-": the figure is not defined there, or the library has it not.
 
 | case | figure | by definition | scikit-learn | anomalib | pandalib |
 |---|---|---|---|---|---|
 {cases}
 
-anomalib's ROC-AUC is torchmetrics' curve, which takes scores outside 0..1 for logits and puts them through a sigmoid: near 100 all become 1.
-Its PRO numbers the regions of a mask from the second value on that occurs in it, as the first is background: where a mask fills its image, its region is lost.
+anomalib's ROC-AUC is torchmetrics' curve, which takes scores outside 0..1 for logits and puts them
+through a sigmoid: near 100 all become 1. Its PRO numbers the regions of a mask from the second
+value on that occurs in it, as the first is background: where a mask fills its image, its region is
+lost.
 """
 
 
@@ -77,7 +83,9 @@ def looped_pro(
 
 
 def drawn(n: int, size: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Masks with discs of 2 to 30 pixels' radius in every other image; distances: smooth noise, higher at the discs."""
+    """Masks with discs of 2 to 30 pixels' radius in every other image; distances: smooth noise,
+    higher at the discs.
+    """
     rng = np.random.default_rng(seed)
     row, column = np.mgrid[:size, :size]
     masks = np.zeros((n, size, size), bool)
@@ -107,7 +115,9 @@ def pairs_auc(labels: np.ndarray, scores: np.ndarray) -> float:
 
 
 def threshold_pro(masks: np.ndarray, maps: np.ndarray, limit: float = 0.30) -> float:
-    """PRO by its definition: every score a threshold, region by region, the last trapezoid cut at the limit."""
+    """PRO by its definition: every score a threshold, region by region, the last trapezoid cut at
+    the limit.
+    """
     parts = [
         (number, labels == k)
         for number, (labels, n) in enumerate(ndimage.label(m, np.ones((3, 3))) for m in masks)
@@ -128,7 +138,9 @@ def threshold_pro(masks: np.ndarray, maps: np.ndarray, limit: float = 0.30) -> f
 
 
 def hard_cases(seed: int = 0) -> dict[str, dict[str, np.ndarray]]:
-    """Scores and maps by what makes them hard; image figures have labels and scores, pixel figures masks and maps."""
+    """Scores and maps by what makes them hard; image figures have labels and scores, pixel figures
+    masks and maps.
+    """
     rng = np.random.default_rng(seed)
     labels = np.repeat([0, 1], [60, 40])
     near = rng.standard_normal(100) + 1.5 * labels
@@ -260,7 +272,8 @@ def main() -> None:
             )
             their = theirs[f"{number}/{key}"]
             rows.append(
-                f"| {kind} | {figure} | {slow:.3g} | {their['seconds']:.3g} | {fast:.3g} | {slow / fast:.1f} | {their['seconds'] / fast:.1f} | "
+                f"| {kind} | {figure} | {slow:.3g} | {their['seconds']:.3g} | {fast:.3g} | "
+                f"{slow / fast:.1f} | {their['seconds'] / fast:.1f} | "
                 f"{value:.4f} | {their['value']:.4f} | {exact:.4f} |"
             )
             print(rows[-1], flush=True)

@@ -1,9 +1,11 @@
-"""Segmentation by correspondences against the loop by broadcasting: `python bench/segmentation.py` writes docs/results/segmentation_speed.md.
+"""Segmentation by correspondences against the loop by broadcasting: `python bench/segmentation.py`
+writes docs/results/segmentation_speed.md.
 
-The loop is what public code does: for every test image and layer the positions of the K nearest normal images in one
-gallery, and differences by broadcasting, 100 positions at a time. Both sides start from the same features and take
-turns; a figure is the median of the rounds. The floor is the multiplications of the distances alone, at the rate at which
-this machine multiplies matrices in the same run.
+The loop is what public code does: for every test image and layer the positions of the K nearest
+normal images in one gallery, and differences by broadcasting, 100 positions at a time. Both sides
+start from the same features and take turns; a figure is the median of the rounds. The floor is the
+multiplications of the distances alone, at the rate at which this machine multiplies matrices in the
+same run.
 """
 
 from __future__ import annotations
@@ -20,31 +22,36 @@ from common import Line, at_most, faster, finish, machine, seconds, section, ver
 from pixel_metrics import drawn
 
 from pandalib import SPADE, load_backbone, load_task, pro
+from pandalib.datasets.synthetic.surfaces import Surfaces
+from pandalib.experiments.run import peak_rss_mb
 from pandalib.methods.distances import TILE_COLUMNS, TILE_ROWS, enlarged
 from pandalib.methods.knn import squared_distances
-from pandalib.experiments.run import peak_rss_mb
 from pandalib.methods.spade import Pyramids
-from pandalib.datasets.synthetic.surfaces import Surfaces
 
 K = 5
 PAGE = """# Segmentation: seconds and memory
 
-Made by `python bench/segmentation.py` on {machine}; {versions}. Medians of {rounds} alternating rounds.
+Made by `python bench/segmentation.py` on {machine}; {versions}. Medians of {rounds} alternating
+rounds.
 
 {section}
 ## Distances of one test image
 
-K = {k} nearest normal images, layers 1 to 3. Timed is finding the K images and working out the distances; the features are at hand on all sides.
-"Loop": differences by broadcasting, 100 positions at a time. "faiss": `faiss.knn(..., 1)` for each layer.
+K = {k} nearest normal images, layers 1 to 3. Timed is finding the K images and working out the
+distances; the features are at hand on all sides. "Loop": differences by broadcasting, 100 positions
+at a time. "faiss": `faiss.knn(..., 1)` for each layer.
 
-| network, images | loop, s | faiss, s | pandalib, s | loop / pandalib | wanted | faiss / pandalib | largest difference, of the largest distance |
+| network, images | loop, s | faiss, s | pandalib, s | loop / pandalib | wanted | faiss / \
+pandalib | largest difference, of the largest distance |
 |---|---|---|---|---|---|---|---|
 {rows}
 
-The floor is {k} x positions^2 x channels multiplications, summed over the three layers. "Whole": at the rate of `torch.mm` for all distances of
-layer 1 at once, which go to memory; "tile": at its rate for one tile, which stays in the cache.
+The floor is {k} x positions^2 x channels multiplications, summed over the three layers. "Whole": at
+the rate of `torch.mm` for all distances of layer 1 at once, which go to memory; "tile": at its rate
+for one tile, which stays in the cache.
 
-| network, images | multiplications | a second, whole | over this floor | wanted | a second, tile | over this floor | features of the image, ms | enlarging and blurring, ms |
+| network, images | multiplications | a second, whole | over this floor | wanted | a second, tile \
+| over this floor | features of the image, ms | enlarging and blurring, ms |
 |---|---|---|---|---|---|---|---|---|
 {floors}
 
@@ -54,13 +61,16 @@ layer 1 at once, which go to memory; "tile": at its rate for one tile, which sta
 |---|---|---|
 {tasks}
 
-Peak memory is that of a process of its own that fits on 20 images of 128 px and scores so many with `SPADE.score`, each drawn when it is asked for;
-most of it are the libraries and the network's pass of a batch. It settles after some batches (69 images each) and does not grow from there.
+Peak memory is that of a process of its own that fits on 20 images of 128 px and scores so many with
+`SPADE.score`, each drawn when it is asked for; most of it are the libraries and the network's pass
+of a batch. It settles after some batches (69 images each) and does not grow from there.
 """
 
 
 def looped(part: Pyramids, pooled: np.ndarray, galleries: list[torch.Tensor]) -> list[torch.Tensor]:
-    """The definition by broadcasting, for one test image: the smallest squared distance of each position, layer by layer."""
+    """The definition by broadcasting, for one test image: the smallest squared distance of each
+    position, layer by layer.
+    """
     nearest = (
         torch.from_numpy(np.square(pooled - part.pooled).sum(axis=1)).topk(K, largest=False).indices
     )
@@ -155,11 +165,13 @@ def compare(name: str, network, images: np.ndarray, rounds: int) -> tuple[str, s
     over = [median["pandalib"] * median[key] / multiplications for key in ("whole", "tile")]
     where = f"{name}, {images.shape[-1]} px"
     row = (
-        f"| {where} | {median['loop']:.2f} | {median['faiss']:.4f} | {median['pandalib']:.4f} | {ratio:.0f} | 100, {'met' if ratio >= 100 else 'NOT met'} | "
+        f"| {where} | {median['loop']:.2f} | {median['faiss']:.4f} | {median['pandalib']:.4f} | "
+        f"{ratio:.0f} | 100, {'met' if ratio >= 100 else 'NOT met'} | "
         f"{median['faiss'] / median['pandalib']:.2f} | {apart:.1e} |"
     )
     floor = (
-        f"| {where} | {multiplications:.2e} | {median['whole']:.2e} | {over[0]:.2f} | 1.5, {'met' if over[0] <= 1.5 else 'NOT met'} | {median['tile']:.2e} | "
+        f"| {where} | {multiplications:.2e} | {median['whole']:.2e} | {over[0]:.2f} | 1.5, "
+        f"{'met' if over[0] <= 1.5 else 'NOT met'} | {median['tile']:.2e} | "
         f"{over[1]:.2f} | {1e3 * median['features']:.1f} | {1e3 * median['blur']:.2f} |"
     )
     print(row, floor, sep="\n", flush=True)
@@ -202,7 +214,8 @@ def tasks(network, tiny: bool) -> tuple[list[str], list[Line]]:
 
     def add(what: str, measured: float, wanted: float, unit: str) -> None:
         rows.append(
-            f"| {what} | {measured:.3g} {unit} | at most {wanted:g}, {'met' if measured <= wanted else 'NOT met'} |"
+            f"| {what} | {measured:.3g} {unit} | at most {wanted:g}, "
+            f"{'met' if measured <= wanted else 'NOT met'} |"
         )
         lines.append(
             at_most(

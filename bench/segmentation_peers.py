@@ -1,9 +1,12 @@
-"""SPADE and the memory bank against anomalib's PatchCore and PaDiM: `python bench/segmentation_peers.py [FOLDER]`.
+"""SPADE and the memory bank against anomalib's PatchCore and PaDiM: `python
+bench/segmentation_peers.py [FOLDER]`.
 
-Writes docs/results/segmentation_peers_speed.md. Every side has the same images, weights and number of threads and runs in a process
-of its own, which takes all sets of images one after the other; the processes take turns. anomalib's networks are called without its
-engine, which would add to its time. The figures of quality are this library's for all sides. FOLDER holds real images and weights as
-in `tools/segmentation_table.py`; the default is `../shared/real`, and without it those rows are left out, which the page says.
+Writes docs/results/segmentation_peers_speed.md. Every side has the same images, weights and number
+of threads and runs in a process of its own, which takes all sets of images one after the other; the
+processes take turns. anomalib's networks are called without its engine, which would add to its
+time. The figures of quality are this library's for all sides. FOLDER holds real images and weights
+as in `tools/segmentation_table.py`; the default is `../shared/real`, and without it those rows are
+left out, which the page says.
 """
 
 from __future__ import annotations
@@ -55,19 +58,22 @@ REPEATED = (
 METRICS = ("image ROC-AUC", "pixel ROC-AUC", "PRO")
 PAGE = """# Segmentation beside anomalib
 
-Made by `python bench/segmentation_peers.py{argument}` on {machine}; {versions}, anomalib {anomalib}. Sides take turns; medians of {rounds} rounds
-for {repeated}, one round for the others.
+Made by `python bench/segmentation_peers.py{argument}` on {machine}; {versions}, anomalib
+{anomalib}. Sides take turns; medians of {rounds} rounds for {repeated}, one round for the others.
 
-{section}
-A line is met when pandalib is faster at scoring and no figure is lower by {equal} or more. Pairs of the same idea have the same layers and the
-same share of patches; SPADE and PaDiM are different methods on the same features.
+{section} A line is met when pandalib is faster at scoring and no figure is lower by {equal} or
+more. Pairs of the same idea have the same layers and the same share of patches; SPADE and PaDiM are
+different methods on the same features.
 
 ## All figures
 
-128 px. Drawn surfaces: the mean over the kinds {kinds}, embedded weights. {real} "Memory": the most that the process held above
-what it began with, libraries and images excluded, as the C library keeps it: PatchCore's coreset leaves holes that are not given back. anomalib: batches of {batch}, its default; 9 neighbours for the image score, its default.
+128 px. Drawn surfaces: the mean over the kinds {kinds}, embedded weights. {real} "Memory": the most
+that the process held above what it began with, libraries and images excluded, as the C library
+keeps it: PatchCore's coreset leaves holes that are not given back. anomalib: batches of {batch},
+its default; 9 neighbours for the image score, its default.
 
-| images | method | fit, s | score, ms an image | memory to fit, MiB | memory to score, MiB, all test images | ... an image | {metrics} |
+| images | method | fit, s | score, ms an image | memory to fit, MiB | memory to score, MiB, all \
+test images | ... an image | {metrics} |
 |---|---|---|---|---|---|---|---|---|---|
 {rows}
 """
@@ -94,7 +100,9 @@ def figures(task, maps: np.ndarray, scores: np.ndarray) -> tuple[float, float, f
 
 
 def measure(sets: dict, rounds: int, sides: list[str]) -> dict[str, dict[str, dict]]:
-    """By side and set: seconds, memory and the three figures of quality; peers.Trouble when a side cannot run."""
+    """By side and set: seconds, memory and the three figures of quality; peers.Trouble when a side
+    cannot run.
+    """
     taken: dict[str, list[dict]] = {side: [] for side in sides}
     quality = {}
     for number in range(rounds):
@@ -122,7 +130,8 @@ def measure(sets: dict, rounds: int, sides: list[str]) -> dict[str, dict[str, di
                     for name, (task, _) in sets.items()
                 }
             print(
-                f"round {number + 1}, {side}: {sum(one['score'] for one in facts.values()) / len(facts):.4f} s an image",
+                f"round {number + 1}, {side}: "
+                f"{sum(one['score'] for one in facts.values()) / len(facts):.4f} s an image",
                 flush=True,
             )
     return {
@@ -157,7 +166,9 @@ def compared(found: dict[str, dict[str, dict]]) -> tuple[list[str], list[Line]]:
         of = {side: mean_of([parts[name] for name in names]) for side, parts in found.items()}
         for side, one in of.items():
             rows.append(
-                f"| {group} | {side} | {one['fit']:.2f} | {1e3 * one['score']:.2f} | {one['fit_mb']:.0f} | {one['score_mb']:.0f} | {one['score_mb'] / one['n_test']:.2f} | "
+                f"| {group} | {side} | {one['fit']:.2f} | {1e3 * one['score']:.2f} | "
+                f"{one['fit_mb']:.0f} | {one['score_mb']:.0f} | "
+                f"{one['score_mb'] / one['n_test']:.2f} | "
                 + " | ".join(f"{value:.3f}" for value in one["quality"])
                 + " |"
             )
@@ -199,7 +210,8 @@ def main() -> None:
     folder = options.folder if options.folder.is_dir() else None
     rows, lines = compared(measure(load_sets(folder, options.tiny), options.rounds, NAMES))
     real = (
-        "Leather and magnetic tile: small public extracts, ResNet-18 with ImageNet weights up to layer3."
+        "Leather and magnetic tile: small public extracts, ResNet-18 with ImageNet weights up to "
+        "layer3."
         if folder
         else "Real images were not at hand."
     )

@@ -1,8 +1,9 @@
-"""One worker against two, and the whole embedded one-class grid: `python bench/sweep.py` writes docs/results/sweep_speed.md.
+"""One worker against two, and the whole embedded one-class grid: `python bench/sweep.py` writes
+docs/results/sweep_speed.md.
 
-The comparison takes the same runs of a part of the grid, one thread a process, alternating, each time into an empty folder;
-the start of the processes counts. A line more has one process with all threads. `--tiny` tries it out in a minute, on few
-images, and writes nothing.
+The comparison takes the same runs of a part of the grid, one thread a process, alternating, each
+time into an empty folder; the start of the processes counts. A line more has one process with all
+threads. `--tiny` tries it out in a minute, on few images, and writes nothing.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-import common  # noqa: E402
-import joblib  # noqa: E402
-import torch  # noqa: E402
+import common
+import joblib
+import torch
 
-from pandalib import load_grid, sweep  # noqa: E402
-from pandalib.experiments.sweep import in_words  # noqa: E402
-from pandalib.io import write_atomically  # noqa: E402
+from pandalib import load_grid, sweep
+from pandalib.experiments.sweep import in_words
+from pandalib.io import write_atomically
 
 GRID = "one_class_embedded"
 WANTED_RATIO, WANTED_SECONDS = 1.7, 360
@@ -35,8 +36,9 @@ Made by `python bench/sweep.py` on {machine}, {cores} cores; torch {torch}.
 {section}
 ## One worker and two
 
-{n_part} runs of the grid `{grid}` ({part}), the same each time, into empty folders; medians of {rounds} alternating rounds. The
-start of the processes counts: each imports torch and draws its images.
+{n_part} runs of the grid `{grid}` ({part}), the same each time, into empty folders; medians of
+{rounds} alternating rounds. The start of the processes counts: each imports torch and draws its
+images.
 
 | processes x threads | seconds | against one process of one thread |
 |---|---|---|
@@ -46,17 +48,18 @@ Wanted: two workers at least {wanted_ratio} times one worker: {ratio:.2f}, {rati
 
 ## The whole grid
 
-{n_grid} runs with {workers} workers: **{whole}**, wanted at most {wanted_whole}: {whole_met}. The largest process held {memory:.0f} MiB.
+{n_grid} runs with {workers} workers: **{whole}**, wanted at most {wanted_whole}: {whole_met}. The
+largest process held {memory:.0f} MiB.
 
 | method | runs | mean seconds of a run |
 |---|---|---|
 {methods}
 
-Where the time goes: in EWC, outlier exposure and early stopping more than nine tenths of it are the head's convolutions, their
-backward pass and the step of the optimiser (profile at one thread). What a sweep leaves out, without a change
-of any number: a process keeps the images it has drawn and what the frozen stem made of them for its later runs
-(`pandalib.cache.Memory`), and the history has the first and last moment only (`checkpoints = 1`), since every moment costs a pass
-over all images.
+Where the time goes: in EWC, outlier exposure and early stopping more than nine tenths of it are the
+head's convolutions, their backward pass and the step of the optimiser (profile at one thread). What
+a sweep leaves out, without a change of any number: a process keeps the images it has drawn and what
+the frozen stem made of them for its later runs (`pandalib.cache.Memory`), and the history has the
+first and last moment only (`checkpoints = 1`), since every moment costs a pass over all images.
 """
 
 
@@ -64,14 +67,12 @@ def part_of(grid, tasks: list[str], tiny: bool):
     """The grid on a few of its tasks."""
     import dataclasses
 
-    settings = {
-        "": {**grid.blocks[0]["settings"][""], **({"n_train": 30, "n_test": 4} if tiny else {})}
-    }
+    settings = dict(grid.blocks[0]["settings"])
     if tiny:
+        settings |= dict(n_train=30, n_test=4)
         settings |= {method: dict(epochs=1) for method in ("early", "ses", "ewc", "oe")}
-    return dataclasses.replace(
-        grid, blocks=({**grid.blocks[0], "tasks": tasks, "settings": settings},)
-    )
+    block = {**grid.blocks[0], "tasks": tasks, "settings": settings}
+    return dataclasses.replace(grid, blocks=(block,))
 
 
 def timed(grid, workers: int, threads: int) -> tuple[float, list[dict]]:
@@ -112,7 +113,8 @@ def main() -> None:
     median = {key: statistics.median(seconds) for key, seconds in variants.items()}
     ratio = median[1, 1] / median[2, 1]
     rows = "\n".join(
-        f"| {workers} x {threads} | {median[workers, threads]:.1f} | {median[1, 1] / median[workers, threads]:.2f} |"
+        f"| {workers} x {threads} | {median[workers, threads]:.1f} | "
+        f"{median[1, 1] / median[workers, threads]:.2f} |"
         for workers, threads in variants
     )
     seconds, results = timed(whole_grid, cores, 1)

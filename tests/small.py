@@ -1,4 +1,6 @@
-"""For the tests of adaptation: a ResNet so small that a definition can be worked out by a plain loop in no time."""
+"""For the tests of adaptation: a ResNet so small that a definition can be worked out by a plain
+loop in no time.
+"""
 
 import copy
 from collections import OrderedDict
@@ -27,7 +29,9 @@ def normalised(pictures: np.ndarray) -> torch.Tensor:
 
 
 def plain_network(seed: int = 0, widths=(8, 8, 12, 16, 20)) -> nn.Sequential:
-    """Stages conv, layer1 ... layer4 and the classifier; BatchNorm with the statistics of some training, nothing folded."""
+    """Stages conv, layer1 ... layer4 and the classifier; BatchNorm with the statistics of some
+    training, nothing folded.
+    """
     torch.manual_seed(seed)
     conv = OrderedDict(
         conv1=nn.Conv2d(3, widths[0], 7, 2, 3, bias=False),
@@ -63,7 +67,9 @@ def plain_network(seed: int = 0, widths=(8, 8, 12, 16, 20)) -> nn.Sequential:
 
 
 def small_backbone(seed: int = 0, truncate_after: str = "layer4", **options) -> Backbone:
-    """The same network as a backbone (a copy: folding BatchNorm into the stem leaves `plain_network` alone)."""
+    """The same network as a backbone (a copy: folding BatchNorm into the stem leaves
+    `plain_network` alone).
+    """
     network = copy.deepcopy(plain_network(seed))
     stages = OrderedDict(network.named_children())
     classifier = stages.pop("classifier")

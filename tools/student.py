@@ -3,14 +3,15 @@
     python tools/student.py              writes notebooks/student/*.ipynb from notebooks/*.ipynb
     python tools/student.py --force      the same, also over text that git does not hold
     python tools/student.py --my         copies lessons that my/ lacks there; a student works in it
-    python tools/student.py --check      writes nothing; exit 1 when a committed copy differs from what it should be
-    python tools/student.py --execute [NAME ...]   runs the copies as they are; exit 1 when any cell but the check of a
-                                         stub fails. All of them take as long as `make notebooks`.
+    python tools/student.py --check      writes nothing; exit 1 when a committed copy is out of date
+    python tools/student.py --execute [NAME ...]   runs the copies as they are; exit 1 when any cell
+                                         but the check of a stub fails; takes minutes
 
-Two marks in the notebooks say what to cut: lines between `### BEGIN SOLUTION` and `### END SOLUTION` become a stub,
-and a cell with the tag "after-solution", a conclusion that would give an answer away, is left out. A sentence after
-the stub's docstring is all that a student's function has in it. The marks are nbgrader's own, so a teacher who has
-nbgrader can assign the originals directly. What is compared is the content, not how the JSON is laid out.
+Two marks in the notebooks say what to cut: lines between `### BEGIN SOLUTION` and `### END
+SOLUTION` become a stub, and a cell with the tag "after-solution", a conclusion that would give an
+answer away, is left out. A sentence after the stub's docstring is all that a student's function has
+in it. The marks are nbgrader's own, so a teacher who has nbgrader can assign the originals
+directly. What is compared is the content, not how the JSON is laid out.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import nbformat
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from pandalib.io import sha256_of, write_atomically  # noqa: E402
+from pandalib.io import sha256_of, write_atomically
 
 BEGIN, END = "### BEGIN SOLUTION", "### END SOLUTION"
 STUB = 'raise NotImplementedError("your turn")'
@@ -63,9 +64,7 @@ def student_copy(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
         if cell.cell_type == "code":
             cell.source = without_solution(cell.source)
             cell.outputs, cell.execution_count = [], None
-            if cell.source.startswith(
-                "check("
-            ):  # or "Run All Cells" would stop at the first stub, and the library stand in for nothing
+            if cell.source.startswith("check("):  # or "Run All Cells" would stop at the first stub
                 cell.metadata["tags"] = [*cell.metadata.get("tags", []), "raises-exception"]
         else:  # the copies lie one folder deeper; lessons link to each other within theirs
             cell.source = cell.source.replace("](../", "](../../")
@@ -73,7 +72,9 @@ def student_copy(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
 
 
 def execute(notebook: nbformat.NotebookNode, folder: Path) -> list[str]:
-    """Run a students' copy as its reader first meets it, in place; what fails beside the checks of stubs, one line each."""
+    """Run a students' copy as its reader first meets it, in place; what fails beside the checks of
+    stubs, one line each.
+    """
     from nbclient import NotebookClient
 
     os.environ["PANDALIB_QUIET"] = "1"
@@ -92,7 +93,8 @@ def execute(notebook: nbformat.NotebookNode, folder: Path) -> list[str]:
         if cell.source.startswith("check("):
             if [error.ename for error in errors] != ["NotSolved"] or len(errors[0].traceback) != 1:
                 problems.append(
-                    f"{cell.id}: the check of a stub should answer in one line that it is one, and said {errors}"
+                    f"{cell.id}: the check of a stub should answer in one line that it is one, and "
+                    f"said {errors}"
                 )
         else:
             problems += [f"{cell.id}: {error.ename}: {error.evalue}" for error in errors]
@@ -106,7 +108,8 @@ def execute_all(names: list[str]) -> int:
         start = time.perf_counter()
         problems = execute(nbformat.read(path, as_version=4), folder)
         print(
-            f"{path.name}: {time.perf_counter() - start:.0f} s, {'; '.join(problems) or 'only the checks of stubs fail'}",
+            f"{path.name}: {time.perf_counter() - start:.0f} s, "
+            f"{'; '.join(problems) or 'only the checks of stubs fail'}",
             flush=True,
         )
         failed = failed or bool(problems)
