@@ -1,9 +1,9 @@
-"""Files: where data lies, writing that is whole or not at all, and files that carry their own hash.
+"""Files: where data lies, atomic writing, and files that carry their own hash.
 
-A reader, a crash or a full disk meets the old file or the new one, never a part of it. JSON and
-tensors are stored with the SHA-256 of everything in them, so that a bit that flips on a disk is an
-error and never another result. The hash is no signature: anyone can compute it, so whoever reads
-such a file checks its entries for sense as well. No file can run code.
+After a crash or on a full disk there is the old file or the new one, never a part of it. JSON and
+tensors are stored with the SHA-256 of everything in them, so a bit that flips on a disk is an
+error, never a different result. The hash is not a signature: anyone can compute it, so code that
+reads such a file checks that its entries make sense as well. No file can run code.
 """
 
 from __future__ import annotations
@@ -38,14 +38,11 @@ def sha256_of(path: Path | str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-# ------------------------------------------------------------------------ whole or not at all
-
-
 @contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """Open a file for writing; it appears under its name once everything is on the disk.
 
-    Raises OSError with the file's name where it cannot be written: no room, no permission.
+    Raises OSError with the file's name when it cannot be written: no room, no permission.
     """
     with _temporary(path) as temporary:
         with open(temporary, "xb") as file:
@@ -56,7 +53,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file, whole or not at all; see `atomic_file`."""
+    """Write a file completely or not at all; see `atomic_file`."""
     with atomic_file(path) as file:
         file.write(content)
 
@@ -65,7 +62,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 def atomic_folder(folder: Path) -> Iterator[Path]:
     """Yield a folder to fill, which appears as `folder` in the end; an empty one is replaced.
 
-    Raises OSError with the folder's name where it cannot be written, or is no longer empty.
+    Raises OSError with the folder's name when it cannot be written, or is no longer empty.
     """
     with _temporary(folder) as temporary:
         temporary.mkdir()
@@ -77,8 +74,8 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def _temporary(path: Path) -> Iterator[Path]:
-    """Yield a hidden name beside `path`; after a failure, what has that name is removed."""
-    # Short enough even where each letter of the name takes 4 bytes.
+    """Yield a hidden name beside `path`; after a failure, whatever has that name is removed."""
+    # Short enough even if each letter of the name takes 4 bytes.
     temporary = path.parent / f".{path.name[:40]}.{secrets.token_hex(4)}.part"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -90,36 +87,30 @@ def _temporary(path: Path) -> Iterator[Path]:
             with suppress(OSError):
                 temporary.unlink()
         if isinstance(error, OSError) and _about(error, temporary):
-            # The system named the temporary file, or on a full disk none.
+            # The system named the temporary file or, on a full disk, no file.
             raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
         raise
 
 
 def _about(error: OSError, temporary: Path) -> bool:
-    """Whether an error of the system is about this file, or in this folder."""
-    if error.errno is None:  # a sentence of the caller's
+    """Whether an error of the system is about this file, or a file in this folder."""
+    if error.errno is None:  # raised by the caller, in words
         return False
     return error.filename is None or Path(os.fsdecode(error.filename)).is_relative_to(temporary)
 
 
-# ------------------------------------------------------------------------ with their own hash
-
-
-def sealed(content: dict) -> bytes:
-    """JSON text of `content` with its hash as one more key, "sha256".
+def dump_json_with_hash(content: dict) -> bytes:
+    """JSON text of `content`, with its hash as one more key, "sha256".
 
     Raises ValueError for NaN and infinite numbers, which JSON does not have.
     """
-    content = json.loads(json.dumps(content, allow_nan=False))  # as it will be read: no tuples
+    content = json.loads(json.dumps(content, allow_nan=False))  # tuples become lists
     return (json.dumps(content | {HASH: _hash(content)}, indent=1) + "\n").encode()
 
 
-def unsealed(text: bytes | str) -> dict:
-    """What `sealed` wrote, without the hash.
-
-    Raises ValueError for text that is not a JSON object with the right hash in it.
-    """
-    content = parsed(text)
+def load_json_with_hash(text: bytes | str) -> dict:
+    """Read what `dump_json_with_hash` wrote; ValueError for anything else."""
+    content = load_strict_json(text)
     if not isinstance(content, dict) or HASH not in content:
         raise ValueError("it is not a JSON object with the SHA-256 of its content")
     if content.pop(HASH) != _hash(content):
@@ -127,8 +118,8 @@ def unsealed(text: bytes | str) -> dict:
     return content
 
 
-def parsed(text: bytes | str):
-    """JSON from anyone; ValueError for all that is not JSON, also NaN and endless nesting."""
+def load_strict_json(text: bytes | str):
+    """Read JSON of any origin; ValueError for NaN, deep nesting and everything that is not JSON."""
 
     def refuse(constant: str):
         raise ValueError(f"{constant} is not a number in JSON")
@@ -136,21 +127,21 @@ def parsed(text: bytes | str):
     try:
         return json.loads(text, parse_constant=refuse)
     except RecursionError:
-        raise ValueError("it is nested too deep") from None
+        raise ValueError("it is nested too deeply") from None
 
 
 def write_tensors(path: Path | str, tensors: dict, facts: dict) -> None:
-    """Write tensors by name, and facts that JSON can hold, as safetensors, whole or not at all.
+    """Write named tensors, and facts that JSON can hold, as safetensors, atomically.
 
     Raises ValueError for NaN and infinite numbers among the facts, OSError as `atomic_file`.
     """
-    from safetensors.torch import save  # brings torch, which nothing else here needs
+    from safetensors.torch import save  # imports torch, which nothing else here needs
 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     facts = json.loads(json.dumps(facts, allow_nan=False))
-    seal = {"facts": facts, HASH: _hash(facts, tensors)}
+    entry = json.dumps({"facts": facts, HASH: _hash(facts, tensors)})
     # One entry only: safetensors writes several in any order, and equal content is an equal file.
-    write_atomically(Path(path), save(tensors, metadata={"pandalib": json.dumps(seal)}))
+    write_atomically(Path(path), save(tensors, metadata={"pandalib": entry}))
 
 
 def read_tensors(path: Path | str) -> tuple[dict, dict]:
@@ -165,16 +156,16 @@ def read_tensors(path: Path | str) -> tuple[dict, dict]:
     try:
         tensors = load(content)
         header = content[8 : 8 + int.from_bytes(content[:8], "little")]
-        seal = parsed(parsed(header)["__metadata__"]["pandalib"])
-        if seal[HASH] != _hash(seal["facts"], tensors):
+        entry = load_strict_json(load_strict_json(header)["__metadata__"]["pandalib"])
+        if entry[HASH] != _hash(entry["facts"], tensors):
             raise ValueError("its content is not what was written, by its SHA-256")
-        return tensors, seal["facts"]
+        return tensors, entry["facts"]
     except (SafetensorError, ValueError, LookupError, TypeError, RuntimeError) as error:
         raise ValueError(" ".join(str(error).split())[:100]) from None
 
 
 def _hash(facts, tensors: dict | None = None) -> str:
-    """SHA-256 of what JSON can hold, and of names, types, shapes and numbers of tensors."""
+    """SHA-256 of facts, and of the names, types, shapes and numbers of tensors."""
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True, separators=(",", ":")).encode())
     for name in sorted(tensors or {}):
         array = tensors[name].numpy()

@@ -41,6 +41,7 @@ def filled(tmp_path):
 def test_computed_once_and_equal(filled, tmp_path):
     cache, source, path = filled
     assert np.array_equal(get(cache, source), DATA) and source.calls == 1
+    get(cache, source)[:] = 0  # writing into what was read changes no file
     assert np.array_equal(np.load(path, allow_pickle=False), DATA)  # an ordinary .npy
     half = FeatureCache(tmp_path)
     assert get(half, source).dtype == np.float16 and source.calls == 2  # in a file of its own
@@ -49,18 +50,12 @@ def test_computed_once_and_equal(filled, tmp_path):
         FeatureCache(dtype="int8")
 
 
-def test_writing_into_what_was_read_changes_no_file(filled):
-    cache, source, path = filled
-    get(cache, source)[:] = 0
-    assert np.array_equal(get(cache, source), DATA) and source.calls == 1
-
-
 def test_each_flipped_bit_and_each_cut_is_noticed(filled):
     cache, source, path = filled
     whole = path.read_bytes()
-    positions = [0, 7, 30, 60, 127, 128, 500, len(whole) - 33, len(whole) - 1]
+    positions = [0, 60, 127, 128, len(whole) - 33, len(whole) - 1]
     damaged = [whole[:i] + bytes([whole[i] ^ 16]) + whole[i + 1 :] for i in positions]
-    damaged += [whole[:size] for size in (0, 10, 32, 128, 500, len(whole) - 1)] + [whole + b"x"]
+    damaged += [whole[:size] for size in (0, 32, 128, len(whole) - 1)] + [whole + b"x"]
     for number, content in enumerate(damaged):
         path.unlink()  # what is mapped must not change under the reader
         path.write_bytes(content)

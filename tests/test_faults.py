@@ -21,7 +21,7 @@ from pandalib import Inspector
 from pandalib.cache import FeatureCache, content_key
 from pandalib.datasets.folder import write_mvtec
 from pandalib.datasets.task import OneClassTask
-from pandalib.io import read_tensors, sealed, unsealed, write_atomically
+from pandalib.io import dump_json_with_hash, load_json_with_hash, read_tensors, write_atomically
 from pandalib.methods.panda import fit_compactness
 
 OLD, NEW = 0, 1
@@ -34,11 +34,13 @@ class SealedFile:
     """Any single file."""
 
     def write(self, folder, version):
-        write_atomically(folder / "result.json", sealed({"version": version, "filler": "x" * 9999}))
+        write_atomically(
+            folder / "result.json", dump_json_with_hash({"version": version, "filler": "x" * 9999})
+        )
 
     def read(self, folder):
         path = folder / "result.json"
-        return unsealed(path.read_bytes())["version"] if path.exists() else None
+        return load_json_with_hash(path.read_bytes())["version"] if path.exists() else None
 
 
 class Cache:

@@ -11,11 +11,11 @@ import torch
 from pandalib import io
 from pandalib.io import (
     atomic_folder,
-    parsed,
+    dump_json_with_hash,
+    load_json_with_hash,
+    load_strict_json,
     read_tensors,
-    sealed,
     sha256_of,
-    unsealed,
     write_atomically,
     write_tensors,
 )
@@ -40,6 +40,8 @@ def test_a_file_is_replaced_at_once_and_readable(tmp_path):
     assert path.read_bytes() == b"new" and os.listdir(path.parent) == ["a.txt"]
     (tmp_path / "plain").write_bytes(b"")
     assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
+    with pytest.raises(OSError, match=f"{'x' * 300}'$"):  # too long a name
+        write_atomically(tmp_path / ("x" * 300), b"")
     assert sha256_of(path).startswith("11507a0e2f5e69d5")
 
 
@@ -65,21 +67,17 @@ def test_an_error_of_the_caller_passes_unchanged(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_name_that_is_too_long_is_named(tmp_path):
-    with pytest.raises(OSError, match=f"{'x' * 300}'$"):
-        write_atomically(tmp_path / ("x" * 300), b"")
-    assert not list(tmp_path.iterdir())
-
-
-def test_sealed_json_notices_every_flipped_bit():
+def test_json_notices_every_flipped_bit():
     content = {"roc_auc": 0.912345, "history": [{"epoch": 1}], "task": "star", "error": None}
-    text = sealed(content | {"shape": (2, 3)})
-    assert unsealed(text) == content | {"shape": [2, 3]}
+    text = dump_json_with_hash(content | {"shape": (2, 3)})
+    assert load_json_with_hash(text) == content | {"shape": [2, 3]}
     assert json.loads(text)["roc_auc"] == 0.912345  # anyone can read it
     n_refused = 0
     for damaged in flips(text, 300):
         try:
-            assert unsealed(damaged) == unsealed(text)  # one blank became another
+            assert load_json_with_hash(damaged) == load_json_with_hash(
+                text
+            )  # one blank became another
         except ValueError:
             n_refused += 1
     assert n_refused > 250
@@ -88,25 +86,24 @@ def test_sealed_json_notices_every_flipped_bit():
 @pytest.mark.parametrize(
     "text",
     [b"", b"[]", b"{}", b"null", b'{"sha256": "0"}', b'{"a": NaN, "sha256": "0"}', b"\xff\xfe"]
-    + [b"[" * n + b"]" * n for n in (900, 990, 100_000)]
-    + [b'{"sha256": 1, "a":' + b"[" * n + b"]" * n + b"}" for n in (900, 980, 990)],
+    + [b"[" * 100_000, b'{"sha256": 1, "a":' + b"[" * 980 + b"]" * 980 + b"}"],
 )
-def test_json_that_nobody_sealed(text):
+def test_json_without_its_hash(text):
     with pytest.raises(ValueError):
-        unsealed(text)
+        load_json_with_hash(text)
 
 
-def test_what_cannot_be_sealed(tmp_path):
+def test_numbers_that_json_does_not_have(tmp_path):
     with pytest.raises(ValueError, match="not JSON compliant"):
-        sealed({"loss": float("nan")})
+        dump_json_with_hash({"loss": float("nan")})
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_tensors(tmp_path / "a", {}, {"loss": float("inf")})
     with pytest.raises(ValueError, match="Infinity is not a number"):
-        parsed("[Infinity]")
+        load_strict_json("[Infinity]")
     assert not list(tmp_path.iterdir())
 
 
-def test_sealed_tensors_notice_every_flipped_bit(tmp_path):
+def test_tensors_notice_every_flipped_bit(tmp_path):
     path, facts = tmp_path / "a.safetensors", {"epoch": 3, "names": ["a", "b"]}
     tensors = {"a": torch.arange(6.0).reshape(2, 3).T, "b": torch.tensor([1, 2])}
     write_tensors(path, tensors, facts)

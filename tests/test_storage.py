@@ -13,7 +13,7 @@ from small import images, small_backbone
 import pandalib
 from pandalib import Inspector, load_backbone
 from pandalib.inspection import storage
-from pandalib.io import sealed, sha256_of, unsealed
+from pandalib.io import dump_json_with_hash, load_json_with_hash, sha256_of
 from pandalib.weights import verify_embedded
 
 SIDE = 32
@@ -44,7 +44,7 @@ def saved(fitted, tmp_path):
 
 
 def facts(folder) -> dict:
-    return unsealed((folder / "detector.json").read_bytes())
+    return load_json_with_hash((folder / "detector.json").read_bytes())
 
 
 def change(folder, key, value):
@@ -57,7 +57,7 @@ def change(folder, key, value):
         del entry[last]
     else:
         entry[last] = value
-    (folder / "detector.json").write_bytes(sealed(content))
+    (folder / "detector.json").write_bytes(dump_json_with_hash(content))
 
 
 def names(folder) -> list[str]:

@@ -11,7 +11,7 @@ from PIL import Image
 from pandalib import published_numbers, summarise, write_table
 from pandalib.experiments.results import PLAN, canonical, identity, write_result
 from pandalib.experiments.tables import as_csv, as_markdown, class_interval, differences, labels
-from pandalib.io import sealed
+from pandalib.io import dump_json_with_hash
 
 VERSIONS = dict(pandalib="0.1.0", torch="2")
 
@@ -39,7 +39,7 @@ def plan_of(results, more=(), **classes):
 def folder_of(folder, results, **classes):
     for one in results:
         write_result(one, folder)
-    (folder / PLAN).write_bytes(sealed(plan_of(results, **classes)))
+    (folder / PLAN).write_bytes(dump_json_with_hash(plan_of(results, **classes)))
     return folder
 
 

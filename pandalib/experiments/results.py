@@ -1,7 +1,8 @@
 """Result files: the name of a run, its record on disk, and the plan of the sweep it belongs to.
 
 The settings of a run are keyword arguments of `pandalib.run`. Its file holds the record of the run
-and where it came from, under a hash (`pandalib.io.sealed`); a damaged file counts as absent.
+and where it came from, with a hash (`pandalib.io.dump_json_with_hash`); a damaged file counts as
+absent.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from pandalib.experiments.config import TIERS, options_of
-from pandalib.io import sealed, unsealed, write_atomically
+from pandalib.io import dump_json_with_hash, load_json_with_hash, write_atomically
 
 PLAN, RUNS = "plan.json", "runs"  # in the folder of a sweep
 MAIN = ("task", "method", "tier", "seed")  # of the settings of a run; all others are options
@@ -56,7 +57,7 @@ def in_brief(run: dict) -> str:
 
 
 def write_result(result: dict, folder: Path) -> None:
-    write_atomically(folder / RUNS / file_name(result["settings"]), sealed(result))
+    write_atomically(folder / RUNS / file_name(result["settings"]), dump_json_with_hash(result))
 
 
 def read_runs(runs: list[dict], folder: Path) -> dict[str, dict]:
@@ -64,7 +65,7 @@ def read_runs(runs: list[dict], folder: Path) -> dict[str, dict]:
     found = {}
     for settings in runs:
         with suppress(FileNotFoundError, ValueError):
-            result = unsealed((folder / RUNS / file_name(settings)).read_bytes())
+            result = load_json_with_hash((folder / RUNS / file_name(settings)).read_bytes())
             found[result["id"]] = result
     return found
 
@@ -81,7 +82,7 @@ def read_plan(folder: str | Path) -> dict:
     """
     path = Path(folder).expanduser() / PLAN
     try:
-        return unsealed(path.read_bytes())
+        return load_json_with_hash(path.read_bytes())
     except FileNotFoundError:
         raise FileNotFoundError(
             f"{path.parent} holds no results: `python -m pandalib sweep GRID --out {path.parent}` "

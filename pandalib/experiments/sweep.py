@@ -40,7 +40,7 @@ from pandalib.experiments.results import (
     write_result,
 )
 from pandalib.experiments.run import load_network, reset_peak_rss, run
-from pandalib.io import ROOT, sealed, write_atomically
+from pandalib.io import ROOT, dump_json_with_hash, write_atomically
 
 LOG = "sweep.log"  # in the folder of a sweep
 CONNECTING = 15  # seconds to wait for a scheduler
@@ -106,9 +106,9 @@ def sweep(
                 print(news, file=sys.stderr, flush=True)
     except BrokenExecutor as error:
         raise RuntimeError(
-            f"a worker was ended from outside, most often for want of memory: {len(left)} runs "
+            f"a worker ended before its run did, most often for want of memory: {len(left)} runs "
             f"have no result yet, as {in_brief(next(iter(left.values())))}. The same call goes on "
-            "from here; fewer workers need less memory."
+            f"from here; fewer workers need less memory. ({' '.join(str(error).split())[:300]})"
         ) from error
     return [results[identity(one)] for one in runs]
 
@@ -158,7 +158,7 @@ def _write_plan(grid: Grid, runs: list[dict], folder: Path, *, skip_missing: boo
         left_out=grid.missing() if skip_missing else {},
         classes={source: len(sibling_tasks(source)) for source in sources},
     )
-    write_atomically(path, sealed(plan))
+    write_atomically(path, dump_json_with_hash(plan))
 
 
 def _options(settings: dict) -> ImageOptions:

@@ -20,7 +20,7 @@ from safetensors.numpy import save as as_safetensors
 
 from pandalib.backbones import Backbone, load_backbone
 from pandalib.experiments.config import versions
-from pandalib.io import sealed, sha256_of, unsealed, write_atomically
+from pandalib.io import dump_json_with_hash, load_json_with_hash, sha256_of, write_atomically
 from pandalib.methods.spade import Pyramids
 from pandalib.validation import check_fitted
 
@@ -51,7 +51,7 @@ def save(inspector, folder) -> None:
     facts = _facts(inspector) | {"tensors": {"file": name, "sha256": digest}}
     try:
         write_atomically(folder / name, content)
-        write_atomically(folder / FACTS, sealed(facts))
+        write_atomically(folder / FACTS, dump_json_with_hash(facts))
     finally:  # also after Ctrl-C
         _remove_leftovers(folder)
 
@@ -124,7 +124,7 @@ def read_facts(folder: Path) -> dict:
     if not path.is_file():
         raise FileNotFoundError(f"{str(folder)!r} holds no detector: expected {FACTS} in it.")
     try:
-        facts = unsealed(path.read_bytes())
+        facts = load_json_with_hash(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}.") from None
     found = {key: facts.get(key) for key in FORMAT}
