@@ -1,14 +1,13 @@
 """What is said of features: known cases, and the definition by hand."""
 
+import math
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pandalib.methods.diagnostics import diagnose, effective_rank, feature_variance
-
-
-def test_feature_variance_by_hand():
-    assert feature_variance([[0.0, 1.0], [2.0, 1.0], [4.0, 1.0]]) == pytest.approx((8 / 3 + 0) / 2)
-    assert feature_variance(np.full((7, 3), 0.1, np.float32)) == 0
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -30,6 +29,25 @@ def test_effective_rank_of_known_spectra(dtype):
     assert effective_rank(features(5 * p)) == pytest.approx(expected, rel=1e-3)
     for n in (1, 3, 10):
         assert effective_rank(np.full((n, 4), 0.1, dtype)) == 0  # one point
+        assert feature_variance(np.full((n, 4), 0.1, np.float32)) == 0
+
+
+@settings(derandomize=True, deadline=None, max_examples=60, database=None)
+@given(st.integers(3, 30), st.integers(1, 6), st.integers(0, 1000), st.sampled_from([0.0, 1000.0]))
+def test_rank_and_variance_see_neither_a_turn_nor_a_shift(n, d, seed, offset):
+    rng = np.random.default_rng(seed)
+    turn = np.linalg.qr(rng.normal(size=(d, d)))[0]
+    features = rng.normal(size=(n, d)) * 10.0 ** rng.uniform(-1, 1, size=d) + offset
+    rank, variance = effective_rank(features), feature_variance(features)
+    assert 1 - 1e-9 <= rank <= min(n - 1, d) + 1e-6
+    columns = [np.mean((column - sum(column) / n) ** 2) for column in features.T]
+    assert variance == pytest.approx(np.mean(columns))
+    assert effective_rank(7 * (features @ turn - 3)) == pytest.approx(rank, rel=1e-6)
+    assert feature_variance(7 * (features @ turn - 3)) == pytest.approx(49 * variance, rel=1e-6)
+    share = np.linalg.svd(features - features.mean(axis=0), compute_uv=False) ** 2
+    share = share[share > 1e-12 * share.max()] / share.sum()
+    expected = math.prod(p**-p for p in share)  # exp of the entropy, written as a product
+    assert rank == pytest.approx(expected, rel=1e-6)
 
 
 def test_diagnose_by_hand():

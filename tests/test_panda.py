@@ -6,6 +6,9 @@ import math
 import numpy as np
 import pytest
 import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from sklearn.base import clone
 from small import images, normalised, plain_network, small_backbone
 
@@ -30,6 +33,10 @@ from pandalib.methods.panda import (
     hold_out,
     sample_wise_scores,
 )
+
+# The same examples every time, and no limit on a single one: the machine may be busy.
+settings.register_profile("same", derandomize=True, deadline=None, max_examples=60, database=None)
+settings.load_profile("same")
 
 IMAGES, QUERIES = images(33), images(9, seed=5)
 PACE = dict(lr=0.5, max_grad_norm=0.005)  # this norm cuts every gradient of the small network
@@ -103,9 +110,6 @@ def by_hand(
     return losses
 
 
-# ------------------------------------------------------------------------------- the training
-
-
 def test_compactness_by_hand():
     loss = compactness(torch.tensor([[1.0, 2.0], [3.0, 0.0]]), torch.tensor([1.0, 0.0]))
     assert loss == pytest.approx(((0 + 4) / 2 + (4 + 0) / 2) / 2)
@@ -115,9 +119,8 @@ def test_compactness_by_hand():
     "changes",
     [
         dict(batch_size=16),  # of 33 images: the last batch is one
-        dict(batch_size=20, weight_decay=0.02),
-        dict(max_grad_norm=None, lr=0.01, momentum=0.5),
-        dict(seed=4, batch_size=64),  # one batch, smaller than batch_size
+        dict(batch_size=64, weight_decay=0.02),  # one batch, smaller than batch_size
+        dict(max_grad_norm=None, lr=0.01, momentum=0.5, seed=4),
         dict(lr=0.05, max_grad_norm=0.1),  # all else as it is when left out
     ],
 )
@@ -166,14 +169,17 @@ def test_one_seed_one_result(backbone, frozen):
 
 
 def test_what_cannot_be(backbone, frozen, tmp_path):
-    for name in ("lr", "max_grad_norm"):
-        for value in (0.0, -1, math.nan, math.inf):
-            with pytest.raises(ValueError, match=f"{name}={value!r}: expected a number above 0"):
-                fit_compactness(backbone, frozen, **{**SETTINGS, name: value})
-    for name in ("epochs", "batch_size", "checkpoint_every"):
-        for value in (0, -1, 1.5, 2.0):
-            with pytest.raises(ValueError, match=f"{name}={value!r}: expected a whole number"):
-                fit_compactness(backbone, frozen, **{**SETTINGS, name: value})
+    for name, value in (
+        *(("lr", value) for value in (0.0, math.nan)),
+        *(("max_grad_norm", value) for value in (-1, math.inf)),
+        *(
+            (name, value)
+            for name in ("epochs", "batch_size", "checkpoint_every")
+            for value in (0, 1.5)
+        ),
+    ):
+        with pytest.raises(ValueError, match=f"{name}={value!r}: expected"):
+            fit_compactness(backbone, frozen, **{**SETTINGS, name: value})
     cut = small_backbone(truncate_after="layer2")
     with pytest.raises(ValueError, match="small up to layer2 has no stage 'layer3' to adapt"):
         fit_compactness(cut, cut.frozen_features(IMAGES), **SETTINGS)
@@ -184,7 +190,26 @@ def test_what_cannot_be(backbone, frozen, tmp_path):
     assert all(torch.isfinite(parameter).all() for parameter in parameters(backbone))
 
 
-# ------------------------------------------------------------------------------- when to stop
+@given(st.integers(4, 200), st.floats(0, 1), st.integers(0, 3))
+@example(10, 0.2, 0)  # two on either side are enough
+@example(10, 0.8, 0)
+@example(10, 0.1, 0)
+@example(10, 0.9, 0)
+def test_hold_out_splits(n, fraction, seed):
+    n_held_out = round(n * fraction)
+    if min(n_held_out, n - n_held_out) < 2:
+        with pytest.raises(ValueError, match="expected at least 2 images in either part"):
+            hold_out(n, fraction, seed)
+        return
+    train, held_out = hold_out(n, fraction, seed)
+    assert len(held_out) == n_held_out and sorted([*train, *held_out]) == list(range(n))
+    assert list(train) == sorted(train) and list(held_out) == sorted(held_out)
+    assert np.array_equal(held_out, hold_out(n, fraction, seed)[1])
+
+
+def test_hold_out_has_a_seed():
+    assert np.array_equal(hold_out(99, 0.5)[1], hold_out(99, 0.5, seed=0)[1])
+    assert not np.array_equal(hold_out(99, 0.5)[1], hold_out(99, 0.5, seed=1)[1])
 
 
 @pytest.mark.parametrize(
@@ -193,44 +218,25 @@ def test_what_cannot_be(backbone, frozen, tmp_path):
 )
 def test_epochs_for(minibatches, n, batch_size, expected):
     assert epochs_for(minibatches, n, batch_size) == expected
-    if batch_size == 32:
-        assert epochs_for(minibatches, n) == expected
 
 
-@pytest.mark.parametrize(
-    ("n", "fraction", "m"), [(400, 0.1, 40), (33, 0.1, 3), (4, 0.5, 2), (50, 0.9, 45)]
-)
-def test_hold_out_is_disjoint_and_complete(n, fraction, m):
-    train, held_out = hold_out(n, fraction, seed=1)
-    assert len(held_out) == m and sorted([*train, *held_out]) == list(range(n))
-    assert (np.diff(train) > 0).all() and (np.diff(held_out) > 0).all()
-    assert np.array_equal(held_out, hold_out(n, fraction, seed=1)[1])
-    assert np.array_equal(hold_out(n, fraction)[1], hold_out(n, fraction, seed=0)[1])
-    assert n == 4 or not np.array_equal(held_out, hold_out(n, fraction, seed=2)[1])
-
-
-@pytest.mark.parametrize(
-    ("n", "fraction"), [(10, 0.1), (10, 0.9), (3, 0.5), (10, 0.0), (10, 1.0), (10, -0.5), (0, 0.5)]
-)
-def test_hold_out_needs_two_on_either_side(n, fraction):
-    with pytest.raises(ValueError, match=f"holdout_fraction={fraction} of {n} images"):
-        hold_out(n, fraction)
-
-
-def test_sample_wise_scores_by_loops():
-    rng = np.random.default_rng(0)
-    test, held_out = rng.gamma(2, size=(5, 40)), rng.gamma(2, size=(5, 7))
+@given(st.integers(1, 5), st.integers(1, 6), st.integers(1, 4), st.data())
+def test_sample_wise_takes_the_largest_ratio(n_checkpoints, n, m, data):
+    ties = st.integers(0, 3).map(float)
+    test = data.draw(arrays(np.float64, (n_checkpoints, n), elements=ties | st.floats(0, 1e6)))
+    held_out = data.draw(arrays(np.float64, (n_checkpoints, m), elements=st.floats(0.1, 1e6)))
     scores, chosen = sample_wise_scores(test, held_out)
-    for image in range(40):
-        ratios = [test[t, image] / (sum(held_out[t]) / 7) for t in range(5)]
-        assert scores[image] == pytest.approx(max(ratios))
-        assert chosen[image] == ratios.index(max(ratios))
-    assert len(set(chosen)) > 2
-    rising = [[1.0], [2.0], [3.0]]
-    assert sample_wise_scores(rising, rising)[1] == [0]  # the first of equals
-    small = [part.astype(np.float16) for part in (test, held_out)]
-    exact = sample_wise_scores(*(part.astype(np.float64) for part in small))
-    np.testing.assert_array_equal(sample_wise_scores(*small), exact)
+    typical = held_out.mean(axis=1)
+    for image in range(n):
+        ratios = [test[t, image] / typical[t] for t in range(n_checkpoints)]
+        assert scores[image] == max(ratios) and chosen[image] == ratios.index(max(ratios))
+    # Another unit at every checkpoint, the same for all images, changes nothing but rounding;
+    # powers of two not even that.
+    units = 2.0 ** np.arange(n_checkpoints)[:, None]
+    for found, expected in zip(
+        sample_wise_scores(test * units, held_out * units), (scores, chosen)
+    ):
+        np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize(
@@ -238,9 +244,6 @@ def test_sample_wise_scores_by_loops():
     [
         (np.ones((3, 4)), np.ones((2, 4)), r"scores are \(3, 4\) and \(2, 4\): expected one row"),
         (np.ones(3), np.ones((3, 4)), r"test_scores are float64 \(3,\)"),
-        (np.ones((3, 4)), np.ones(3), r"held_out_scores are float64 \(3,\)"),
-        (np.ones((3, 4)), np.ones((3, 0)), r"\(3, 0\)"),
-        ([[1.0, np.nan]], [[1.0]], "test_scores contains NaN"),
         ([[1.0, 2.0]], [[np.inf]], "held_out_scores contains infinity"),
         (np.ones((2, 4)), [[1.0, 1.0], [0.0, 0.0]], "held-out images score 0 on average"),
     ],
@@ -248,9 +251,6 @@ def test_sample_wise_scores_by_loops():
 def test_sample_wise_scores_refuse(test, held_out, words):
     with pytest.raises(ValueError, match=words):
         sample_wise_scores(test, held_out)
-
-
-# ------------------------------------------------------------------------------ the detectors
 
 
 def test_panda_is_the_definition(backbone, frozen):
@@ -339,10 +339,8 @@ def test_bfloat16_keeps_the_order():
 def test_detectors_are_estimators(backbone, kind):
     extra = dict(fisher=None, ewc_lambda=1.0) if kind is PANDAEWC else {}
     detector = kind(backbone, epochs=1, progress=False, **PACE, **extra)
-    names = {"backbone", "epochs", "lr", "max_grad_norm", "weight_decay", "k", "seed", "cache"}
-    names |= {"checkpoint_every", "folder", "on_checkpoint", "bf16", "progress", *extra}
-    own = {PANDA: {"penalty"}, PANDAEWC: set(), PANDASES: {"penalty", "holdout_fraction"}}
-    assert set(detector.get_params(deep=False)) == names | own[kind]
+    own = {PANDA: "penalty", PANDAEWC: "ewc_lambda", PANDASES: "holdout_fraction"}[kind]
+    assert {"backbone", "lr", "k", own} < detector.get_params(deep=False).keys()
     assert detector.backbone is backbone and repr(detector).startswith(kind.__name__ + "(")
     with pytest.raises(ValueError, match="has seen no normal images yet"):
         detector.score(QUERIES)

@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 from small import images, small_backbone
 
 from pandalib import EWC
@@ -57,9 +56,6 @@ def equal(one, other) -> bool:
     )
 
 
-# ------------------------------------------------------------------------------------ the loop
-
-
 def test_each_epoch_visits_every_image_once_in_an_order_of_its_own():
     found = batches(seed=4)
     assert [len(rows) for rows in found] == [3, 3, 1] * 3
@@ -79,48 +75,21 @@ def test_even_batches_end_with_no_batch_of_one(n, size, sizes):
     assert sum(found, []) == sum(batches(n_images=n, batch_size=size, epochs=1), [])
 
 
-def test_losses_are_means_over_images():
-    run = loop(epochs=2)
+def test_losses_are_means_over_images_and_callbacks_see_them():
+    seen = []
+    run = loop(callbacks=[lambda run: seen.append((run.epoch, list(run.losses)))])
     for rows in run:
         run.record(rows.double().square().mean())
-    assert run.losses == pytest.approx([91 / 7, 91 / 7])  # 0 + 1 + 4 + ... + 36
+    mean = pytest.approx(91 / 7)  # 0 + 1 + 4 + ... + 36
+    assert seen == [(0, []), (1, [mean]), (2, [mean] * 2), (3, [mean] * 3)]
 
 
-def test_callbacks_come_before_the_first_epoch_and_after_each():
-    seen = []
-    batches(callbacks=[lambda run: seen.append((run.epoch, list(run.losses))), seen.append])
-    assert seen[::2] == [(0, []), (1, [1.0]), (2, [1.0] * 2), (3, [1.0] * 3)]
-    assert all(isinstance(run, Training) for run in seen[1::2])
-
-
-def test_a_callback_can_go_on_with_an_earlier_run():
-    def go_on(run):
-        if run.epoch == 0:
-            run.epoch = 2
-
-    assert batches(callbacks=[go_on]) == batches()[6:]
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_loss_that_is_not_finite_stops_the_run(value):
-    seen = []
-    run = loop(callbacks=[lambda run: seen.append(run.epoch)])
-    with pytest.raises(FloatingPointError, match=r"epoch 2 is (nan|inf): lower lr \(now 0.25\)"):
+def test_a_loss_that_is_not_finite_stops_the_run():
+    run = loop()
+    with pytest.raises(FloatingPointError, match=r"epoch 2 is nan: lower lr \(now 0.25\)"):
         for number, _ in enumerate(run):
-            run.record(torch.tensor(value if number == 4 else 1.0))
-    assert seen == [0, 1] and run.losses == [1.0]
-
-
-@pytest.mark.parametrize("shown", [True, False])
-def test_the_bar_is_shown_unless_told_not_to(monkeypatch, shown):
-    seen = []
-    monkeypatch.setattr(training, "bar", lambda epochs, text, shown: seen.append(shown) or epochs)
-    options = {} if shown else {"progress": False}
-    run = Training(loop().optimiser, n_images=1, epochs=1, batch_size=1, **options)
-    assert len(list(run)) == 1 and seen == [shown]
-
-
-# ------------------------------------------------------------------------- the trainable copy
+            run.record(torch.tensor(math.nan if number == 4 else 1.0))
+    assert run.epoch == 1 and run.losses == [1.0]
 
 
 def test_the_copy_learns_and_the_backbone_stays(backbone, frozen):
@@ -170,9 +139,6 @@ def test_a_real_trial_changes_nothing(backbone, frozen, monkeypatch):
         assert ours.grad is None and torch.equal(ours, theirs)
 
 
-# -------------------------------------------------------------------------------- checkpoints
-
-
 @pytest.mark.parametrize(
     ("every", "epochs"),
     [(1, [0, 1, 2, 3, 4, 5]), (2, [0, 2, 4, 5]), (5, [0, 5]), (9, [0, 5]), (None, [0, 5])],
@@ -191,25 +157,12 @@ def test_which_epochs_are_kept(backbone, frozen, every, epochs):
     assert equal(checkpoints, fit_compactness(backbone, frozen, **settings))  # looking is free
 
 
-def test_checkpoints_in_memory_and_on_disk(backbone, frozen, tmp_path):
-    memory = fit_compactness(backbone, frozen, **SETTINGS)
-    disk = fit_compactness(backbone, frozen, folder=tmp_path / "deep" / "er", **SETTINGS)
-    assert equal(memory, disk) and torch.equal(memory.centre, disk.centre)
-    names = [f"epoch-000{i}.safetensors" for i in range(4)] + ["resume.safetensors"]
-    assert sorted(path.name for path in disk.folder.iterdir()) == names
-    for checkpoints in (memory, disk):
-        assert all(map(torch.equal, parameters(checkpoints[-1]), parameters(checkpoints[1:][-1])))
-        assert checkpoints[2].frozen is backbone.frozen
-        with pytest.raises(IndexError):
-            checkpoints[4]
-
-
 class Killed(Exception):
     pass
 
 
 @pytest.mark.parametrize("every", [1, 2])
-@pytest.mark.parametrize("kill_at", [0, 2, 4, 5])
+@pytest.mark.parametrize("kill_at", [0, 2, 5])
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(
     backbone, frozen, tmp_path, every, kill_at
 ):
@@ -234,7 +187,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
     assert equal(fit_compactness(backbone, frozen, on_checkpoint=kill, **settings), whole)
 
 
-@pytest.mark.parametrize(("every", "momentum"), [(1, 0.9), (2, 0.9), (None, 0.9), (1, 0.0)])
+@pytest.mark.parametrize(("every", "momentum"), [(1, 0.9), (None, 0.9), (2, 0.0)])
 def test_a_run_goes_on_for_longer(backbone, frozen, tmp_path, every, momentum):
     settings = {**SETTINGS, "checkpoint_every": every, "momentum": momentum}
     fit_compactness(backbone, frozen, folder=tmp_path, **settings)
@@ -260,17 +213,12 @@ def test_a_run_that_goes_on_keeps_its_precision(backbone, frozen, tmp_path, monk
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        (dict(lr=0.04), "lr was 0.5, now 0.04"),
         (dict(max_grad_norm=None), "max_grad_norm was 0.005, now None"),
-        (dict(momentum=0.8), "momentum was 0.9, now 0.8"),
-        (dict(weight_decay=0.1), "weight_decay was 0.001, now 0.1"),
         (dict(batch_size=8), "batch_size was 16, now 8"),
         (dict(seed=1), "seed was 0, now 1"),
-        (dict(bf16=True), "bf16 was False, now True"),
         (dict(checkpoint_every=2), "checkpoint_every was 1, now 2"),
         (dict(penalty="L2"), "penalty was None, now {'ewc_lambda': 2.0, 'fisher': None}"),
         (dict(penalty=lambda trainable: 0.0), "penalty was None, now 'function'"),
-        (dict(images=IMAGES[:20]), "centre was "),
         (dict(images=IMAGES[:, ::-1]), "centre was "),
         (dict(backbone=1), "weights_sha256 was "),
     ],
@@ -288,34 +236,21 @@ def test_the_folder_of_another_run_is_refused(backbone, frozen, tmp_path, change
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-@pytest.mark.parametrize("damage", ["cut", "bit", "text", "another file", "empty"])
-@pytest.mark.parametrize("name", ["resume.safetensors", "epoch-0003.safetensors"])
-def test_a_damaged_checkpoint_is_refused(backbone, frozen, tmp_path, name, damage):
-    checkpoints = fit_compactness(backbone, frozen, folder=tmp_path, **SETTINGS)
-    path = tmp_path / name
-    content = bytearray(path.read_bytes())
-    if damage == "cut":
-        path.write_bytes(content[: len(content) // 2])
-    elif damage == "bit":
-        content[len(content) * 3 // 4] ^= 1
-        path.write_bytes(content)
-    elif damage == "another file":
-        save_file({"layer3.0.conv1.weight": torch.zeros(3)}, path)
-    else:
-        path.write_bytes(b"" if damage == "empty" else b"no tensors at all")
-    with pytest.raises(ValueError, match=f"{path} is no checkpoint"):
-        fit_compactness(backbone, frozen, folder=tmp_path, **{**SETTINGS, "epochs": 4})
-    assert parameters(checkpoints[1])  # the others are still there
-
-
-def test_a_checkpoint_in_the_place_of_another_is_refused(backbone, frozen, tmp_path):
-    checkpoints = fit_compactness(backbone, frozen, folder=tmp_path, **SETTINGS)
-    path = tmp_path / "epoch-0002.safetensors"
+def test_checkpoints_on_disk_and_how_they_break(backbone, frozen, tmp_path):
+    memory = fit_compactness(backbone, frozen, **SETTINGS)
+    disk = fit_compactness(backbone, frozen, folder=tmp_path / "deep" / "er", **SETTINGS)
+    assert equal(memory, disk) and torch.equal(memory.centre, disk.centre)
+    assert all(map(torch.equal, parameters(disk[-1]), parameters(memory[1:][-1])))
+    path, newest = disk.folder / "epoch-0002.safetensors", disk.folder / "epoch-0003.safetensors"
     tensors, facts = read_tensors(path)
     for wrong in (facts | {"epoch": 1}, facts | {"run": facts["run"] | {"lr": 0.1}}, {"epoch": 2}):
         write_tensors(path, tensors, wrong)
         with pytest.raises(ValueError, match=f"{path} is of another epoch or run"):
-            checkpoints[2]
+            disk[2]
     path.unlink()
     with pytest.raises(FileNotFoundError, match="epoch-0002"):
-        checkpoints[2]
+        disk[2]
+    for damaged in (newest, disk.folder / "resume.safetensors"):
+        damaged.write_bytes(damaged.read_bytes()[:-100])
+        with pytest.raises(ValueError, match=f"{damaged} is no checkpoint"):
+            fit_compactness(backbone, frozen, folder=disk.folder, **{**SETTINGS, "epochs": 4})
