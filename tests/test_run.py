@@ -49,9 +49,9 @@ TRAINED = (*ADAPTED, "oe", "svdd")
 def fisher(tmp_path):
     """The Fisher information of two images, in a file."""
     network = load_backbone()
-    images = load_task("pictograms:star", n_train=2, n_test=1).train
+    drawn = load_task("pictograms:star", n_train=2, n_test=1).train
     path = tmp_path / "fisher.safetensors"
-    pandalib.fisher_information(network, images, progress=False).save(path)
+    pandalib.fisher_information(network, drawn, progress=False).save(path)
     return str(path)
 
 
@@ -285,25 +285,31 @@ def folder(tmp_path):
     return tmp_path
 
 
+def outliers_of(task, given=None, n=None, *, resize=None, seed=0, recall=None, **options):
+    """What a run shows to outlier exposure."""
+    recall = recall or (lambda function, *a, **b: function(*a, **b))
+    setup = running.Setup(task, None, seed, None, recall, resize, None, None, False)
+    options |= dict(outlier_images=given, n_outliers=n)
+    return setup.outliers(make_options("oe", options))
+
+
 def test_drawn_outliers():
     task = load_task("pictograms:star", n_train=2, n_test=1)
-    assert running.outliers_of(task, n=3).shape == (3, 3, 64, 64)
-    far = running.outliers_of(task, "far", 2, level="plain", seed=1)
+    assert outliers_of(task, n=3).shape == (3, 3, 64, 64)
+    far = outliers_of(task, "far", 2, level="plain", seed=1)
     assert np.array_equal(far, load_outliers("far", 2, level="plain", seed=1))
     calls = []
-    running.outliers_of(
-        task, n=2, recall=lambda function, *a, **b: calls.append(a) or function(*a, **b)
-    )
+    outliers_of(task, n=2, recall=lambda function, *a, **b: calls.append(a) or function(*a, **b))
     assert calls == [("near", 2)]
 
 
 def test_outliers_of_a_folder_have_the_geometry_of_the_task(folder):
     """Outliers with another border could be told apart by it."""
     task = load_task(f"folder:{folder / 'task'}:good", size=32, resize=40)
-    found = running.outliers_of(task, str(folder / "others"), resize=40)
+    found = outliers_of(task, str(folder / "others"), resize=40)
     assert len(found) == 9
     assert np.array_equal(found[0], read_image(folder / "others" / "one" / "0.png", 32, 40))
-    assert len(running.outliers_of(task, str(folder / "others"), 4)) == 4
+    assert len(outliers_of(task, str(folder / "others"), 4)) == 4
 
 
 def test_outliers_of_a_data_set(monkeypatch):
@@ -320,16 +326,16 @@ def test_outliers_of_a_data_set(monkeypatch):
     task = SimpleNamespace(
         name="cifar10:bird", train=test, test=test.copy(), files=None, kinds=("a", "b")
     )
-    whole, some = running.outliers_of(task, "cifar100"), running.outliers_of(task, "cifar100", 5)
+    whole, some = outliers_of(task, "cifar100"), outliers_of(task, "cifar100", 5)
     assert len(whole) == 21 and len(some) == 5
     assert np.array_equal(whole[8], tiny("cifar100:b", n_train=None).train[1])
     first_two = np.concatenate([tiny(f"cifar100:{kind}", n_train=2).train for kind in "abc"])
     assert set(map(bytes, some[:])) < set(map(bytes, first_two))
     with pytest.raises(ValueError, match="they are of the same data set"):
-        running.outliers_of(task, "cifar10")
+        outliers_of(task, "cifar10")
     task.test[1] = whole[4]
     with pytest.raises(ValueError, match="test image '1'"):
-        running.outliers_of(task, "cifar100")
+        outliers_of(task, "cifar100")
 
 
 @pytest.mark.parametrize(
@@ -349,7 +355,7 @@ def test_outliers_that_cannot_be(task, given, words, folder):
     size = {} if task.startswith("folder") else dict(n_train=2, n_test=1)
     task = load_task(task.format(folder), **size)
     with pytest.raises(ValueError, match=words):
-        running.outliers_of(task, given and given.format(folder))
+        outliers_of(task, given and given.format(folder))
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere it is what is held now")

@@ -182,16 +182,47 @@ class Setup:
         )
 
     def outliers(self, options) -> Sequence:
-        """The outliers that the options of outlier exposure ask for."""
-        return outliers_of(
-            self.task,
-            options.outlier_images,
-            options.n_outliers,
-            level=options.level,
-            resize=self.resize,
-            seed=self.seed,
-            recall=self.recall,
-        )
+        """Outliers of the size of the images, none of them a test image: uint8 (n, 3, H, W)."""
+        kind, n = options.outlier_images or "near", options.n_outliers
+        if kind in KINDS:
+            n = N_OUTLIERS if n is None else n
+            return self._drawn_outliers(kind, n, options.level)
+        size = np.shape(self.task.train[:1])[-1]
+        how = dict(size=size, resize=self.resize, seed=self.seed)
+        if kind in SETS:
+            images = self._outliers_of_set(kind, n, **how)
+        elif Path(kind).expanduser().exists():
+            images = outlier_folder(kind, n, **how)
+        else:
+            raise ValueError(
+                f"outlier_images={kind!r} is unknown: choose one of {', '.join(KINDS)}, a folder "
+                f"of images, or a data set: {', '.join(SETS)}."
+            )
+        check_unseen(images, self.task)
+        return images
+
+    def _drawn_outliers(self, kind: str, n: int, level: str | None) -> np.ndarray:
+        if not self.task.name.startswith("pictograms:"):
+            raise ValueError(
+                f"{self.task.name} needs outlier_images: a folder of images that are not normal, "
+                f"or a data set; {kind!r} outliers are drawn for pictograms only."
+            )
+        levels = {} if level is None else {"level": level}
+        return self.recall(load_outliers, kind, n, seed=self.seed, **levels)
+
+    def _outliers_of_set(self, name: str, n: int | None, **how) -> Sequence:
+        """At most n training images, as many of each class as far as they last."""
+        if SETS[name] == SETS.get(self.task.name.partition(":")[0]):
+            raise ValueError(
+                f"outlier_images={name!r} for {self.task.name}: they are of the same data set, and "
+                "would show the anomalies that are to be found."
+            )
+        siblings = sibling_tasks(name)
+        each = None if n is None else max(2, math.ceil(n / len(siblings)))
+        images = join([load_task(one, n_train=each, n_test=1, **how).train for one in siblings])
+        if n is None or n >= len(images):
+            return images
+        return take(images, np.random.default_rng(self.seed).permutation(len(images))[:n])
 
 
 class Recorder:
@@ -253,74 +284,6 @@ class Recorder:
             normal_distance=float(scores[~anomalous].mean()),
             anomalous_distance=float(scores[anomalous].mean()),
         )
-
-
-def outliers_of(
-    task: OneClassTask,
-    outlier_images: str | None = None,
-    n: int | None = None,
-    *,
-    level: str | None = None,
-    resize: int | None = None,
-    seed: int = 0,
-    recall: Callable | None = None,
-) -> Sequence:
-    """Outliers for a task, at the size of its images, none of them one of its test images.
-
-    Parameters
-    ----------
-    task : the task.
-    outlier_images : one of `pandalib.datasets.outliers.KINDS`, drawn for pictograms (None: "near");
-        a public data set, as "cifar100", of which training images of all classes are taken in
-        turn; or a folder.
-    n : how many; None: 2000 drawn ones, or all.
-    level, resize, seed : as in `pandalib.load_task`.
-    recall : `Memory.recall`, to draw them once for several runs.
-
-    Returns
-    -------
-    uint8 (n, 3, H, W), an array or a lazy sequence.
-    """
-    kind = outlier_images or "near"
-    if kind in KINDS:
-        if not task.name.startswith("pictograms:"):
-            raise ValueError(
-                f"{task.name} needs outlier_images: a folder of images that are not normal, or a "
-                f"data set; {kind!r} outliers are drawn for pictograms only."
-            )
-        draw = load_outliers if recall is None else lambda *a, **b: recall(load_outliers, *a, **b)
-        levels = {} if level is None else {"level": level}
-        return draw(kind, N_OUTLIERS if n is None else n, seed=seed, **levels)
-    size = np.shape(task.train[:1])[-1]
-    if kind in SETS:
-        images = _outlier_set(task, kind, n, size=size, resize=resize, seed=seed)
-    elif Path(kind).expanduser().exists():
-        images = outlier_folder(kind, n, size=size, resize=resize, seed=seed)
-    else:
-        raise ValueError(
-            f"outlier_images={kind!r} is unknown: choose one of {', '.join(KINDS)}, a folder of "
-            f"images, or a data set: {', '.join(SETS)}."
-        )
-    check_unseen(images, task)
-    return images
-
-
-def _outlier_set(
-    task: OneClassTask, name: str, n: int | None, *, size: int, resize: int | None, seed: int
-):
-    """At most n training images of a data set, as many of each class as far as they last."""
-    if SETS[name] == SETS.get(task.name.partition(":")[0]):
-        raise ValueError(
-            f"outlier_images={name!r} for {task.name}: they are of the same data set, and would "
-            "show the anomalies that are to be found."
-        )
-    siblings = sibling_tasks(name)
-    how = dict(seed=seed, n_test=1, size=size, resize=resize)
-    how["n_train"] = None if n is None else max(2, math.ceil(n / len(siblings)))
-    images = join([load_task(one, **how).train for one in siblings])
-    if n is None or n >= len(images):
-        return images
-    return take(images, np.random.default_rng(seed).permutation(len(images))[:n])
 
 
 def _has_both(masks: np.ndarray | None) -> bool:
