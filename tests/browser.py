@@ -1,6 +1,5 @@
-"""A Chromium without a window, driven over its debugging port: what a page really does, for the tests of book and slides."""
+"""A Chromium without a window, driven over its debugging port: what a page really does."""
 
-import base64
 import itertools
 import json
 import shutil
@@ -11,41 +10,31 @@ from pathlib import Path
 
 from websocket import create_connection  # comes with JupyterLab
 
-PROGRAM = next(
-    (
-        path
-        for name in ("chromium", "chromium-browser", "google-chrome", "chrome")
-        if (path := shutil.which(name))
-    ),
-    None,
+NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
+PROGRAM = next(filter(None, map(shutil.which, NAMES)), None)
+WHY_NOT = "no Chromium or Chrome on this machine: apt install chromium"
+FLAGS = (
+    "--headless",
+    "--no-sandbox",  # containers have none
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--no-first-run",
+    "--remote-debugging-port=0",
+    "--remote-allow-origins=*",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",  # only this machine is asked
 )
-WHY_NOT = "no Chromium or Chrome on this machine"
 
 
 class Browser:
-    """One page. `with Browser(folder) as page: page.open(address); page.value("document.title")`."""
+    """One page. `with Browser(folder) as page: page.open(address); page.value("document.title")`"""
 
     def __init__(self, profile: Path):
         self.profile = Path(profile)
 
     def __enter__(self):
-        # --no-sandbox: containers have none. A host that resolves nowhere: only files of this machine can be loaded.
-        flags = [
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--remote-debugging-port=0",
-            "--remote-allow-origins=*",
-            "--no-first-run",
-        ]
-        flags += [
-            f"--user-data-dir={self.profile}",
-            "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
-            "--disable-dev-shm-usage",
-        ]
-        self.process = subprocess.Popen(
-            [PROGRAM, *flags, "about:blank"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        command = [PROGRAM, *FLAGS, f"--user-data-dir={self.profile}", "about:blank"]
+        silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        self.process = subprocess.Popen(command, **silent)
         port_file, end = self.profile / "DevToolsActivePort", time.monotonic() + 60
         while not (port_file.is_file() and "\n" in port_file.read_text()):
             if time.monotonic() > end or self.process.poll() is not None:
@@ -53,11 +42,8 @@ class Browser:
                 raise RuntimeError(f"{PROGRAM} did not start")
             time.sleep(0.05)
         port = port_file.read_text().split()[0]
-        (page,) = [
-            one
-            for one in json.load(urllib.request.urlopen(f"http://127.0.0.1:{port}/json"))
-            if one["type"] == "page"
-        ]
+        tabs = json.load(urllib.request.urlopen(f"http://127.0.0.1:{port}/json"))
+        (page,) = [one for one in tabs if one["type"] == "page"]
         self.socket = create_connection(page["webSocketDebuggerUrl"], timeout=60)
         self.numbers, self.events = itertools.count(1), []
         for domain in ("Page", "Network", "Runtime", "Log"):
@@ -72,6 +58,7 @@ class Browser:
             self.process.kill()
 
     def call(self, method, **parameters):
+        """A command of the Chrome DevTools protocol; what happens meanwhile goes to `events`."""
         number = next(self.numbers)
         self.socket.send(json.dumps({"id": number, "method": method, "params": parameters}))
         while True:
@@ -83,18 +70,13 @@ class Browser:
             self.events.append(message)
 
     def size(self, width, height, dark=False):
-        self.call(
-            "Emulation.setDeviceMetricsOverride",
-            width=width,
-            height=height,
-            deviceScaleFactor=1,
-            mobile=width < 600,
-        )
+        screen = dict(width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
+        self.call("Emulation.setDeviceMetricsOverride", **screen)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", media="", features=[scheme])
 
     def open(self, address):
-        """Load a page and wait until it is complete; `requested` and `complaints` are those of this page."""
+        """Load a page and wait until it is complete."""
         self.events = []
         self.call("Page.navigate", url=address)
         end = time.monotonic() + 60
@@ -106,46 +88,25 @@ class Browser:
 
     def value(self, expression):
         """What a JavaScript expression gives; of a promise, what it resolves to."""
-        result = self.call(
-            "Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True
-        )
+        how = dict(awaitPromise=True, returnByValue=True)
+        result = self.call("Runtime.evaluate", expression=expression, **how)
         if "exceptionDetails" in result:
-            raise RuntimeError(
-                result["exceptionDetails"].get("exception", {}).get("description", "exception")
-            )
+            error = result["exceptionDetails"].get("exception", {})
+            raise RuntimeError(error.get("description", "exception"))
         return result["result"].get("value")
+
+    def _of(self, method):
+        return [event["params"] for event in self.events if event["method"] == method]
 
     @property
     def requested(self):
-        return [
-            event["params"]["request"]["url"]
-            for event in self.events
-            if event["method"] == "Network.requestWillBeSent"
-        ]
+        """The addresses that the page has asked for."""
+        return [one["request"]["url"] for one in self._of("Network.requestWillBeSent")]
 
     @property
     def complaints(self):
         """Exceptions of the page's scripts, and what the browser logs as an error."""
-        thrown = [
-            event["params"]["exceptionDetails"]
-            for event in self.events
-            if event["method"] == "Runtime.exceptionThrown"
-        ]
-        logged = [
-            event["params"]["entry"] for event in self.events if event["method"] == "Log.entryAdded"
-        ]
-        return [str(one.get("exception", {}).get("description", one["text"])) for one in thrown] + [
-            entry["text"] for entry in logged if entry["level"] == "error"
-        ]
-
-    def picture(self, path, whole=False):
-        if whole:
-            box = self.call("Page.getLayoutMetrics")["cssContentSize"]
-            shot = self.call(
-                "Page.captureScreenshot",
-                captureBeyondViewport=True,
-                clip={**box, "x": 0, "y": 0, "scale": 1},
-            )
-        else:
-            shot = self.call("Page.captureScreenshot")
-        Path(path).write_bytes(base64.b64decode(shot["data"]))
+        thrown = [one["exceptionDetails"] for one in self._of("Runtime.exceptionThrown")]
+        logged = [one["entry"] for one in self._of("Log.entryAdded")]
+        texts = [str(one.get("exception", {}).get("description", one["text"])) for one in thrown]
+        return texts + [entry["text"] for entry in logged if entry["level"] == "error"]
