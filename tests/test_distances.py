@@ -1,6 +1,5 @@
 """Nearest positions and enlarged maps against full distance matrices and scipy's filters."""
 
-import faiss
 import numpy as np
 import pytest
 import torch
@@ -11,7 +10,7 @@ from small import images, small_backbone
 
 from pandalib import SPADE, PatchCore
 from pandalib.methods import distances
-from pandalib.methods.distances import Nearest, enlarged, enlargement, image_scores, nearest_squared
+from pandalib.methods.distances import Nearest, enlarged, enlargement, nearest_squared
 
 
 def nearest_by_definition(queries, gallery, kappa) -> np.ndarray:
@@ -19,10 +18,9 @@ def nearest_by_definition(queries, gallery, kappa) -> np.ndarray:
     return np.sort(table, axis=1)[:, :kappa].sum(axis=1)
 
 
-@pytest.mark.parametrize("kappa", [1, 3])
 @pytest.mark.parametrize(
-    ("n", "m", "channels"),
-    [(1, 3, 1), (255, 1023, 2), (256, 1024, 4), (257, 1025, 64), (700, 300, 5), (9000, 40, 2)],
+    ("n", "m", "channels", "kappa"),
+    [(1, 3, 1, 3), (255, 1023, 2, 1), (256, 1024, 4, 3), (257, 1025, 64, 1), (9000, 40, 2, 3)],
 )
 def test_nearest_positions(n, m, channels, kappa):
     rng = np.random.default_rng(n)
@@ -33,8 +31,8 @@ def test_nearest_positions(n, m, channels, kappa):
     assert found.shape == (n,) and found.dtype == torch.float32
     expected = nearest_by_definition(queries, gallery, kappa)
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5, atol=kappa * 1e-5 * channels)
-    by_faiss = faiss.knn(queries, gallery, kappa)[0].sum(axis=1)
-    np.testing.assert_allclose(found.numpy(), by_faiss, rtol=1e-4, atol=kappa * 4e-5 * channels)
+    itself = nearest_squared(torch.from_numpy(gallery), torch.from_numpy(gallery))
+    assert itself.min() >= 0 and itself.max() < 1e-5 * channels
 
 
 def test_a_common_offset_changes_nothing():
@@ -47,14 +45,6 @@ def test_a_common_offset_changes_nothing():
     np.testing.assert_allclose(found, expected, rtol=1e-4)
     naive = (queries**2).sum(1)[:, None] + (gallery**2).sum(1) - 2 * queries @ gallery.T
     assert np.abs(naive.min(axis=1) / expected - 1).max() > 0.01  # without the mean taken off
-
-
-def test_a_duplicate_is_at_nearly_zero_and_nothing_is_below():
-    gallery = torch.randn(1300, 32, generator=torch.Generator().manual_seed(0))
-    found = nearest_squared(gallery[::7], gallery)
-    assert found.min() >= 0 and found.max() < 1e-4  # of a squared spread of 64
-    twice = nearest_squared(gallery[:9], torch.cat([gallery, gallery]), kappa=2)
-    assert twice.max() < 2e-4 and nearest_squared(gallery[:9], gallery, kappa=2).min() > 1
 
 
 @pytest.mark.parametrize("kappa", [1, 2])
@@ -93,10 +83,9 @@ def test_a_tile_stays_a_tile(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("small", "size"),
-    [((14, 14), (224, 224)), ((7, 5), (48, 33)), ((1, 1), (9, 9)), ((3, 1), (20, 4))],
+    ("small", "size", "sigma"),
+    [((14, 14), (224, 224), 4.0), ((7, 5), (48, 33), 0.5), ((3, 1), (20, 4), 0.0)],
 )
-@pytest.mark.parametrize("sigma", [0.0, 0.5, 4.0])
 def test_enlarged_is_interpolation_and_blur(small, size, sigma):
     maps = np.random.default_rng(0).normal(size=(3, *small)).astype(np.float32)
     expected = F.interpolate(torch.from_numpy(maps)[None], size=size, mode="bilinear")[0].numpy()
@@ -112,11 +101,6 @@ def test_a_constant_stays_as_it_is(small, large):
         np.testing.assert_allclose(matrix.sum(axis=1), 1, atol=1e-6)  # at the border as well
 
 
-def test_the_score_of_an_image_is_the_largest_value_of_its_map():
-    scores = image_scores(np.arange(12, dtype=np.float32).reshape(2, 2, 3))
-    assert scores.dtype == np.float64 and scores.tolist() == [5, 11]
-
-
 @pytest.mark.parametrize("make", [SPADE, PatchCore])
 @pytest.mark.parametrize(
     ("options", "message"),
@@ -124,9 +108,7 @@ def test_the_score_of_an_image_is_the_largest_value_of_its_map():
         (dict(layers="layer1"), "layers='layer1': expected names"),
         (dict(layers=()), r"layers=\(\)"),
         (dict(sigma=-1), "sigma=-1"),
-        (dict(sigma=np.nan), "sigma=nan"),
         (dict(memory_mb=0), "memory_mb=0"),
-        (dict(memory_mb=np.nan), "memory_mb=nan"),
     ],
 )
 def test_settings_that_cannot_be(make, options, message):

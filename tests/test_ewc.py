@@ -6,7 +6,6 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -33,9 +32,6 @@ def fisher(backbone):
 
 def compute(backbone, pictures=IMAGES, labels=None, **options) -> Fisher:
     return fisher_information(backbone, pictures, labels, progress=False, **options)
-
-
-# ------------------------------------------------------------------------- Fisher information
 
 
 def trained(network) -> dict[str, torch.Tensor]:
@@ -84,6 +80,8 @@ def test_each_sample_is_squared_alone(n_classes, other):
     assert (found.adapt_from, found.truncate_after) == ("layer3", "layer4")
     assert (found.n_samples, found.weights_sha256) == (6, backbone.weights_sha256)
     assert found.recipe == "squares per sample, true labels (empirical), seed 0"
+    own = compute(backbone, labels=labels, classifier=copy.deepcopy(backbone.classifier))
+    assert largest_error(own.values, per_sample(network, labels)) < 1e-5  # all of its classes
 
 
 def test_drawn_labels_follow_the_prediction(backbone):
@@ -153,7 +151,6 @@ def test_computing_it_moves_nothing():
     [
         ({}, dict(pictures=IMAGES[:0]), "there are no images"),
         ({}, dict(labels=[0, 1]), r"labels are \(2,\): expected one for each of 6"),
-        ({}, dict(labels=[0, 1, 2, 3, 4, 5]), "labels run from 0 to 5: expected 0 to 4"),
         ({}, dict(labels=[0, 1, -2, 3, 4, 4]), "labels run from -2 to 4"),
         (dict(n_classes=2), dict(labels=[0, 1, 2, 0, 0, 0]), "from 0 to 2: expected 0 to 1"),
         (dict(truncate_after="layer3"), {}, r"has no classifier: .*linear_probe"),
@@ -164,24 +161,12 @@ def test_what_cannot_be_computed(network, arguments, words):
         compute(small_backbone(**network), **arguments)
 
 
-def test_the_bar_is_shown_unless_told_not_to(backbone, monkeypatch):
-    seen = []
-    monkeypatch.setattr(
-        ewc, "bar", lambda starts, text, shown: seen.append((len(starts), text, shown)) or starts
-    )
-    for options in ({}, {"progress": False}):
-        fisher_information(backbone, IMAGES, batch_size=4, **options)
-    assert seen == [(2, "Fisher information", True), (2, "Fisher information", False)]
-
-
-def test_textures_are_no_classes_of_the_embedded_network():
+def test_textures_are_not_among_the_classes_of_the_embedded_network():
     network = load_backbone()
     assert network.classifier[-1].out_features > network.n_classes == len(glyphs.classes())
-    with pytest.raises(ValueError, match=f"expected 0 to {network.n_classes - 1}, the classes"):
-        compute(network, images(1), [network.n_classes])
 
 
-@pytest.mark.parametrize("classes", [["a", "b"], ["b", "c", "a"], [3, 7]])
+@pytest.mark.parametrize("classes", [["b", "c", "a"], [3, 7]])
 def test_linear_probe_is_scikit_learns_classifier(classes):
     backbone, pictures = small_backbone(truncate_after="layer3"), images(30, seed=3)
     labels = np.array(classes)[np.random.default_rng(0).integers(len(classes), size=30)]
@@ -197,77 +182,47 @@ def test_linear_probe_is_scikit_learns_classifier(classes):
     found = compute(backbone, pictures, classifier=probe)
     assert found.recipe.endswith("seed 0, linear probe") and found.mean() > 0
     found.check(backbone)
+    for wrong in (np.zeros(30), labels[:5]):
+        with pytest.raises(ValueError, match="expected one for each of 30 images, two classes"):
+            linear_probe(backbone, pictures, wrong)
 
 
-def test_a_classifier_that_is_given_has_classes_of_its_own():
-    backbone, labels = small_backbone(n_classes=3), [0, 2, 1, 1, 0, 2]
-    found = compute(backbone, labels=labels, classifier=copy.deepcopy(backbone.classifier))
-    assert largest_error(found.values, per_sample(plain_network(), labels)) < 1e-5
-
-
-@pytest.mark.parametrize("labels", [np.zeros(6), np.arange(5), np.arange(12).reshape(6, 2)])
-def test_linear_probe_refuses(backbone, labels):
-    with pytest.raises(ValueError, match="expected one for each of 6 images, two classes or more"):
-        linear_probe(backbone, IMAGES, labels)
-
-
-# ------------------------------------------------------------------------------------ on disk
-
-
-def test_saved_and_read_back(backbone, fisher, tmp_path):
-    fisher.save(tmp_path / "deep" / "f.safetensors")
-    again = Fisher.load(str(tmp_path / "deep" / "f.safetensors"), backbone)
-    assert largest_error(again.values, fisher.values) == 0
-    assert dataclasses.replace(again, values={}) == dataclasses.replace(fisher, values={})
-
-
-def test_another_network_or_other_stages_are_refused(backbone, fisher, tmp_path):
+def test_another_network_or_other_stages_are_refused(backbone, fisher):
     fisher.check(backbone)
-    fisher.save(tmp_path / "f.safetensors")
+    ours = f"belongs to weights {backbone.weights_sha256[:12]}, layer3 to layer4"
     for options, words in (
         (dict(seed=1), f"has weights {small_backbone(1).weights_sha256[:12]}, layer3 to layer4"),
         (dict(adapt_from="layer4"), "has weights .*, layer4 to layer4"),
         (dict(truncate_after="layer3"), "has weights .*, layer3 to layer3"),
     ):
-        other = small_backbone(**options)
-        ours = f"belongs to weights {backbone.weights_sha256[:12]}, layer3 to layer4"
-        for use in (
-            fisher.check,
-            lambda network: EWC(network, 1.0, fisher),
-            lambda network: Fisher.load(tmp_path / "f.safetensors", network),
-        ):
-            with pytest.raises(ValueError, match=f"{ours}; the backbone {words}"):
-                use(other)
+        with pytest.raises(ValueError, match=f"{ours}; the backbone {words}"):
+            EWC(small_backbone(**options), 1.0, fisher)
     wrong_shapes = dataclasses.replace(fisher, values={"layer3.0.bn1.bias": torch.ones(3)})
     with pytest.raises(ValueError, match="belongs to"):
         wrong_shapes.check(backbone)
 
 
-@pytest.mark.parametrize("damage", ["cut", "bit", "text", "weights", "facts", "empty"])
-def test_a_file_that_is_no_fisher_information(fisher, tmp_path, damage):
-    path = tmp_path / "f.safetensors"
+def test_saved_and_read_back(backbone, fisher, tmp_path):
+    path = tmp_path / "deep" / "f.safetensors"
     fisher.save(path)
-    content = bytearray(path.read_bytes())
-    if damage == "weights":
-        save_file({"a": torch.zeros(3)}, path)
-    elif damage == "facts":
-        ewc.write_tensors(path, fisher.values, dict(epoch=3))
-    elif damage == "bit":
-        content[len(content) * 2 // 3] ^= 1
-        path.write_bytes(content)
-    else:
-        path.write_bytes(dict(cut=content[:-100], text=b"no tensors", empty=b"")[damage])
-    with pytest.raises(ValueError, match=rf"{path} is damaged, or holds no Fisher information"):
-        Fisher.load(path)
+    again = Fisher.load(str(path), backbone)
+    assert largest_error(again.values, fisher.values) == 0
+    assert dataclasses.replace(again, values={}) == dataclasses.replace(fisher, values={})
+    with pytest.raises(ValueError, match="belongs to weights"):
+        Fisher.load(path, small_backbone(1))
     with pytest.raises(FileNotFoundError, match=r"nowhere: there is no such file"):
         Fisher.load(tmp_path / "nowhere")
+    whole = path.read_bytes()
+    ewc.write_tensors(tmp_path / "other", fisher.values, dict(epoch=3))
+    for damaged in (whole[:-100], b"not tensors", (tmp_path / "other").read_bytes()):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=rf"{path} is damaged, or holds no Fisher"):
+            Fisher.load(path)
 
 
-# -------------------------------------------------------------------------------- the penalty
-
-
-@pytest.mark.parametrize("order", [torch.channels_last, torch.contiguous_format])
-@pytest.mark.parametrize("plain_l2", [False, True])
+@pytest.mark.parametrize(
+    ("plain_l2", "order"), [(False, torch.channels_last), (True, torch.contiguous_format)]
+)
 def test_the_penalty_and_its_gradient_are_the_formulas(backbone, fisher, plain_l2, order):
     moved = copy.deepcopy(backbone.trainable).to(memory_format=order).requires_grad_(True)
     generator = torch.Generator().manual_seed(0)
@@ -291,22 +246,6 @@ def test_the_penalty_and_its_gradient_are_the_formulas(backbone, fisher, plain_l
     assert penalty(backbone.trainable) == 0
 
 
-def test_it_is_a_term_of_the_loss(backbone, fisher):
-    """Scaled and added to another loss, its gradient is scaled and added, too."""
-    trainable = copy.deepcopy(backbone.trainable).requires_grad_(True)
-    parameters = list(trainable.parameters())
-    with torch.no_grad():
-        for parameter in parameters:
-            parameter.mul_(1.1)
-    other = sum(parameter.pow(3).sum() for parameter in parameters)
-    alone = torch.autograd.grad(other, parameters, retain_graph=True)
-    penalty = EWC(backbone, 7.0, fisher)
-    gradients = torch.autograd.grad(penalty(trainable), parameters)
-    (other + 2 * penalty(trainable)).backward()
-    for parameter, first, second in zip(parameters, alone, gradients):
-        torch.testing.assert_close(parameter.grad, first + 2 * second)
-
-
 def distance(network, backbone) -> float:
     pairs = zip(network.trainable.parameters(), backbone.trainable.parameters())
     return max(float((a - b).abs().max()) for a, b in pairs)
@@ -325,12 +264,9 @@ def test_lambda_from_nothing_to_frozen(backbone, fisher):
     slow = dict(lr=1e-5, max_grad_norm=None, epochs=30)  # lr x lambda x F well below 1
     held, loose = (adapted(EWC(backbone, value, None), **slow) for value in (1e4, 0))
     assert distance(held, backbone) < 0.05 * distance(loose, backbone)
-
-
-@pytest.mark.parametrize("ewc_lambda", [-1.0, float("nan"), float("inf")])
-def test_a_lambda_that_cannot_be(backbone, ewc_lambda):
-    with pytest.raises(ValueError, match=f"ewc_lambda={ewc_lambda!r}: expected a number"):
-        EWC(backbone, ewc_lambda, None)
+    for value in (-1.0, float("nan")):
+        with pytest.raises(ValueError, match=f"ewc_lambda={value!r}: expected a number"):
+            EWC(backbone, value, None)
 
 
 def test_facts_tell_penalties_apart(backbone, fisher):

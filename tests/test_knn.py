@@ -3,7 +3,6 @@
 import faiss
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -112,16 +111,8 @@ def test_an_offset_costs_no_accuracy(offset):
     gallery, queries = normal(1000, 512, 0, offset), normal(300, 512, 1, offset)
     expected, _ = brute_force(gallery, queries, 2)
     np.testing.assert_allclose(squared_distances(gallery, queries, 2)[0], expected, rtol=1e-7)
-
-
-def test_distances_near_100_that_differ_by_a_thousandth():
-    steps = 100 + 0.001 * np.arange(50)
-    queries = np.full((1, 50), 1e3)
-    gallery = queries + np.diag(np.sqrt(steps))  # image i is at squared distance steps[i]
-    order = np.random.default_rng(0).permutation(50)
-    distances, indices = squared_distances(gallery[order], queries, 50)
-    np.testing.assert_allclose(distances[0], steps, rtol=1e-7)
-    np.testing.assert_array_equal(order[indices[0]], np.arange(50))
+    distances, indices = squared_distances(gallery, gallery, 1)  # each image meets itself
+    assert (distances == 0).all() and (indices[:, 0] == np.arange(1000)).all()
 
 
 def test_collapsed_features_are_still_ranked():
@@ -154,25 +145,6 @@ def test_scores_are_summed_in_float64():
         np.testing.assert_array_equal(scores, 2.0**24 + 1)
 
 
-@pytest.mark.parametrize("offset", [0, 1e3])
-def test_a_training_image_is_at_distance_zero_exactly(offset):
-    gallery = normal(700, 257, 0, offset)
-    distances, indices = squared_distances(gallery, gallery, 1)
-    assert (distances == 0).all()
-    np.testing.assert_array_equal(indices[:, 0], np.arange(700))
-
-
-@pytest.mark.parametrize("copies", [2, 30])
-@pytest.mark.parametrize("k", [1, 5])
-def test_leave_one_out_with_exact_duplicates(k, copies):
-    gallery = normal(60, 9, seed=k)
-    gallery[:copies] = gallery[0]
-    scores = leave_one_out_scores(gallery, k)
-    expected = brute_force(gallery, gallery, k, leave_out=True)[0].sum(axis=1)
-    np.testing.assert_allclose(scores, expected, rtol=1e-6)
-    assert (scores[0] == 0) == (copies > k)
-
-
 def test_more_equal_neighbours_than_spare_candidates():
     gallery = np.concatenate([np.zeros((20, 3)), np.eye(3)])
     others = nearest_others(gallery, 5)
@@ -185,7 +157,7 @@ def test_same_bits_for_any_batch_any_threads_and_again(options):
     gallery, queries = normal(1500, 129, 0, 1), normal(1100, 129, 1, 1)
     model = KNN(**options).fit(gallery)
     scores = model.score(queries)
-    for size in (1, 7, 64, 600):
+    for size in (1, 7, 600):
         starts = range(0, min(600, 30 * size), size)
         parts = np.concatenate([model.score(queries[start : start + size]) for start in starts])
         np.testing.assert_array_equal(parts, scores[: len(parts)])
@@ -197,26 +169,15 @@ def test_same_bits_for_any_batch_any_threads_and_again(options):
         faiss.omp_set_num_threads(threads)
 
 
-@pytest.mark.parametrize("dtype", [np.float16, np.float64, np.uint8, torch.float32, torch.bfloat16])
-def test_any_real_type_gives_the_same(dtype):
-    whole = np.random.default_rng(0).integers(0, 9, (50, 6))  # they fit every type
-    typed = whole.astype(dtype) if isinstance(dtype, type) else torch.tensor(whole).to(dtype)
-    expected = knn_scores(whole[:40], whole[40:])
-    np.testing.assert_array_equal(knn_scores(typed[:40], typed[40:]), expected)
-    np.testing.assert_array_equal(KNN().fit(typed[:40]).score(typed[40:]), expected)
-
-
 GOOD = normal(5, 3)
 
 
 @pytest.mark.parametrize(
     "gallery, queries, k, message",
     [
-        (GOOD, GOOD, 0, "k=0: .*at least 1"),
         (GOOD, GOOD, 6, r"k=6: .*neighbours.*\(5\)"),
         (GOOD, np.ones((2, 4)), 1, "queries have 4 dimensions: expected 3"),
         (GOOD * np.nan, GOOD, 1, "gallery contains NaN"),
-        (GOOD, GOOD + np.inf, 1, "queries contains infinity"),
         (GOOD, GOOD[0], 1, r"queries are float32 \(3,\)"),
         (GOOD.astype(float) * 1e25, GOOD, 1, "overflow float32"),
     ],
@@ -229,20 +190,15 @@ def test_wrong_input_is_named(gallery, queries, k, message):
 
 def test_leave_one_out_needs_k_others():
     assert leave_one_out_scores(GOOD, 4).shape == (5,)
-    model = KNN(k=5).fit(GOOD)  # enough to score others
-    for call in (lambda: nearest_others(GOOD, 5), model.leave_one_out):
+    for call in (lambda: nearest_others(GOOD, 5), KNN(k=5).fit(GOOD).leave_one_out):
         with pytest.raises(ValueError, match="5 with one left out"):
             call()
-
-
-# k-means
 
 
 @pytest.mark.parametrize("offset", [0, 1e4])
 def test_kmeans_finds_separate_groups(offset):
     middles = np.array([[0.0, 0], [10, 0], [0, 10]]) + offset
-    spread = np.random.default_rng(0).uniform(-1, 1, (150, 2))
-    features = np.repeat(middles, 50, axis=0) + spread
+    features = np.repeat(middles, 50, axis=0) + np.random.default_rng(0).uniform(-1, 1, (150, 2))
     centres = kmeans_gallery(features.astype(np.float32), 3)
     expected = features.reshape(3, 50, 2).mean(axis=1)
     order = [np.abs(centres - middle).sum(axis=1).argmin() for middle in middles]
@@ -255,20 +211,14 @@ def test_kmeans_is_seeded_and_silent(capfd):
     centres = kmeans_gallery(features, 60, seed=1)
     assert centres.shape == (60, 5) and centres.dtype == np.float32
     np.testing.assert_array_equal(kmeans_gallery(features, 60, seed=1), centres)
-    assert (kmeans_gallery(features, 60, seed=2) != centres).any()
-    np.testing.assert_array_equal(kmeans_gallery(features, 7), kmeans_gallery(features, 7, seed=0))
+    assert (kmeans_gallery(features, 60) != centres).any()
     every = kmeans_gallery(features, 200)  # as many centres as images: the images
-    np.testing.assert_allclose(
-        every[np.lexsort(every.T)], features[np.lexsort(features.T)], atol=1e-6
-    )
-    kmeans_gallery(np.ones((20, 5)), 10)  # identical images
+    expected = features[np.lexsort(features.T)]
+    np.testing.assert_allclose(every[np.lexsort(every.T)], expected, atol=1e-6)
     assert capfd.readouterr() == ("", "")
     for n_centres in (0, 201):
         with pytest.raises(ValueError, match=f"n_centres={n_centres}: expected 1 to 200"):
             kmeans_gallery(features, n_centres)
-
-
-# Detectors
 
 
 def test_each_step_of_knn_does_what_it_says():
@@ -324,7 +274,7 @@ def test_detectors_are_estimators():
 
 
 @pytest.mark.parametrize(
-    "options", [{}, dict(normalise=True, whiten=True), dict(n_centres=4, seed=2), dict(k=3)]
+    "options", [dict(k=3, normalise=True, whiten=True), dict(n_centres=4, seed=2)]
 )
 def test_dn2_is_knn_on_pooled_features(options, tmp_path):
     backbone, normal_images, test = small_backbone(), images(12), images(6, seed=1)

@@ -79,10 +79,8 @@ def by_hand(network, pictures, outliers, *, epochs, lr, max_grad_norm, batch_siz
     ("changes", "n_outliers"),
     [
         (dict(batch_size=16), 50),  # of 33 images: the last batch is one image and one outlier
-        (dict(max_grad_norm=0.05), 50),
         (dict(max_grad_norm=None, momentum=0.5, seed=4, batch_size=16), 50),
-        (dict(batch_size=16), 5),  # fewer than a batch
-        (dict(batch_size=16), 1),
+        (dict(max_grad_norm=0.05, batch_size=16), 5),  # fewer than a batch
     ],
 )
 def test_losses_and_scores_are_those_of_the_definition(backbone, changes, n_outliers):
@@ -112,12 +110,6 @@ def test_only_the_trainable_part_and_the_linear_layer_learn():
     assert not detector.backbone_.trainable.training
 
 
-def test_without_a_trainable_part_the_linear_layer_learns():
-    cut = small_backbone(truncate_after="layer2")
-    detector = OutlierExposure(cut, OUTLIERS, **SETTINGS).fit(IMAGES)
-    assert detector.losses_[-1] < detector.losses_[0] and detector.linear_.in_features == 12
-
-
 def test_one_seed_one_result(backbone, fitted):
     torch.manual_seed(5)
     expected = torch.rand(1)
@@ -129,7 +121,7 @@ def test_one_seed_one_result(backbone, fitted):
     assert fitted.losses_ == again.losses_ != other.losses_
     scores = fitted.score(IMAGES)
     assert np.array_equal(scores, again.score(IMAGES))
-    assert np.array_equal(fitted.fit(IMAGES).score(IMAGES), scores)  # a second fit starts afresh
+    assert np.array_equal(again.fit(IMAGES).score(IMAGES), scores)  # a second fit starts over
 
 
 def test_every_outlier_is_met_equally_often(backbone, monkeypatch):
@@ -183,36 +175,20 @@ def test_bfloat16_keeps_the_order(backbone, fitted):
     assert (coarse.bf16_, coarse.bf16_ratio_, fitted.bf16_) == (True, None, False)
 
 
-@pytest.mark.parametrize(
-    ("normal", "outliers", "words"),
-    [
-        (IMAGES, images(4, side=64), r"expected some of either, and images of one size"),
-        (IMAGES, IMAGES[:0], "there are no images"),
-        (IMAGES[:0], OUTLIERS, "there are no images"),
-        (IMAGES, OUTLIERS / 255, "images are float64"),
-    ],
-)
-def test_images_that_cannot_be(backbone, normal, outliers, words):
-    with pytest.raises(ValueError, match=words):
-        OutlierExposure(backbone, outliers, **SETTINGS).fit(normal)
+def test_images_and_settings_that_cannot_be(backbone):
+    for outliers, words in (
+        (images(4, side=64), "expected some of either, and images of one size"),
+        (OUTLIERS / 255, "images are float64"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            OutlierExposure(backbone, outliers, **SETTINGS).fit(IMAGES)
     frozen = backbone.frozen_features(IMAGES)
     for pair in ((frozen, frozen[:0]), (frozen[:0], frozen)):
         with pytest.raises(ValueError, match="expected some of either"):
             OutlierExposure(backbone, None, **SETTINGS).fit_frozen(*pair)
-
-
-@pytest.mark.parametrize(
-    ("name", "value"), [("epochs", 0), ("batch_size", 1.5), ("lr", math.nan), ("max_grad_norm", 0)]
-)
-def test_settings_that_cannot_be(backbone, name, value):
-    with pytest.raises(ValueError, match=f"{name}={value!r}: expected"):
-        OutlierExposure(backbone, OUTLIERS, **{**SETTINGS, name: value}).fit(IMAGES)
-
-
-def test_a_loss_that_is_not_finite_stops_the_run(backbone):
-    endless = {**SETTINGS, "lr": 1e30, "max_grad_norm": None}
-    with pytest.raises(FloatingPointError, match=r"lower lr \(now 1e\+30\)"):
-        OutlierExposure(backbone, OUTLIERS, **endless).fit(IMAGES)
+    for name, value in (("epochs", 0), ("batch_size", 1.5), ("lr", math.nan), ("max_grad_norm", 0)):
+        with pytest.raises(ValueError, match=f"{name}={value!r}: expected"):
+            OutlierExposure(backbone, OUTLIERS, **{**SETTINGS, name: value}).fit(IMAGES)
 
 
 def test_it_is_an_estimator(backbone):
