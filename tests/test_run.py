@@ -254,15 +254,6 @@ def test_a_memory_changes_no_number_and_saves_the_work(monkeypatch):
     assert len(drawn) == 3  # twice without a memory, once with one
 
 
-def test_unknown_names():
-    with pytest.raises(ValueError, match="method 'magic' is unknown"):
-        run("pictograms:star", "magic")
-    with pytest.raises(ValueError, match="tier 'huge' is unknown"):
-        run("pictograms:star", "dn2", tier="huge")
-    with pytest.raises(ValueError, match="pictograms"):
-        run("pictograms:sta", "dn2")
-
-
 def test_the_network_of_another_tier_has_its_own_weights():
     options = make_options("dn2", dict(backbone="resnet18", weights="random"))
     network = running.load_network(options, TIERS["embedded"], seed=1)

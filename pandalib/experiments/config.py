@@ -103,8 +103,9 @@ def use(name: str, **changes) -> Tier:
 
     Parameters
     ----------
-    name : "embedded", "standard" or "paper".
-    **changes : fields to replace, for example `task="folder:photos:good"`.
+    name : {"embedded", "standard", "paper"}
+    **changes
+        Fields to replace, for example `task="folder:photos:good"`.
     """
     global _chosen
     _chosen = replace(tier_named(name), **changes)
@@ -168,10 +169,13 @@ def option(default: Any, help: str, *, pace: str | None = None, choices: dict | 
 
     Parameters
     ----------
-    default : its value. None means the tier's pace, or what `help` says.
-    help : for the command line.
-    pace : the field of the tier's `Pace` that gives the value where there is none.
-    choices : the accepted values, by their words on the command line.
+    default : value or None
+        None means the tier's pace, or what `help` says.
+    help : str
+    pace : str, optional
+        The field of the tier's `Pace` that gives the value where there is none.
+    choices : dict, optional
+        The accepted values, by their words on the command line.
     """
     return field(default=default, metadata={"help": help, "pace": pace, "choices": choices})
 

@@ -33,9 +33,16 @@ def upstream_fisher(
 
     Parameters
     ----------
-    backbone : with the embedded weights.
-    n_samples : number of glyphs, drawn anew.
-    batch_size, seed, progress : as in `pandalib.fisher_information`.
+    backbone : Backbone
+        With the embedded weights.
+    n_samples : int
+        Number of glyphs.
+    batch_size, seed, progress
+        As for `pandalib.fisher_information`.
+
+    Returns
+    -------
+    fisher : Fisher
 
     Raises
     ------
@@ -75,17 +82,32 @@ def fisher_of(
 
     Parameters
     ----------
-    backbone : the network.
-    normal_images : uint8 (N, 3, H, W). Without file and folder a whole network predicts on these,
-        and the embedded network takes the glyphs of its pretraining.
-    file : as written by `Fisher.save`.
-    images : a folder with one folder of images per class; a cut network is first given a linear
+    backbone : Backbone
+    normal_images : uint8 (N, 3, H, W)
+        Without file and folder a whole network predicts on these, and the embedded network takes
+        the glyphs of its pretraining.
+    file : path, optional
+        As written by `Fisher.save`.
+    images : path, optional
+        A folder with one folder of images per class; a cut network is first given a linear
         classifier of these classes.
-    size : side of these images in pixels; default: that of the normal images.
-    recipe : "per-sample", the definition; "batch-mean", squares of the mean gradient of 32 images,
-        which is up to 32 times too small; "uniform", the mean of F everywhere: plain L2.
-    seed : of drawn labels and of the linear classifier.
-    progress : show a bar.
+    size : int, optional
+        Side of these images in pixels; default: that of the normal images.
+    recipe : {"per-sample", "batch-mean", "uniform"}
+        The definition; squares of the mean gradient of 32 images, up to 32 times too small; the
+        mean of F everywhere, which is plain L2.
+    seed : int
+        Of drawn labels and of the linear classifier.
+    progress : bool
+
+    Returns
+    -------
+    fisher : Fisher
+
+    Raises
+    ------
+    ValueError
+        For sources that exclude each other, and where there is none.
     """
     if recipe not in FISHER_RECIPES:
         raise ValueError(

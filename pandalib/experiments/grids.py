@@ -46,8 +46,9 @@ class Grid:
 
     Attributes
     ----------
-    name, description, tier : of its file.
-    blocks : the main grid and each `[[also]]`: tasks, methods, seeds, settings, vary.
+    name, description, tier : str
+    blocks : tuple of dict
+        The main grid and each `[[also]]`: tasks, methods, seeds, settings, vary.
     """
 
     name: str
@@ -72,7 +73,8 @@ class Grid:
 
         Parameters
         ----------
-        skip_missing : leave out the tasks that cannot be had here; else they raise ValueError.
+        skip_missing : bool
+            Leave out the tasks that cannot be had here; else they raise ValueError.
         """
         missing = self.missing()
         if missing and not skip_missing:

@@ -19,15 +19,23 @@ class Published:
 
     Attributes
     ----------
-    data_set : as in `pandalib.load_task`, for example "cifar10".
-    methods : the methods of this project beside which it may stand.
-    published_as : the name of the method there.
-    metric, level : roc_auc, pixel_roc_auc or pro; image or pixel.
-    value : 0 to 1.
-    mark : "verified" or "unverified".
-    outlier_exposure, adapted : of the experiment; None where it is not known.
-    experiment, source : in words.
-    classes : by the name of the normal class, where that was published; 0 to 1.
+    data_set : str
+        As in `pandalib.load_task`, for example "cifar10".
+    methods : tuple of str
+        The methods of this project beside which it may stand.
+    published_as : str
+        The name of the method there.
+    metric : {"roc_auc", "pixel_roc_auc", "pro"}
+    level : {"image", "pixel"}
+    value : float
+        0 to 1.
+    mark : {"verified", "unverified"}
+    outlier_exposure, adapted : bool
+        Of the experiment; None where it is not known.
+    experiment, source : str
+        In words.
+    classes : dict of str to float
+        By the name of the normal class, where that was published.
     """
 
     data_set: str

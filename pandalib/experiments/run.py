@@ -50,21 +50,28 @@ def run(
 
     Parameters
     ----------
-    task : as in `pandalib.load_task`.
-    method : one of `pandalib.experiments.config.METHODS`.
-    tier : gives the defaults of network, image size and pace.
-    seed : of images, weights and batches.
-    memory : what this process keeps from one run to the next; changes no number.
-    progress : show bars.
-    **options : of the method, as its dataclass in `pandalib.experiments.config` has them; None
-        leaves one at its default.
+    task : str
+        As in `pandalib.load_task`.
+    method : str
+        One of `pandalib.experiments.config.METHODS`.
+    tier : str
+        Gives the defaults of network, image size and pace.
+    seed : int
+        Of images, weights and batches.
+    memory : Memory, optional
+        What this process keeps from one run to the next; changes no number.
+    progress : bool
+    **options
+        Of the method, as its dataclass in `pandalib.experiments.config` has them; None leaves one
+        at its default.
 
     Returns
     -------
-    dict with the keys task, method, tier, backbone, weights_sha256, seed, n_train, n_test, roc_auc,
-    pixel_roc_auc, pro, seconds, peak_rss_mb, bf16, history. What does not apply is None.
-    pixel_roc_auc and pro need a method with maps, and masks; bf16 says whether it was used and, if
-    it was tried, how many times as fast it is; history is a list, one dict a checkpoint.
+    record : dict
+        Keys: task, method, tier, backbone, weights_sha256, seed, n_train, n_test, roc_auc,
+        pixel_roc_auc, pro, seconds, peak_rss_mb, bf16, history. What does not apply is None.
+        pixel_roc_auc and pro need a method with maps, and masks; bf16 says whether it was used
+        and, if it was tried, how many times as fast it is; history has a dict for each checkpoint.
 
     Examples
     --------
@@ -230,9 +237,11 @@ class Recorder:
 
     Attributes
     ----------
-    every : epochs between two records.
-    history : list of dict with epoch, loss, roc_auc, feature_variance, effective_rank,
-        normal_distance and anomalous_distance.
+    every : int
+        Epochs between two records.
+    history : list of dict
+        With epoch, loss, roc_auc, feature_variance, effective_rank, normal_distance and
+        anomalous_distance.
     """
 
     def __init__(self, options, network: Backbone | None, data: OneClassTask, cache):

@@ -61,19 +61,28 @@ def sweep(
 
     Parameters
     ----------
-    grid : a grid, its file, or the name of one of the project's own.
-    folder : for the plan, the log, and the result files in `runs/`. One grid has one folder.
-    workers : processes at once. None: one a core, or one where there is a GPU.
-    threads : of each process. None: the cores divided among the workers. Another number may change
-        the last digits.
-    scheduler : address of a Dask cluster that runs, as "tcp://10.0.0.1:8786".
-    retry_failed : do those runs again that failed before. Without it their errors stand.
-    skip_missing : go on without the data sets that are not on this machine.
-    progress : say on standard error how far it is; the log file says it in any case.
+    grid : Grid, path or str
+        A grid, its file, or the name of one of the project's own.
+    folder : path
+        For the plan, the log, and the result files in `runs/`. One grid has one folder.
+    workers : int, optional
+        Processes at once. None: one a core, or one where there is a GPU.
+    threads : int, optional
+        Of each process. None: the cores divided among the workers. Another number may change the
+        last digits.
+    scheduler : str, optional
+        Address of a Dask cluster that runs, as "tcp://10.0.0.1:8786".
+    retry_failed : bool
+        Do those runs again that failed before. Without it their errors stand.
+    skip_missing : bool
+        Go on without the data sets that are not on this machine.
+    progress : bool
+        Say on standard error how far it is; the log file says it in any case.
 
     Returns
     -------
-    list of dict, the results of all runs in the grid's order; failed ones have an `error`.
+    results : list of dict
+        Of all runs in the grid's order; failed ones have an `error`.
 
     Raises
     ------

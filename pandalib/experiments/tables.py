@@ -59,11 +59,16 @@ class Row:
 
     Attributes
     ----------
-    data_set, tier, method, options, backbone, weights_sha256 : what all its runs have in common.
-    normal_classes : 1, or so many pooled.
-    by_class : metric -> normal class -> mean over the seeds.
-    seeds, n_runs, n_failed, n_classes : of the results there are.
-    runs_wanted, classes_wanted : how many there should be.
+    data_set, tier, method, options, backbone, weights_sha256
+        What all its runs have in common.
+    normal_classes : int
+        1, or so many pooled.
+    by_class : dict
+        Metric -> normal class -> mean over the seeds.
+    seeds, n_runs, n_failed, n_classes
+        Of the results there are.
+    runs_wanted, classes_wanted : int
+        How many there should be.
     """
 
     data_set: str
@@ -119,9 +124,15 @@ def summarise(results: list[dict], plan: dict | None = None) -> list[Row]:
 
     Parameters
     ----------
-    results : as `pandalib.read_results` gives them; failed ones are counted and not averaged.
-    plan : as `pandalib.experiments.results.read_plan` gives it, so that the rows know how many runs
+    results : list of dict
+        As `pandalib.read_results` gives them; failed ones are counted and not averaged.
+    plan : dict, optional
+        As `pandalib.experiments.results.read_plan` gives it, so that the rows know how many runs
         and classes they should have.
+
+    Returns
+    -------
+    rows : list of Row
 
     Raises
     ------
