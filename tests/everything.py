@@ -95,7 +95,7 @@ def of_run(method: str) -> np.ndarray:
     few = dict(outlier_images="far", n_outliers=40) if method == "oe" else {}
     epochs = {} if method == "whitened" else dict(epochs=2, checkpoints=2)
     record = run("pictograms:star", method, **IMAGES, **epochs, **few)
-    numbers = [value for moment in record["history"] for value in moment.values()]
+    numbers = [value for checkpoint in record["history"] for value in checkpoint.values()]
     return flat([record["roc_auc"], [value for value in numbers if isinstance(value, float)]])
 
 
@@ -109,7 +109,7 @@ def everything(folder: Path, network: Backbone, star, frozen) -> dict[str, np.nd
         "memory bank, maps": PatchCore(network, progress=False).fit(weave.train).maps(weave.test),
     }
     found |= of_features(network, star.test, folder)
-    # Rounded: the same for everybody, so that no last digit is handed down from a line above.
+    # Rounded, so that no last digit is passed on from one line of the table to another.
     found |= of_scores(np.round(gallery, 2), np.round(queries, 2))
     scores = np.round(KNN().fit(np.round(gallery, 2)).score(np.round(queries, 2)), 1)
     maps = np.random.default_rng(0).integers(0, 50, size=weave.masks.shape)

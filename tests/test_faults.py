@@ -30,7 +30,7 @@ NUMBERS = np.random.default_rng(0).normal(size=(2, 60, 8, 8)).astype(np.float16)
 SETTINGS = dict(lr=0.5, max_grad_norm=5e-3, batch_size=16, progress=False)
 
 
-class SealedFile:
+class SingleFile:
     """Any single file."""
 
     def write(self, folder, version):
@@ -120,7 +120,7 @@ class ExportedTask:
         return NEW if (folder / "new").exists() else OLD
 
 
-WRITERS = (SealedFile, Cache, TrainingRun, Detector, ExportedTask)
+WRITERS = (SingleFile, Cache, TrainingRun, Detector, ExportedTask)
 
 
 @pytest.fixture(scope="module", params=WRITERS, ids=lambda writer: writer.__name__)
@@ -229,14 +229,3 @@ def test_the_disk_fails_at_every_step(writer, code, tmp_path):
         if step not in fired:
             break
     assert fired and step not in fired
-
-
-def test_half_of_the_cache_is_no_cache(tmp_path):
-    data = NUMBERS[0]
-    remains = tmp_path / f".{content_key(data)[:40]}.0123abcd.part"
-    remains.write_bytes(data[:30].tobytes())
-    FeatureCache(tmp_path).get(content_key(data), data.shape, [data])
-    assert Cache().read(tmp_path) == OLD and remains.exists()
-    os.utime(remains, (1, 1))
-    FeatureCache(tmp_path).get(content_key("other"), data.shape, [data])
-    assert not remains.exists()  # old enough to belong to nobody

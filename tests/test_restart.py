@@ -1,4 +1,4 @@
-"""A lesson as readers really run it: cells out of order, twice, without the set-up, and with the kernel restarted in the middle."""
+"""A lesson as readers run it: cells out of order, twice, without the set-up, after a restart."""
 
 import copy
 import os
@@ -14,7 +14,9 @@ from pandalib.io import ROOT
 LESSON = ROOT / "notebooks" / "00_start_here.ipynb"
 # Fewer images, so that it takes seconds; the bands of `report` hold for all of them only.
 SMALLER = ("seed=0, size=tier.size)", "seed=0, size=tier.size, n_train=40, n_test=6)")
-WITHOUT_BANDS = "import types, pandalib.teach.lesson as lesson\nlesson.current_tier = lambda: types.SimpleNamespace(name='fewer images')"
+WITHOUT_BANDS = """import types
+import pandalib.teach.lesson as lesson
+lesson.current_tier = lambda: types.SimpleNamespace(name='fewer images')"""
 PATIENCE = 300  # seconds for one cell; the machine may be busy
 
 
@@ -24,12 +26,13 @@ class Reader:
     def __init__(self, client: NotebookClient):
         self.client = client
         self.cells = [cell for cell in client.nb.cells if cell.cell_type == "code"]
-        self.set_up = next(
-            number for number, cell in enumerate(self.cells) if "current_tier()" in cell.source
-        )
+        self.set_up = self.find("current_tier()")
+
+    def find(self, text: str) -> int:
+        return next(number for number, cell in enumerate(self.cells) if text in cell.source)
 
     def run(self, number: int) -> list:
-        """Run a cell; its outputs without what differs each time by nature: numbers of executions and of widgets."""
+        """Run a cell; its outputs without the numbers of executions and of widgets."""
         cell = copy.deepcopy(self.cells[number])
         self.client.execute_cell(cell, 0)
         return self.plain(cell.outputs)
@@ -64,10 +67,8 @@ class Reader:
             }
             if "VBox" in str(output["data"].get("text/plain")):  # the text that stands for a slider
                 output["data"] = {}
-            if (
-                found and output.get("name") == found[-1].get("name") == "stdout"
-            ):  # in how many pieces is chance
-                found[-1]["text"] += output["text"]
+            if found and output.get("name") == found[-1].get("name") == "stdout":
+                found[-1]["text"] += output["text"]  # into how many pieces it is cut is chance
             else:
                 found.append(output)
         return found
@@ -96,10 +97,7 @@ def reader():
 @pytest.fixture(scope="module")
 def first(reader):
     """A cell before the set-up, then the lesson from top to bottom."""
-    scoring = next(
-        number for number, cell in enumerate(reader.cells) if "def pixel_score" in cell.source
-    )
-    reader.before_set_up = reader.error(scoring)
+    reader.before_set_up = reader.error(reader.find("def pixel_score"))
     reader.say(WITHOUT_BANDS)
     outputs = reader.all()
     assert sum("image/png" in output["data"] for cell in outputs for output in cell) >= 6
@@ -122,15 +120,14 @@ def test_cells_out_of_order_and_twice(reader, first):
 
 
 def test_answers_hints_and_checks_twice(reader, first):
-    """An answer may be changed, hints go up to the last one and stay there, the card counts each thing once."""
+    """An answer may be changed, the last hint stays, the card counts each thing once."""
     for answer in ("a", "b", "b"):
         assert reader.say(f'predict("00-pixels", "{answer}")')
     reader.say('reveal("00-pixels")')
     one = reader.say('card("00")')
     for _ in range(2):
-        reader.say(
-            'reveal("00-pixels"); predict("00-pixels", "b"); check("roc_auc_by_pairs", roc_auc_by_pairs)'
-        )
+        reader.say('reveal("00-pixels"); predict("00-pixels", "b")')
+        reader.say('check("roc_auc_by_pairs", roc_auc_by_pairs)')
     assert reader.say('card("00")') == one
     hints = [reader.say('hint("threshold_from_normals")') for _ in range(8)]
     assert len(set(hints)) > 1 and hints[-1] == hints[-2] == hints[-3]
@@ -138,13 +135,11 @@ def test_answers_hints_and_checks_twice(reader, first):
 
 
 def test_a_kernel_restarted_in_the_middle(reader, first):
-    """Whatever was defined is gone, and says so; from the set-up on, the lesson is as before."""
+    """All definitions are gone, and Python says so; from the set-up on, the lesson is as before."""
     reader.run(reader.set_up)
     run_sync(reader.client.km.restart_kernel)(now=True)
     run_sync(reader.client.kc.wait_for_ready)(timeout=PATIENCE)
-    alarm = next(
-        number for number, cell in enumerate(reader.cells) if "flat = train.reshape" in cell.source
-    )
+    alarm = reader.find("flat = train.reshape")
     assert reader.error(alarm) == "NameError: name 'train' is not defined"
     reader.say(WITHOUT_BANDS)
     for number, (one, other) in enumerate(zip(first, reader.all(), strict=True)):
