@@ -11,6 +11,8 @@ The features of the normal training images are the gallery. Higher = more anomal
 
 from __future__ import annotations
 
+from dataclasses import KW_ONLY, dataclass
+
 import faiss
 import numpy as np
 from numpy.typing import ArrayLike
@@ -21,18 +23,18 @@ from pandalib.cache import FeatureCache
 from pandalib.methods.whitening import Whitening, l2_normalise, whitened_leave_one_out_scores
 from pandalib.validation import as_array, as_features, as_images, check_fitted, check_k
 
-# faiss works out ||x||^2 + ||y||^2 - 2 x.y in float32. Two steps make the result right, and the
+# faiss computes ||x||^2 + ||y||^2 - 2 x.y in float32. Two steps make the result accurate, and the
 # same in any batch:
 # 1. The mean of the gallery is subtracted first, in float64. Distances do not change, but the terms
 #    that cancel do: with a common offset of 1000 in 512 dimensions faiss alone is wrong by 80 %.
-# 2. faiss only proposes: a few candidates more than k, whose distances are worked out again from
+# 2. faiss only proposes: a few candidates more than k, whose distances are computed again from
 #    the differences in float64. So a duplicate is at exactly 0.
 _SPARE = 8
 _BLOCK = 1024
 
 
 class _Gallery:
-    """Normal features, ready to be searched; beside them it holds one float32 copy, centred."""
+    """Normal features, ready to be searched, and a centred copy of them in float32."""
 
     def __init__(self, features: np.ndarray):
         self.features = features
@@ -75,7 +77,7 @@ class _Gallery:
 
     def _candidates(self, queries: np.ndarray, n_candidates: int) -> np.ndarray:
         _, candidates = faiss.knn(self._centre(queries), self.centred, n_candidates)
-        if candidates.min() < 0:  # faiss's mark for "nothing at a finite distance"
+        if candidates.min() < 0:  # faiss found nothing at a finite distance
             raise ValueError(
                 "squared distances overflow float32: expected features below about 1e18."
             )
@@ -96,7 +98,7 @@ def squared_distances(
     """Squared Euclidean distances to the k nearest gallery features, exact to float32.
 
     Every pair is compared. Neighbours are told apart down to about 1e-6 of the squared spread of
-    the gallery, and beyond that among the k + 8 nearest.
+    the gallery, and below that among the k + 8 nearest.
 
     Parameters
     ----------
@@ -110,7 +112,7 @@ def squared_distances(
     distances : ndarray, shape (n, k), float32
         Ascending; the same bits for a query alone and in any batch.
     indices : ndarray, shape (n, k), int64
-        Rows of the gallery; of equal distances the lower row first, among those k + 8 nearest.
+        Rows of the gallery; at equal distances the lower row first, among those k + 8 nearest.
 
     Raises
     ------
@@ -122,44 +124,26 @@ def squared_distances(
 
 
 def knn_scores(gallery: ArrayLike, queries: ArrayLike, k: int = 2) -> np.ndarray:
-    """Score of DN2: sum of the squared distances to the k nearest normal training features.
+    """Score of DN2, float64 (n,): sum of the `squared_distances` to the k nearest normal features.
 
-    Parameters
-    ----------
-    gallery, queries, k
-        As for `squared_distances`.
-
-    Returns
-    -------
-    scores : ndarray, shape (n,), float64
-        Higher = more anomalous.
+    Higher = more anomalous.
     """
     gallery = _Gallery(as_features(gallery, "gallery"))
     return gallery.scores(as_features(queries, "queries"), k)
 
 
 def leave_one_out_scores(gallery: ArrayLike, k: int = 2) -> np.ndarray:
-    """Score every gallery image against the others, as if it were a new normal image.
+    """Score each image of a gallery (N, d) against the others, as if it were new: float64 (N,).
 
     Left out by index, never by "drop the nearest": if an image is in the gallery twice, its copy
-    counts, at distance zero.
-
-    Parameters
-    ----------
-    gallery : array or tensor, shape (N, d)
-    k : int
-        1 to N - 1.
-
-    Returns
-    -------
-    scores : ndarray, shape (N,), float64
+    counts, at distance zero. So k is at most N - 1.
     """
     gallery = _Gallery(as_features(gallery, "gallery"))
     return gallery.scores(gallery.features, k, leave_out=True)
 
 
 def nearest_others(gallery: ArrayLike, k: int) -> np.ndarray:
-    """Rows of the k nearest others of every gallery image, int64 (N, k), nearest first."""
+    """Rows of the k nearest others of each gallery image, int64 (N, k), nearest first."""
     gallery = _Gallery(as_features(gallery, "gallery"))
     return gallery.search(gallery.features, k, leave_out=True)[1]
 
@@ -175,8 +159,8 @@ def kmeans_gallery(features: ArrayLike, n_centres: int, seed: int = 0) -> np.nda
         raise ValueError(f"n_centres={n_centres}: expected 1 to {n}, the number of images.")
     # faiss works in float32, where a common offset drowns the rest.
     mean = features.mean(axis=0, dtype=np.float64)
-    # faiss is several times faster than scikit-learn. All points, not a sample of 256 a centre;
-    # with the minimum of 1 it writes no warning into the notebook.
+    # faiss is several times faster than scikit-learn. It uses all points, not a sample of 256 per
+    # centre; a minimum of 1 keeps a warning out of the notebook.
     kmeans = faiss.Kmeans(
         d, n_centres, seed=seed, min_points_per_centroid=1, max_points_per_centroid=n
     )
@@ -184,6 +168,7 @@ def kmeans_gallery(features: ArrayLike, n_centres: int, seed: int = 0) -> np.nda
     return (kmeans.centroids + mean).astype(np.float32)
 
 
+@dataclass(eq=False, repr=False)
 class KNN(BaseEstimator):
     """The k-nearest-neighbour anomaly detector on features; `KNN()` is the scorer of DN2.
 
@@ -217,20 +202,12 @@ class KNN(BaseEstimator):
     [29.0, 38.0, 17.0, 165.0]
     """
 
-    def __init__(
-        self,
-        k: int = 2,
-        *,
-        normalise: bool = False,
-        whiten: bool = False,
-        n_centres: int | None = None,
-        seed: int = 0,
-    ):
-        self.k = k
-        self.normalise = normalise
-        self.whiten = whiten
-        self.n_centres = n_centres
-        self.seed = seed
+    k: int = 2
+    _: KW_ONLY
+    normalise: bool = False
+    whiten: bool = False
+    n_centres: int | None = None
+    seed: int = 0
 
     def fit(self, features: ArrayLike, y=None) -> KNN:
         """Remember the features (N, d) of normal images; y is ignored."""
@@ -250,8 +227,8 @@ class KNN(BaseEstimator):
     def score(self, features: ArrayLike, y=None) -> np.ndarray:
         """Score images by their features (n, d): float64 (n,), higher = more anomalous.
 
-        A training image meets itself: use `leave_one_out` for those. scikit-learn's Pipeline passes
-        a y, which is ignored.
+        A training image is its own nearest neighbour: use `leave_one_out` for those. y, which
+        scikit-learn's Pipeline passes, is ignored.
         """
         check_fitted(self, "gallery_")
         features = as_features(features)
@@ -262,23 +239,24 @@ class KNN(BaseEstimator):
         return self._gallery.scores(features, self.k)
 
     def leave_one_out(self) -> np.ndarray:
-        """Score every training image as if it had not been in the training set: float64 (N,).
+        """Score each training image as if it had not been in the training set: float64 (N,).
 
-        Left out by index, of the gallery and of the whitening: each image is scored with the mean
-        and covariance of the others (`whitened_leave_one_out_scores` says why that matters). Not
-        defined with `n_centres`, where no row of the gallery is the image.
+        It is left out of the gallery and of the whitening, by index: the mean and covariance are
+        those of the others (`whitened_leave_one_out_scores` says why that matters). Not defined
+        with `n_centres`, where no row of the gallery is the image.
         """
         check_fitted(self, "gallery_")
         if self.n_centres is not None:
             raise ValueError(
                 f"n_centres={self.n_centres}: leave-one-out expects n_centres=None, "
-                "since every image has shaped the k-means centres."
+                "since each image has shaped the k-means centres."
             )
         if self.whiten:
             return whitened_leave_one_out_scores(self.gallery_, self.whitening_, self.k)
         return self._gallery.scores(self.gallery_, self.k, leave_out=True)
 
 
+@dataclass(eq=False, repr=False)
 class DN2(BaseEstimator):
     """Deep nearest neighbours: kNN on pretrained features (Bergman, Cohen and Hoshen 2020).
 
@@ -289,7 +267,7 @@ class DN2(BaseEstimator):
     k, normalise, whiten, n_centres, seed
         As for `KNN`; the defaults are the paper's.
     cache : FeatureCache or None
-        Keeps what the frozen part computes on disk for the next run.
+        Keeps the frozen part's output on disk for the next run.
 
     Attributes
     ----------
@@ -307,35 +285,20 @@ class DN2(BaseEstimator):
     True
     """
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        k: int = 2,
-        *,
-        normalise: bool = False,
-        whiten: bool = False,
-        n_centres: int | None = None,
-        seed: int = 0,
-        cache: FeatureCache | None = None,
-    ):
-        self.backbone = backbone
-        self.k = k
-        self.normalise = normalise
-        self.whiten = whiten
-        self.n_centres = n_centres
-        self.seed = seed
-        self.cache = cache
+    backbone: Backbone
+    k: int = 2
+    _: KW_ONLY
+    normalise: bool = False
+    whiten: bool = False
+    n_centres: int | None = None
+    seed: int = 0
+    cache: FeatureCache | None = None
 
     def fit(self, normal_images, y=None) -> DN2:
         """Extract and remember the features of normal images, uint8 (N, 3, H, W)."""
-        scorer = KNN(
-            self.k,
-            normalise=self.normalise,
-            whiten=self.whiten,
-            n_centres=self.n_centres,
-            seed=self.seed,
-        )
-        self.scorer_ = scorer.fit(self.backbone.features(normal_images, cache=self.cache))
+        settings = {name: getattr(self, name) for name in KNN().get_params()}
+        features = self.backbone.features(normal_images, cache=self.cache)
+        self.scorer_ = KNN(**settings).fit(features)
         return self
 
     def score(self, images) -> np.ndarray:
@@ -344,8 +307,9 @@ class DN2(BaseEstimator):
         return self.scorer_.score(self.backbone.features(images, cache=self.cache))
 
 
+@dataclass(eq=False, repr=False)
 class PixelKNN(BaseEstimator):
-    """kNN on the pixels themselves: what is left when there are no features.
+    """kNN on the pixels themselves: the baseline without any features.
 
     Parameters
     ----------
@@ -366,8 +330,7 @@ class PixelKNN(BaseEstimator):
     [96.0]
     """
 
-    def __init__(self, k: int = 2):
-        self.k = k
+    k: int = 2
 
     def fit(self, normal_images, y=None) -> PixelKNN:
         """Remember normal images, uint8 (N, 3, H, W)."""

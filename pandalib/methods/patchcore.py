@@ -1,8 +1,8 @@
 """PatchCore (Roth et al., CVPR 2022): a bank of patches of all normal images, thinned by a coreset.
 
 A patch is the mean of a layer over 3 x 3 positions, the layers side by side at the resolution of
-the finest. The bank M holds some of the normal images' patches, chosen so that every patch has one
-near. A patch p of a test image scores
+the finest. The bank M holds some of the normal images' patches, chosen so that each patch has one
+nearby. A patch p of a test image scores
 
     d(p) = min over m in M of ||p - m||^2
 
@@ -12,6 +12,7 @@ and the map of d is enlarged and blurred. Left out here: PatchCore's reweighting
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from pandalib.progress import progress as bar
 from pandalib.validation import as_images
 
 
+@dataclass(eq=False, repr=False)
 class PatchCore(MapDetector):
     """Compare each patch with a memory bank of normal patches.
 
@@ -33,7 +35,7 @@ class PatchCore(MapDetector):
     layers : sequence of str
         From fine to coarse.
     coreset_ratio : float, above 0 and at most 1
-        The part of the patches that stay in the bank.
+        The fraction of the patches that stay in the bank.
     sigma : float
         Of the Gaussian blur, in pixels of the image.
     memory_mb : float
@@ -41,7 +43,6 @@ class PatchCore(MapDetector):
     seed : int
         Of the coreset.
     progress : bool
-        Show a progress bar.
 
     Attributes
     ----------
@@ -61,24 +62,14 @@ class PatchCore(MapDetector):
     True
     """
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        *,
-        layers: Sequence[str] = ("layer2", "layer3"),
-        coreset_ratio: float = 0.1,
-        sigma: float = 4.0,
-        memory_mb: float = 64.0,
-        seed: int = 0,
-        progress: bool = True,
-    ):
-        self.backbone = backbone
-        self.layers = layers
-        self.coreset_ratio = coreset_ratio
-        self.sigma = sigma
-        self.memory_mb = memory_mb
-        self.seed = seed
-        self.progress = progress
+    backbone: Backbone
+    _: KW_ONLY
+    layers: Sequence[str] = ("layer2", "layer3")
+    coreset_ratio: float = 0.1
+    sigma: float = 4.0
+    memory_mb: float = 64.0
+    seed: int = 0
+    progress: bool = True
 
     def fit(self, normal_images, y=None) -> PatchCore:
         """Choose the bank among the patches of normal images, uint8 (N, 3, H, W)."""
@@ -132,12 +123,12 @@ def coreset(
     seed: int = 0,
     progress: bool = True,
 ) -> torch.Tensor:
-    """Choose `n_kept` of the rows (n, d) such that every row has a chosen one near.
+    """Choose `n_kept` of the rows (n, d) such that each row has a chosen one nearby.
 
     Greedy k-centre (Sener and Savarese 2018): each step takes the row that is farthest from all
     those chosen so far. Distances are taken in a random projection to `n_projected` dimensions,
-    which nearly keeps them (Johnson and Lindenstrauss). Returns int64 row numbers (n_kept,), in the
-    order of choice.
+    which nearly preserves them (Johnson and Lindenstrauss). Returns int64 row numbers (n_kept,), in
+    the order of choice.
     """
     n, d = features.shape
     if not 1 <= n_kept <= n:

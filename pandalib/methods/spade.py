@@ -4,7 +4,7 @@ Cohen and Hoshen 2020 (arXiv 2005.02357), the segmentation of PANDA (Reiss et al
 features are pretrained and not adapted. With f_l(x, p) that of layer l at position p of image x:
 
 1. N_K(x) are the K normal images nearest to x by pooled feature.
-2. In each layer every position meets *all* positions q of these K images:
+2. In each layer every position is compared with *all* positions q of these K images:
 
        d_l(x, p) = min over g in N_K(x) and q of ||f_l(x, p) - f_l(g, q)||^2
 
@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
 import torch
@@ -38,8 +39,8 @@ from pandalib.metrics import threshold_at
 from pandalib.progress import progress as bar
 from pandalib.validation import as_images, check_counts, check_fitted
 
-TOGETHER = 4096  # positions of normal images that are read at once: coarse layers have few an image
-FOR_SCALES = 16  # normal images that give a layer's scale, a mean over positions that hardly varies
+TOGETHER = 4096  # positions of normal images read at once: in a coarse layer, those of many images
+FOR_SCALES = 16  # normal images for a layer's scale, a mean over positions that hardly varies
 
 
 def spade_reference(
@@ -70,6 +71,7 @@ def _all_layers(backbone: Backbone, images, layers: Sequence[str]) -> dict[str, 
     return {name: torch.cat([batch[name] for batch in found]).cpu().double() for name in found[0]}
 
 
+@dataclass(eq=False, repr=False)
 class SPADE(MapDetector):
     """Semantic pyramid anomaly detection: correspondences with the nearest normal images.
 
@@ -80,11 +82,11 @@ class SPADE(MapDetector):
     layers : sequence of str
         Whose positions are compared; the defaults are the paper's.
     n_images : int
-        K; all normal images where there are fewer.
+        K; all normal images if there are fewer.
     kappa : int
         Neighbours of a position.
     sigma : float
-        Of the Gaussian blur, in pixels of the image. SPADE has 4, PANDA 5.
+        Of the Gaussian blur, in pixels of the image: 4 for SPADE, 5 for PANDA.
     balanced : bool
         Divide the distances of each layer by their mean among normal images, so that a layer with
         large numbers does not dominate. The paper does not.
@@ -112,24 +114,14 @@ class SPADE(MapDetector):
     True
     """
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        *,
-        layers: Sequence[str] = ("layer1", "layer2", "layer3"),
-        n_images: int = 50,
-        kappa: int = 1,
-        sigma: float = 4.0,
-        balanced: bool = False,
-        memory_mb: float = 64.0,
-    ):
-        self.backbone = backbone
-        self.layers = layers
-        self.n_images = n_images
-        self.kappa = kappa
-        self.sigma = sigma
-        self.balanced = balanced
-        self.memory_mb = memory_mb
+    backbone: Backbone
+    _: KW_ONLY
+    layers: Sequence[str] = ("layer1", "layer2", "layer3")
+    n_images: int = 50
+    kappa: int = 1
+    sigma: float = 4.0
+    balanced: bool = False
+    memory_mb: float = 64.0
 
     def fit(self, normal_images, y=None) -> SPADE:
         """Remember the features of normal images, uint8 (N, 3, H, W); `balanced` needs two."""
@@ -144,7 +136,7 @@ class SPADE(MapDetector):
     ) -> SPADE:
         """Fit to the pyramids of normal images of this height and width.
 
-        `scales` are those of an earlier fit to the same pyramids; None works them out.
+        `scales` are those of an earlier fit to the same pyramids; None computes them.
         """
         self.normal_ = normal
         self.image_size_ = tuple(image_size)
@@ -157,7 +149,7 @@ class SPADE(MapDetector):
     def leave_one_out_maps(self, *, progress: bool = True) -> np.ndarray:
         """The map of each normal image against the others, float32 (N, H, W): how uneven is normal?
 
-        Left out by index: a copy of the image, where there is one, counts.
+        Left out by index: a copy of the image, if there is one, counts.
         """
         return np.concatenate(list(self.iter_leave_one_out_maps(progress=progress)))
 
@@ -179,7 +171,7 @@ class SPADE(MapDetector):
         return threshold_at(image_scores(self.leave_one_out_maps()), false_alarm_rate)
 
     def maps_of(self, part: Pyramids) -> np.ndarray:
-        """The maps, float32 (n, H, W), of images whose pyramids are at hand."""
+        """The maps, float32 (n, H, W), of images whose pyramids are known."""
         k = min(self.n_images, len(self.normal_))
         return self._maps(part, squared_distances(self.normal_.pooled, part.pooled, k)[1])
 
@@ -195,14 +187,14 @@ class SPADE(MapDetector):
         return nearest_others(self.normal_.pooled, k)
 
     def _scales(self) -> np.ndarray:
-        """The mean distance in each layer of some normal images, each held against the others."""
+        """The mean distance in each layer of some normal images, each from the others."""
         rows = np.unique(np.linspace(0, len(self.normal_) - 1, FOR_SCALES).astype(int))
         part, neighbours = self.normal_[rows], self._nearest_others()[rows]
         scales = np.ones(len(self.layers))
         for layer, mean in enumerate(self._means):
             distance = float(self._layer_map(part, neighbours, layer).mean())
             spread = (part.positions(slice(None), layer) - mean).square().sum(dim=2).mean()
-            # Where all normal images are alike, only rounding is left, which is no scale.
+            # If all normal images are alike, only rounding is left, which is not a scale.
             if distance > 1e-5 * float(spread):
                 scales[layer] = distance
         return scales
@@ -220,8 +212,8 @@ class SPADE(MapDetector):
         mean = self._means[layer]
         height, width, _ = part.shapes[layer]
         nearest = Nearest(part.positions(slice(None), layer) - mean, self.kappa)
-        # Each normal image is read once, for all images whose neighbour it is; those that are
-        # neighbours of the same images go together.
+        # Each normal image is read once, for all images whose neighbour it is, together with the
+        # other neighbours of the same images.
         groups = defaultdict(list)
         for number in np.unique(neighbours):
             served = (neighbours == number).any(axis=1)
@@ -235,7 +227,7 @@ class SPADE(MapDetector):
 
 
 class Pyramids:
-    """Of each image one row of numbers: its pooled feature, then each layer, position by position.
+    """One row of numbers for each image: the pooled feature, then each layer by position.
 
     Parameters
     ----------
