@@ -101,7 +101,7 @@ def test_rows_are_told_apart():
     assert [row.normal_classes for row in rows] == [1, 1, 1, 1, 2, 1, 1, 1]
     assert [row.data_set for row in rows[-2:]] == ["folder:/a", "folder:/b"]
     assert set(rows[-1].by_class["roc_auc"]) == {"cat", "/b"}
-    assert labels(rows[:5])[0] == ["dn2, k = 2", "dn2, k = 5", "early, k = 2", "dn2, k = 2"] + [
+    assert labels(rows[:5])[0] == ["dn2, k = 2", "dn2, k = 5", "early", "dn2, k = 2"] + [
         "dn2, k = 2, 2 normal classes"
     ]
 
@@ -181,7 +181,7 @@ def test_a_table_with_published_numbers(tmp_path):
         "ROC-AUC 0.989 verified [3]",
         "1. PANDA-EWC: CIFAR-10, one class normal",
         "were reached with other outliers: 80 Million Tiny Images",
-        "The same wherever it applies: outlier_images = cifar100.",
+        "The same in all rows: outlier_images = cifar100 (oe).",
     ):
         assert words in page
     alt = "Mean ROC-AUC, from cifar10: dn2 (0.400) to cifar10: ewc (0.905)."

@@ -228,26 +228,28 @@ def write_table(folder: str | Path) -> list[Row]:
 
 
 def labels(rows: list[Row]) -> tuple[list[str], str]:
-    """Each row in words, with the options in which rows differ; and the other options."""
-    names = sorted({name for row in rows for name in row.options})
-    values = {name: {_value(row, name) for row in rows} - {None} for name in names}
-    words = []
+    """Each row in words, with the options in which rows of its method differ; the other options."""
+    values: dict[tuple[str, str], set[str]] = {}
     for row in rows:
-        parts = [row.method]
-        for name in names:
-            if len(values[name]) > 1 and _value(row, name) is not None:
-                parts.append(f"{name} = {_value(row, name)}")
+        for name in {name for other in rows for name in other.options}:
+            values.setdefault((row.method, name), set()).add(_value(row, name))
+    words, same = [], {}
+    for row in rows:
+        varied = sorted(name for method, name in values if method == row.method)
+        varied = [name for name in varied if len(values[row.method, name]) > 1]
+        parts = [row.method, *(f"{name} = {_value(row, name)}" for name in varied)]
         if row.normal_classes > 1:
             parts.append(f"{row.normal_classes} normal classes")
         words.append(", ".join(parts))
-    same = [f"{name} = {of.pop()}" for name, of in values.items() if len(of) == 1]
-    return words, ", ".join(same)
+        for name in row.options.keys() - set(varied):
+            same.setdefault(f"{name} = {_value(row, name)}", {})[row.method] = None
+    return words, "; ".join(f"{text} ({', '.join(same[text])})" for text in sorted(same))
 
 
-def _value(row: Row, name: str) -> str | None:
-    """The value of an option in a row; None where its method does not have it."""
+def _value(row: Row, name: str) -> str:
+    """The value of an option in a row, or what it is where it was left out."""
     if name not in options_of(row.method):
-        return None
+        return "none"
     value = row.options.get(name, default_of(row.method, name, row.tier))
     return "default" if value is None else str(value)
 
@@ -323,13 +325,13 @@ def _section(source: str, rows: list[Row]) -> list[str]:
     parts = [
         f"## {source}",
         _table(table),
-        f"The same wherever it applies: {same}." if same else "",
+        f"The same in all rows: {same}." if same else "",
     ]
     parts.append("\n".join(f"{place}. {note}" for place, note in enumerate(notes, 1)))
     if notes and any(row.method == "oe" for row in rows):
         parts.append(OUTLIERS)
     for metric in metrics:
-        if metric in RECORDED:
+        if metric in RECORDED and any(len(row.by_class.get(metric, {})) > 1 for row in rows):
             parts += [f"{METRICS[metric]} by normal class:", _by_class_table(metric, rows, words)]
     return parts
 
