@@ -1,8 +1,8 @@
 """Backbones: a pretrained network as a frozen part, computed once, and a trainable part.
 
-One forward pass gives every layer that is asked for and the pooled feature, the spatial mean of the
-last layer (global average pooling; Reiss et al. 2021, section 3). The network always stays in
-evaluation mode: the running statistics of BatchNorm are part of what was learned and never move.
+One forward pass gives all requested layers and the pooled feature, the spatial mean of the last
+layer (global average pooling; Reiss et al. 2021, section 3). The network always stays in evaluation
+mode: the running statistics of BatchNorm are part of what was learned and never change.
 
     images uint8 (N, 3, H, W) -> normalise -> frozen (cached) -> trainable -> pooled (N, d)
 """
@@ -35,7 +35,7 @@ from pandalib.weights import (
     state_sha256,
 )
 
-# Of ImageNet: what torchvision's weights expect.
+# Of ImageNet, as torchvision's weights expect.
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 # About 256 images of 64 x 64, 20 of 224 x 224: activations stay in the tens of megabytes.
@@ -43,7 +43,7 @@ PIXELS_PER_BATCH = 2**20
 
 
 class Family(NamedTuple):
-    """How networks of one kind are cut, by the names of torchvision's modules."""
+    """How a family of networks is cut into stages, by the names of torchvision's modules."""
 
     stages: dict[str, list[str]]
     classifier: list[str]  # to the logits; "flatten" stands for nn.Flatten
@@ -51,7 +51,7 @@ class Family(NamedTuple):
 
 
 def _numbered(*bounds: int) -> dict[str, list[str]]:
-    """Stages of a network that numbers its layers: `bounds` are where the next stage begins."""
+    """Stages of a network that numbers its layers; each begins at one of the `bounds`."""
     return {
         f"layer{i}" if i else "conv": [f"features.{number}" for number in range(start, end)]
         for i, (start, end) in enumerate(pairwise(bounds))
@@ -91,13 +91,13 @@ class Backbone(nn.Module):
         From the last feature map to the logits of the pretraining task.
     name : str
     weights_sha256 : str
-        Hash of the weights' file; of the tensors, when they were drawn at random.
+        Hash of the weights' file, or of the tensors if they were drawn at random.
     adapt_from : str
-        The first trainable stage; where there is none of this name, all are frozen.
+        The first trainable stage; if there is none of this name, all are frozen.
     n_classes : int or None
-        The first so many logits are the pretraining task; None: all of them.
+        How many of the first logits belong to the pretraining task; None: all of them.
     source : str or None
-        Where the weights are from: "embedded", "imagenet", "random" or a file.
+        The origin of the weights: "embedded", "imagenet", "random" or a file.
 
     Attributes
     ----------
@@ -145,7 +145,7 @@ class Backbone(nn.Module):
         self.eval()
         fold_batchnorm(self.frozen)
         self.requires_grad_(False)
-        # Large maps are fastest with channels last, the embedded network's of 8 x 8 and less
+        # Large maps are fastest with channels last; the embedded network's, 8 x 8 and smaller,
         # without: bench/adaptation.py.
         small_maps = name == EMBEDDED
         self.trainable_order = torch.contiguous_format if small_maps else torch.channels_last
@@ -153,19 +153,19 @@ class Backbone(nn.Module):
         self.trainable.to(memory_format=self.trainable_order)
 
     def train(self, mode: bool = True) -> Backbone:
-        """Stay in evaluation mode: training must not move the statistics of BatchNorm."""
+        """Stay in evaluation mode: training must not change the statistics of BatchNorm."""
         return super().train(False)
 
     def __repr__(self) -> str:
         return f"Backbone({self.name}, weights {self.weights_sha256[:12]})"
 
     def __sklearn_clone__(self) -> Backbone:
-        """Detectors share their network: none of them changes it."""
+        """Return the network itself: detectors share it, since none of them changes it."""
         return self
 
     @property
     def device(self) -> torch.device:
-        """Where the network is."""
+        """The device that the network is on."""
         return next(self.parameters()).device
 
     def with_trainable(self, trainable: nn.Module) -> Backbone:
@@ -184,7 +184,7 @@ class Backbone(nn.Module):
         images : Tensor, shape (B, 3, H, W)
         layers : names of stages
         pooled : bool
-            Without it the network is run up to the last of `layers` only.
+            Without it the network runs only as far as the last of `layers`.
 
         Returns
         -------
@@ -215,7 +215,7 @@ class Backbone(nn.Module):
         Parameters
         ----------
         images : array or sequence, uint8 (N, 3, H, W)
-            All that `pandalib.validation.as_images` takes; else it raises ValueError.
+            Anything that `pandalib.validation.as_images` accepts.
         cache : FeatureCache, optional
             Keeps the frozen part's output for the next call.
 
@@ -233,7 +233,7 @@ class Backbone(nn.Module):
     def iter_layers(
         self, images, layers: Sequence[str], *, pooled: bool = True
     ) -> Iterator[dict[str, torch.Tensor]]:
-        """Yield what `forward` gives for one batch of `images` after the other."""
+        """Yield the result of `forward` for one batch of `images` after another."""
         for batch in self._batches(images):
             yield self(batch, layers, pooled=pooled)
 
@@ -257,7 +257,7 @@ class Backbone(nn.Module):
     ) -> np.ndarray:
         """From the frozen part's output (N, C, h, w) to pooled features, float32 (N, d).
 
-        With `bf16` the convolutions compute in bfloat16 (autocast): faster, off by about 2e-3.
+        With `bf16` the convolutions compute in bfloat16 (autocast): faster, with errors of 2e-3.
         """
         with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
             return np.concatenate(
@@ -268,11 +268,11 @@ class Backbone(nn.Module):
             )
 
     def for_trainable(self, frozen_features: torch.Tensor) -> torch.Tensor:
-        """The frozen part's output as the trainable part takes it: device, type, memory format."""
+        """The frozen part's output in the trainable part's device, type and memory format."""
         return frozen_features.to(self.device, torch.float32, memory_format=self.trainable_order)
 
     def frozen_sha256(self) -> str:
-        """Hash of the frozen part's own numbers: what a cached activation depends on."""
+        """Hash of the frozen part's own numbers, on which cached activations depend."""
         return state_sha256(self.frozen.state_dict())
 
     def trainable_sha256(self) -> str:
@@ -298,19 +298,13 @@ def pool(feature_map: torch.Tensor) -> torch.Tensor:
 
 
 def normalise(images) -> torch.Tensor:
-    """(images / 255 - MEAN) / STD, as ImageNet's networks expect their input.
+    """(images / 255 - MEAN) / STD, as ImageNet's networks expect: uint8 (B, 3, H, W) -> float32.
 
-    Parameters
-    ----------
-    images : array or tensor, uint8 (B, 3, H, W)
-
-    Returns
-    -------
-    normalised : Tensor, shape (B, 3, H, W), float32, in channels_last order
+    The result is in channels_last order.
     """
     images = as_images(images)
     if not isinstance(images, torch.Tensor):
-        images = torch.from_numpy(np.array(images, order="C"))  # torch knows no negative strides
+        images = torch.from_numpy(np.array(images, order="C"))  # torch has no negative strides
     device = images.device
     scale = torch.tensor([1 / (255 * std) for std in STD], device=device).view(1, 3, 1, 1)
     offset = torch.tensor([-mean / std for mean, std in zip(MEAN, STD)], device=device)
@@ -328,7 +322,7 @@ def load_backbone(
     seed: int = 0,
     device: str | torch.device | None = None,
 ) -> Backbone:
-    """Build a backbone.
+    """Build a backbone: a network of torchvision's, or this project's own, with weights.
 
     Parameters
     ----------
@@ -343,11 +337,11 @@ def load_backbone(
     adapt_from : str
         The first trainable stage.
     bias_free : bool
-        Take away every bias, and shift and scale of BatchNorm, which keeps its running statistics:
-        the constraint of DeepSVDD (Ruff et al. 2018) on a pretrained network.
+        Remove all biases, and shift and scale of BatchNorm, which keeps its running statistics: the
+        constraint of DeepSVDD (Ruff et al. 2018) on a pretrained network.
     seed : int
     device : str or torch.device, optional
-        Default: a CUDA device where there is one, else the CPU.
+        Default: a CUDA device if there is one, else the CPU.
 
     Raises
     ------
@@ -356,7 +350,7 @@ def load_backbone(
     FileNotFoundError
         A missing file.
     ConnectionError
-        Weights that must be downloaded and cannot be.
+        Weights that are not on this machine and cannot be downloaded.
     """
     family = _family(name)
     path = find_weights(name, weights)
@@ -436,7 +430,7 @@ def cut_stages(network: nn.Module, name: str) -> tuple[OrderedDict[str, nn.Modul
 
 
 def fold_batchnorm(module: nn.Module) -> None:
-    """Fold each BatchNorm, in evaluation mode, into the convolution right before it, in place."""
+    """Fold each BatchNorm, in evaluation mode, into the convolution just before it, in place."""
     for part in list(module.modules()):
         for (conv_name, conv), (norm_name, norm) in pairwise(list(part.named_children())):
             if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
@@ -445,7 +439,7 @@ def fold_batchnorm(module: nn.Module) -> None:
 
 
 def remove_biases(module: nn.Module) -> None:
-    """Take biases, and shift and scale of BatchNorm, out of a module, in place."""
+    """Remove the biases, and shift and scale of BatchNorm, from a module, in place."""
     for part in module.modules():
         if isinstance(part, nn.Conv2d | nn.Linear):
             part.bias = None

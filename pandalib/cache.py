@@ -1,9 +1,9 @@
-"""Two caches for the frozen part's output: on disk from day to day, in memory during a sweep.
+"""Two caches for the frozen part's output: on disk for later runs, in memory during a sweep.
 
-On disk an array is one file of numpy's own format (.npy), float16, with a SHA-256 of everything
-before it as its last 32 bytes. Its name is the hash of all that the numbers depend on: weights,
-transform, images. A file appears whole or not at all; one that is damaged is computed again. So
-several processes may fill one folder, and deleting it is safe.
+On disk each array is a file in numpy's own format (.npy), in float16, whose last 32 bytes are a
+SHA-256 of everything before them. Its name is the hash of all that the numbers depend on: weights,
+transform, images. Files are written atomically, and a damaged one is computed again. So several
+processes may fill one folder, and deleting it is safe.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class FeatureCache:
     dtype : str
         "float16" (half the size, rounded) or "float32".
     limit_gb : float
-        When the folder grows beyond this, the files unused for longest go; the newest stays.
+        Beyond this size the files unused for longest are deleted, but never the newest one.
 
     Examples
     --------
@@ -60,26 +60,23 @@ class FeatureCache:
         self.limit_gb = limit_gb
 
     def get(self, key: str, shape: tuple[int, ...], chunks: Iterable[np.ndarray]) -> np.ndarray:
-        """The array stored under `key`; else it is computed, stored and returned.
+        """The array stored under `key`; if there is none, it is computed, stored and returned.
+
+        Raises OSError if the folder cannot be written.
 
         Parameters
         ----------
         key : str
-            Names everything that the numbers depend on; see `content_key`.
+            Stands for everything that the numbers depend on; see `content_key`.
         shape : tuple of int
             Of the whole array, (N, ...).
         chunks : iterable of arrays
-            Its parts along the first axis, only computed when needed.
+            Its parts along the first axis, computed only when needed.
 
         Returns
         -------
         array : ndarray, shape (N, ...), of the cache's dtype
             Read from the disk as it is used; writing into it changes no file.
-
-        Raises
-        ------
-        OSError
-            The folder cannot be written; nothing unfinished stays behind.
         """
         path = self.folder / f"{key[:40]}.{self.dtype}.npy"
         array = self._read(path, shape)
@@ -94,7 +91,7 @@ class FeatureCache:
             self._evict(keep=path)
             array = self._read(path, shape)
         if array is None:
-            raise OSError(f"{path} does not hold {shape} numbers as just computed.")
+            raise OSError(f"{path} does not hold the {shape} numbers just computed.")
         return array
 
     def _write(self, path: Path, shape: tuple[int, ...], chunks: Iterable[np.ndarray]) -> None:
@@ -108,7 +105,7 @@ class FeatureCache:
             file.write(digest.digest())
 
     def _read(self, path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
-        """The stored array; None where it is absent, damaged or of another shape."""
+        """The stored array; None if it is absent, damaged or of another shape."""
         header = self._header(shape)
         try:
             content = np.memmap(path, mode="c")
@@ -119,7 +116,7 @@ class FeatureCache:
             array = content[len(header) : -_HASH_BYTES].view(self.dtype).reshape(shape)
         except (OSError, ValueError):
             return None
-        with suppress(OSError):  # a folder that is read-only serves all the same
+        with suppress(OSError):  # a read-only folder will do
             os.utime(path)  # used just now: the last to be evicted
         return array
 
@@ -131,7 +128,7 @@ class FeatureCache:
         return header.getvalue()
 
     def _evict(self, keep: Path) -> None:
-        """Delete the files unused for longest, and what killed processes have left."""
+        """Delete the files unused for longest, and the remains of killed processes."""
         files = []
         for path in [*self.folder.glob("*.npy"), *self.folder.glob(".*.part")]:
             with suppress(OSError):  # another process deleted it first
@@ -147,14 +144,12 @@ class FeatureCache:
 
 
 class Memory:
-    """Takes the place of `FeatureCache` in a process that does many runs, as of a sweep.
-
-    Numbers are kept as they come, without rounding.
+    """Replaces `FeatureCache` in a process with many runs, as in a sweep; nothing is rounded.
 
     Parameters
     ----------
     limit_mb : float
-        Of arrays: beyond it the ones unused for longest go.
+        Beyond this size the arrays unused for longest are dropped.
     n_results : int
         How many results `recall` keeps.
     """
@@ -177,7 +172,7 @@ class Memory:
         return array
 
     def recall(self, function, *arguments, **options):
-        """`function(*arguments, **options)`, or what it gave the last time with the same ones."""
+        """`function(*arguments, **options)`, or its result from the last time."""
         key = repr((function.__module__, function.__qualname__, arguments, sorted(options.items())))
         result = self._results.pop(key, None)
         if result is None:

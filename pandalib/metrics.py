@@ -6,17 +6,16 @@ anomalous image scores above a random normal one, a tie counting one half:
     AUC = (#{s_anomalous > s_normal} + 1/2 #{s_anomalous = s_normal}) / (n_anomalous n_normal)
 
 Over the pixels of all images, one large defect outweighs many small ones. PRO (Bergmann et al.,
-"Uninformed Students", CVPR 2020) gives every defect the same weight. With the regions R_1 .. R_K,
+"Uninformed Students", CVPR 2020) gives each defect the same weight. With the regions R_1 .. R_K,
 the connected parts of all masks, and a threshold t,
 
     overlap(t) = 1/K sum_k #{pixels of R_k with s >= t} / #R_k
     fpr(t)     = #{normal pixels with s >= t} / #{normal pixels}
-    PRO        = 1/limit * area under overlap over fpr, from fpr = 0 to fpr = limit, usually 0.30
+    PRO        = 1/limit * area under overlap over fpr, from fpr = 0 to fpr = limit, e.g. 0.30
 
-All of these are a matter of order only: scores are compared, never rescaled. Public code often
-takes some 200 evenly spaced thresholds; its PRO then changes with the scale of the scores
-(distances and squared distances differ). Here every distinct score is a threshold, found by one
-sort.
+All of these depend on the order of the scores only. Public code often uses some 200 evenly spaced
+thresholds; its PRO then changes with the scale of the scores, so distances and squared distances
+differ. Here every distinct score is a threshold, found by one sort.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from scipy import ndimage
 
 from pandalib.validation import as_array, check_counts
 
-# Neighbours are the eight pixels around, within one image; the images before and after it are not.
+# A pixel's neighbours are the eight around it in the same image, not in the image before or after.
 _EIGHT_NEIGHBOURS = np.zeros((3, 3, 3), bool)
 _EIGHT_NEIGHBOURS[1] = True
 _ONE = 2.0**62  # an overlap of 1, in the whole numbers in which it is summed
@@ -50,7 +49,7 @@ def roc_auc(labels: ArrayLike, scores: ArrayLike) -> float:
     -------
     auc : float from 0 to 1
         0.5 when all scores are equal. Pairs are counted in whole numbers, so the order of the
-        images changes no bit.
+        images changes not a single bit.
 
     Raises
     ------
@@ -72,10 +71,10 @@ def roc_curve(labels: ArrayLike, scores: ArrayLike) -> tuple[np.ndarray, np.ndar
     Returns
     -------
     false_positive_rate, true_positive_rate : ndarray, shape (m + 1,), float64
-        Share of the normal and of the anomalous images with score >= threshold, from 0 to 1; m is
-        the number of distinct scores.
+        Fraction of the normal and of the anomalous images with score >= threshold, from 0 to 1; m
+        is the number of distinct scores.
     thresholds : ndarray, shape (m + 1,), float64
-        Infinity (nothing alarms), then the distinct scores from high to low. Equal scores make one
+        Infinity (no alarm at all), then the distinct scores from high to low. Equal scores make one
         slanted step, so the area under straight lines between the corners is `roc_auc`.
     """
     distinct, n_normal, n_anomalous = _counts_by_score(*_check_labels(labels, scores))
@@ -96,11 +95,11 @@ def bootstrap_interval(
     """Percentile interval of a metric by the stratified bootstrap (Efron and Tibshirani 1993).
 
     Normal and anomalous images are drawn with replacement, each among their own kind, so every
-    resample has as many of either as the test set. The interval answers one question: how much
-    would the number move with *other test images of the same kind*, the detector staying as it is?
-    It does not cover another training set, another seed of the training, another choice of the
-    normal class, or images that are not independent (frames of one film). With few images of either
-    kind it is too narrow, and where the two kinds separate perfectly it has no width: (1.0, 1.0).
+    resample has as many of each as the test set. The interval answers one question: how much would
+    the result change with *other test images of the same kind*, for this same detector? It does not
+    cover another training set, another seed of the training, another choice of the normal class, or
+    images that are not independent (frames of one film). With few images of either kind it is too
+    narrow, and if the two kinds separate perfectly it has no width: (1.0, 1.0).
 
     Parameters
     ----------
@@ -111,7 +110,7 @@ def bootstrap_interval(
         images first.
     n_resamples : int
     level : float between 0 and 1
-        The share of the resampled values that the interval contains.
+        The fraction of the resampled values that the interval contains.
     seed : int
 
     Returns
@@ -135,19 +134,9 @@ def paired_interval(
     """Bootstrap interval of ROC-AUC(a) - ROC-AUC(b) of two detectors on the same images.
 
     Both are measured on the same resamples, so what makes an image hard for both cancels: the
-    interval is narrower than two separate ones suggest. Where it excludes 0, the difference is more
-    than the choice of test images explains. What it does not cover: see `bootstrap_interval`.
-
-    Parameters
-    ----------
-    labels, scores_a, scores_b : arrays or tensors, shape (n,)
-        As for `roc_auc`.
-    n_resamples, level, seed
-        As for `bootstrap_interval`, whose resamples are the same.
-
-    Returns
-    -------
-    low, high : float
+    interval is narrower than two separate ones suggest. If it excludes 0, the difference is more
+    than the choice of test images explains. The arguments, and what the interval does not cover,
+    are those of `bootstrap_interval`.
     """
     anomalous, scores_a = _check_labels(labels, scores_a)
     _, scores_b = _check_labels(labels, scores_b)
@@ -159,19 +148,19 @@ def paired_interval(
 
 
 def threshold_at(normal_scores: ArrayLike, false_alarm_rate: float) -> float:
-    """The score above which to raise an alarm, from normal images only.
+    """The score above which to raise an alarm, chosen from normal images only.
 
     Split conformal prediction: t = the ceil((1 - rate) (n + 1))-th smallest of the n scores; alarm
     when score > t. If the next normal image and these n are exchangeable (same source, scored in
     the same way), it alarms with probability at most `false_alarm_rate`, whatever the distribution
     of scores (Vovk, Gammerman and Shafer 2005; Lei et al. 2018, theorem 2.2). This is an average
-    over draws of the normal images: with one given set of n, the rate seen later varies around it,
-    by about sqrt(rate (1 - rate) / n).
+    over draws of the normal images: with one given set of n, the rate observed later varies around
+    it, by about sqrt(rate (1 - rate) / n).
 
-    It holds exactly for scores of held-out normal images. Leave-one-out scores of the gallery use
-    every image twice and miss one neighbour each, so for them it holds nearly: measured, not
-    proven. It does not hold for scores of training images that were not left out, nor for a
-    detector that was adapted on these same images: hold some out.
+    It holds exactly for scores of held-out normal images. For leave-one-out scores of the gallery,
+    which use each image twice, it holds nearly: measured, not proven. It does not hold for scores
+    of training images that were not left out, nor for a detector that was adapted to these same
+    images: hold some out.
 
     Parameters
     ----------
@@ -179,7 +168,7 @@ def threshold_at(normal_scores: ArrayLike, false_alarm_rate: float) -> float:
         Leave-one-out scores of normal training images (`KNN.leave_one_out`), or scores of held-out
         normal images. Never scores of test images.
     false_alarm_rate : float between 0 and 1
-        Share of the normal images that may alarm, for example 0.05.
+        Fraction of the normal images that may raise an alarm, for example 0.05.
 
     Returns
     -------
@@ -191,7 +180,7 @@ def threshold_at(normal_scores: ArrayLike, false_alarm_rate: float) -> float:
         Fewer images than the rate needs, which is 1 / rate - 1.
     """
     scores = _check_scores(normal_scores, "normal_scores", ndim=1)
-    _check_share("false_alarm_rate", false_alarm_rate)
+    _check_fraction("false_alarm_rate", false_alarm_rate)
     # ceil((1 - rate)(n + 1)) = n + 1 - floor(rate (n + 1)); the 1e-9 keeps a rate such as
     # 1 - 0.9 = 0.0999... from costing a rank.
     n_above = math.floor(false_alarm_rate * (scores.size + 1) + 1e-9)
@@ -236,7 +225,7 @@ def pro(masks: ArrayLike, maps: ArrayLike, *, limit: float = 0.30) -> float:
     Parameters
     ----------
     masks : array or tensor, shape (n, H, W)
-        As for `pixel_roc_auc`. Every 8-connected region counts the same, whatever its size. A mask
+        As for `pixel_roc_auc`. All 8-connected regions count the same, whatever their size. A mask
         of zeros adds normal pixels only; a mask of ones adds one region and no normal pixel.
     maps : array or tensor, shape (n, H, W)
     limit : float, above 0 and at most 1
@@ -246,15 +235,15 @@ def pro(masks: ArrayLike, maps: ArrayLike, *, limit: float = 0.30) -> float:
     -------
     pro : float from 0 to 1
         The area by trapezoids, linear between corners and at the limit, divided by `limit`.
-        Constant maps make a single step from (0, 0) to (1, 1) and give limit / 2: usually, 0.15 is
-        chance.
+        Constant maps make a single step from (0, 0) to (1, 1) and give limit / 2: with the default
+        limit, 0.15 is chance.
     """
     if limit != 1:
-        _check_share("limit", limit)
+        _check_fraction("limit", limit)
     false_positives, overlap, _ = _corners(*_check_masks(masks, maps))
     # In pixels rather than rates: whole numbers, so perfect maps give exactly 1.
     end = float(limit) * int(false_positives[-1])
-    n_corners = np.searchsorted(false_positives, end, side="right") + 1  # with one behind the limit
+    n_corners = np.searchsorted(false_positives, end, side="right") + 1  # one is past the limit
     x = np.append(0, false_positives[:n_corners])
     y = np.append(0, overlap[:n_corners])
     y_end = np.interp(end, x, y)
@@ -273,9 +262,9 @@ def pro_curve(masks: ArrayLike, maps: ArrayLike) -> tuple[np.ndarray, np.ndarray
     Returns
     -------
     false_positive_rate : ndarray, shape (m + 1,), float64
-        Share of the normal pixels of all images with score >= threshold, from 0 to 1.
+        Fraction of the normal pixels of all images with score >= threshold, from 0 to 1.
     per_region_overlap : ndarray, shape (m + 1,), float64
-        Mean over all regions of the share of the region with score >= threshold, from 0 to 1.
+        Mean over all regions of the fraction of the region with score >= threshold, from 0 to 1.
     thresholds : ndarray, shape (m + 1,), float64
         As for `roc_curve`.
     """
@@ -289,16 +278,8 @@ def pro_curve(masks: ArrayLike, maps: ArrayLike) -> tuple[np.ndarray, np.ndarray
 def regions(masks: ArrayLike) -> np.ndarray:
     """Number the anomalous regions: pixels that touch at a side or a corner belong together.
 
-    Parameters
-    ----------
-    masks : array or tensor, shape (n, H, W)
-        0 or False: normal. 1 or True: anomalous.
-
-    Returns
-    -------
-    labels : ndarray, shape (n, H, W), int32
-        0: normal. 1, 2, ...: the region, numbered through all images, none reaching over two
-        images.
+    Masks (n, H, W) as for `pixel_roc_auc`; labels int32 (n, H, W). 0 is normal; the regions are
+    numbered 1, 2, ... through all images, and none extends over two images.
     """
     masks = _as_binary(masks, "masks")
     if masks.ndim != 3:
@@ -327,8 +308,8 @@ def _counts_by_score(
 def _area(n_normal: np.ndarray, n_anomalous: np.ndarray) -> float:
     """ROC-AUC from the counts at each distinct score, highest first."""
     normal_below = n_normal.sum() - np.cumsum(n_normal)
-    # Twice the number of pairs in the right order: with ties at one half, this stays a whole number
-    # and exact. It fits int64 up to 4 thousand million scores.
+    # Twice the number of pairs in the right order: with ties at one half, this remains a whole
+    # number, and exact. It fits int64 up to 4 billion scores.
     twice_right = int((n_anomalous * (2 * normal_below + n_normal)).sum())
     return twice_right / (2 * int(n_normal.sum()) * int(n_anomalous.sum()))
 
@@ -338,8 +319,8 @@ def _corners(masks: np.ndarray, maps: np.ndarray) -> tuple[np.ndarray, np.ndarra
     order, last = _sort_scores(maps.ravel())
     labels = regions(masks).ravel()
     size = np.bincount(labels)
-    # The part of the mean that one pixel of each region brings. Summed in whole numbers of 2^-62,
-    # so that a million parts add up without error and in any order.
+    # What one pixel of each region contributes to the mean, in whole numbers of 2^-62, so that a
+    # million contributions add up without error and in any order.
     part = np.rint(_ONE / (size * (len(size) - 1.0))).astype(np.int64)
     part[0] = 0  # normal pixels
     labels = labels[order]
@@ -358,12 +339,12 @@ def _resamples(anomalous: np.ndarray, n_resamples: int, seed: int) -> Iterator[n
 
 
 def _percentiles(values: list[float], level: float) -> tuple[float, float]:
-    _check_share("level", level)
+    _check_fraction("level", level)
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
-def _check_share(name: str, value: float) -> None:
+def _check_fraction(name: str, value: float) -> None:
     if not 0 < value < 1:
         raise ValueError(f"{name}={value!r}: expected a number between 0 and 1.")
 

@@ -13,16 +13,9 @@ from sklearn.utils.validation import check_is_fitted
 
 
 def as_array(values: ArrayLike) -> np.ndarray:
-    """Return an array, list or torch tensor (on any device) as a numpy array.
+    """Return an array, list or tensor on any device as a numpy array, without a copy if possible.
 
-    Parameters
-    ----------
-    values : array, list or tensor of any shape
-
-    Returns
-    -------
-    array : ndarray
-        Without a copy where possible; bfloat16, which numpy lacks, becomes float32.
+    bfloat16, which numpy lacks, becomes float32.
     """
     if hasattr(values, "detach"):
         values = values.detach().cpu()
@@ -44,12 +37,12 @@ def as_features(values: ArrayLike, name: str = "features") -> np.ndarray:
     Returns
     -------
     features : ndarray, shape (n, d), float32 or float64
-        C-contiguous. float64 where float32 could not hold every value of the given type.
+        C-contiguous; float64 if float32 could not hold all values of the given type.
 
     Raises
     ------
     ValueError
-        Not two-dimensional, empty, not real numbers, NaN or infinite.
+        An array that is not two-dimensional, is empty, or holds other than finite real numbers.
     """
     array = as_array(values)
     if array.ndim != 2 or array.size == 0 or array.dtype.kind not in "biuf":
@@ -109,7 +102,7 @@ def as_images(images) -> Sequence:
     Raises
     ------
     ValueError
-        Anything else: a path, a torch data set, one image, floats, images of several sizes, none.
+        Anything else: a path, a torch data set, one image, floats, several sizes, no images.
     """
     expected = "expected uint8 (N, 3, H, W), red, green and blue from 0 to 255"
     if isinstance(images, (str, os.PathLike)):
@@ -145,9 +138,7 @@ def _stacked(images: Sequence) -> np.ndarray:
     for number, image in enumerate(images):
         if hasattr(image, "convert"):
             if image.mode not in ("RGB", "L"):
-                raise ValueError(
-                    f"image {number} has the mode {image.mode}: expected RGB or L."
-                )
+                raise ValueError(f"image {number} has the mode {image.mode}: expected RGB or L.")
             image = image.convert("RGB")
         arrays.append(as_array(image))
     sizes = dict.fromkeys(array.shape for array in arrays)

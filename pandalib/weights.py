@@ -1,8 +1,8 @@
 """Weights: found by name, verified by hash, and loaded into the network that they belong to.
 
-Weights are identified by their hash *and* their architecture: of the stages that are kept every
-tensor must be there, in its shape, and no other. A file of ResNet-34 holds all the names that
-ResNet-18 asks for; without the second half of that rule it would load without a word.
+Weights are identified by their hash *and* their architecture: each tensor of the stages that are
+kept must be there, in its shape, and no other. A file of ResNet-34 holds all the names that
+ResNet-18 asks for; without the second half of that rule it would load without an error.
 """
 
 from __future__ import annotations
@@ -48,9 +48,10 @@ def find_weights(name: str, weights: str | Path) -> Path | None:
 
 
 def embedded_facts() -> dict:
-    """What `data/weights/index.json` says of the embedded weights, once their hash is verified.
+    """What `data/weights/index.json` says about the embedded weights, whose hash is verified.
 
-    Raises FileNotFoundError or ValueError for a missing or damaged file, with the way back.
+    Raises FileNotFoundError or ValueError for a missing or damaged file; the message says how to
+    restore it.
     """
     index = data_folder() / "weights" / EMBEDDED_INDEX
     try:
@@ -77,7 +78,7 @@ def verify_embedded() -> Path:
 def _imagenet_file(name: str) -> Path:
     """torchvision's V1 weights (those of the paper), from its cache or downloaded into it.
 
-    The file's name ends with the beginning of its SHA-256, which is verified each time.
+    The file's name ends with the first digits of its SHA-256, which is verified each time.
     """
     if name == EMBEDDED:
         raise ValueError(f"{EMBEDDED} has no ImageNet weights: choose weights='embedded'.")
@@ -98,8 +99,8 @@ def _imagenet_file(name: str) -> Path:
             ) from None
     if not sha256_of(path).startswith(prefix):
         raise ValueError(
-            f"{path} is damaged: its SHA-256 does not begin with {prefix}. Delete it, and it is "
-            "fetched again."
+            f"{path} is damaged: its SHA-256 does not begin with {prefix}. Delete it, and it will "
+            "be fetched again."
         )
     return path
 
@@ -108,8 +109,8 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
     """Tensors by name from a file of weights, floats as float32. No code in a file is ever run.
 
     The file is .safetensors, or .pth with a state dict, bare or under the key "state_dict"; the
-    prefix "module." of data-parallel training is taken off. Raises FileNotFoundError, or
-    ValueError for a file that is damaged or not a state dict of plain tensors.
+    prefix "module." of data-parallel training is removed. Raises FileNotFoundError, or ValueError
+    for a file that is damaged or not a state dict of plain tensors.
     """
     if not path.is_file():
         raise FileNotFoundError(f"weights {path}: there is no such file.")
@@ -162,7 +163,7 @@ def load_state(
     network : Module
     state : dict of str to Tensor
     ignored : names of modules
-        They were cut away: their tensors may be there or not.
+        They were cut away: their tensors may be present or absent.
     optional : names of modules
         Their tensors may be absent.
     source : str
@@ -171,7 +172,7 @@ def load_state(
     Returns
     -------
     complete : bool
-        Whether the tensors of `optional` were there.
+        Whether the tensors of `optional` were present.
 
     Raises
     ------
@@ -180,8 +181,8 @@ def load_state(
     """
     cut_away = tuple(f"{module}." for module in ignored)
     spare = tuple(f"{module}." for module in optional)
-    # How many batches a BatchNorm has seen changes no feature: it stays at 0, as in the hashes by
-    # which saved detectors and Fisher information know their network.
+    # The number of batches that BatchNorm has seen changes no feature: it stays at 0, as in the
+    # hashes by which saved detectors and Fisher information recognise their network.
     given = {
         name: value
         for name, value in state.items()

@@ -71,7 +71,7 @@ def test_a_failing_computation_leaves_nothing(tmp_path):
     with pytest.raises(RuntimeError, match="boom"):
         FeatureCache(tmp_path).get(KEY, DATA.shape, broken())
     assert not list(tmp_path.iterdir())
-    with pytest.raises(OSError, match=r"does not hold \(50, 4, 2, 2\)"):
+    with pytest.raises(OSError, match=r"does not hold the \(50, 4, 2, 2\)"):
         FeatureCache(tmp_path).get(KEY, DATA.shape, [DATA[:10]])
 
 

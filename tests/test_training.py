@@ -195,7 +195,7 @@ def test_a_run_goes_on_for_longer(backbone, frozen, tmp_path, every, momentum):
     longer = fit_compactness(backbone, frozen, folder=tmp_path, **settings)
     assert equal(longer, fit_compactness(backbone, frozen, **settings))
     settings["epochs"] = 4
-    with pytest.raises(ValueError, match=rf"epochs=4: {tmp_path} holds a run of 5"):
+    with pytest.raises(ValueError, match=rf"epochs=4: {tmp_path} holds a run of 5 epochs"):
         fit_compactness(backbone, frozen, folder=tmp_path, **settings)
 
 
@@ -252,5 +252,5 @@ def test_checkpoints_on_disk_and_how_they_break(backbone, frozen, tmp_path):
         disk[2]
     for damaged in (newest, disk.folder / "resume.safetensors"):
         damaged.write_bytes(damaged.read_bytes()[:-100])
-        with pytest.raises(ValueError, match=f"{damaged} is no checkpoint"):
+        with pytest.raises(ValueError, match=f"{damaged} is not a checkpoint"):
             fit_compactness(backbone, frozen, folder=disk.folder, **{**SETTINGS, "epochs": 4})

@@ -1,14 +1,14 @@
 """DeepSVDD: keep features from collapsing by taking away what a network needs to collapse.
 
-Ruff et al. 2018. A network f without biases maps the zero image to zero, so it cannot be the
-constant f(x) = c by its biases alone: there is no bias in a convolution or a linear layer, no shift
-and scale in BatchNorm, and no entry of the centre c near zero, which zero weights would reach.
-(BatchNorm still subtracts its running means: they follow the images, not the loss.) The network is
+Ruff et al. 2018. Without biases a network f maps the zero image to zero, so biases alone cannot
+make it the constant f(x) = c: there is no bias in a convolution or a linear layer, no shift and
+scale in BatchNorm, and no entry of the centre c near zero, which zero weights would reach.
+(BatchNorm still subtracts its running means, which follow the images, not the loss.) The network is
 trained from scratch on the distance to the centre, and that distance is the score:
 
     loss = mean over the batch of ||f(x) - c||^2 / d,     score(x) = ||f(x) - c||^2 / d
 
-A pretrained network has biases, and loses what it knows with them: the point where PANDA begins.
+A pretrained network has biases, and without them loses what it knows: this is where PANDA begins.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ NEAREST_TO_ZERO = 0.1  # entries of the centre keep at least this distance (Ruff
 
 
 class SVDDEpoch(NamedTuple):
-    """What a callback of `DeepSVDD` is given."""
+    """Passed to a callback of `DeepSVDD`."""
 
     epoch: int
     loss: float  # nan before training
@@ -40,7 +40,7 @@ class SVDDEpoch(NamedTuple):
 
 
 def away_from_zero(centre: torch.Tensor, least: float = NEAREST_TO_ZERO) -> torch.Tensor:
-    """The centre (d,), entries nearer to zero than `least` moved to +least or -least by sign."""
+    """The centre (d,), with entries nearer to zero than `least` moved to +least or -least."""
     moved = torch.where(centre < 0, -least, least).to(centre)
     return torch.where(centre.abs() < least, moved, centre)
 
@@ -108,7 +108,7 @@ class DeepSVDD(BaseEstimator):
     progress: bool = True
 
     def fit(self, normal_images, y=None) -> DeepSVDD:
-        """Train on normal images, uint8 (N, 3, H, W), at least 2 of them, as BatchNorm needs."""
+        """Train on normal images, uint8 (N, 3, H, W): at least 2, because of BatchNorm."""
         n = len(normal_images)
         if n < 2:
             raise ValueError(f"{n} normal images: DeepSVDD needs at least 2.")
@@ -119,8 +119,8 @@ class DeepSVDD(BaseEstimator):
         centre = self.centre_ = away_from_zero(torch.from_numpy(mean))
         parameters = network.parameters()
         optimiser = torch.optim.Adam(parameters, lr=self.lr, weight_decay=self.weight_decay)
-        n_slow = max(1, 2 * self.epochs // 3) * math.ceil(n / self.batch_size)  # steps before
-        schedule = torch.optim.lr_scheduler.MultiStepLR(optimiser, [n_slow])
+        n_fast = max(1, 2 * self.epochs // 3) * math.ceil(n / self.batch_size)
+        schedule = torch.optim.lr_scheduler.MultiStepLR(optimiser, [n_fast])  # a tenth after these
         training = Training(
             optimiser,
             n_images=n,

@@ -24,9 +24,9 @@ def feature_variance(features: ArrayLike) -> float:
 
 
 def effective_rank(features: ArrayLike) -> float:
-    """The number of directions in use, of features (n, d): 1 to min(n - 1, d); 0 if constant."""
+    """The number of directions in use by features (n, d): 1 to min(n - 1, d); 0 if constant."""
     features = as_features(features)
-    # The first row goes first, so that equal rows become exact zeros: a rounded mean would not do.
+    # Subtracting the first row makes equal rows exact zeros, which a rounded mean would not.
     centred = features - features[:1].astype(np.float64)
     centred -= centred.mean(axis=0)
     gram = centred @ centred.T if len(centred) < centred.shape[1] else centred.T @ centred
@@ -46,7 +46,7 @@ def diagnose(
     centre: ArrayLike | None = None,
     k: int = 2,
 ) -> dict:
-    """How a network sees its images.
+    """Measure how a network sees its images.
 
     Parameters
     ----------

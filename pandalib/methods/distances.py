@@ -1,4 +1,4 @@
-"""Where is the anomaly? Distances from every position to its nearest, and maps made of them.
+"""Where is the anomaly? Distances from each position to its nearest, and maps made of them.
 
 What SPADE and PatchCore share: the search for the nearest of many positions, in tiles that stay in
 the processor's cache, and the way from small maps of distances to anomaly maps of the image's size.
@@ -17,7 +17,7 @@ from sklearn.base import BaseEstimator
 
 from pandalib.validation import as_images, check_fitted, check_k
 
-# Distances that are worked out at once: 1 MB, which stays in the cache between product and minimum.
+# Distances computed at once: 1 MB, which stays in the cache between product and minimum.
 TILE_ROWS, TILE_COLUMNS = 256, 1024
 
 
@@ -63,7 +63,7 @@ class Nearest:
 
     ||q - g||^2 = ||q||^2 + (||g||^2 - 2 q . g): one matrix product, added to the norms, gives all
     that depends on g, and ||q||^2 can wait. The caller subtracts the mean first, so that little is
-    lost where terms cancel. Queries are of shape (n, positions, C).
+    lost when terms cancel. Queries are of shape (n, positions, C).
     """
 
     def __init__(self, queries: torch.Tensor, kappa: int = 1):
@@ -80,7 +80,7 @@ class Nearest:
         best = self.best[images].flatten(0, 1)
         norms = gallery.square().sum(dim=1)
         for columns, column_norms in zip(gallery.split(TILE_COLUMNS), norms.split(TILE_COLUMNS)):
-            # A narrow gallery takes more rows at a time: the tile keeps its size.
+            # With a narrow gallery, more rows at a time: the tile keeps its size.
             step = len(self._tile) // len(columns)
             for rows, row_best in zip(queries.split(step), best.split(step)):
                 tile = self._tile[: len(rows) * len(columns)].view(len(rows), len(columns))

@@ -1,4 +1,4 @@
-"""Elastic weight consolidation: parameters may move, unless the pretraining task would notice.
+"""Elastic weight consolidation: parameters may move unless the pretraining task needs them.
 
 Kirkpatrick et al. 2017; PANDA-EWC, Reiss et al. 2021, section 3. With theta* the pretrained
 parameters of the trainable part, a penalty is added to the loss:
@@ -6,9 +6,9 @@ parameters of the trainable part, a penalty is added to the loss:
     loss + lambda / 2 * sum_i F_i (theta_i - theta*_i)^2,   F_i = E (d log p(y | x) / d theta_i)^2
 
 F is the diagonal of the Fisher information of the *pretraining* task: x its images, y a label drawn
-from the network's own prediction p(y | x). The square is taken for each sample alone, then the
-mean. The square of the mean gradient of a batch of B is about F / B instead, since the gradients
-of different samples cancel: a lambda means something only together with the recipe of its F.
+from the network's own prediction p(y | x). The gradient of each sample is squared, then the mean is
+taken. The square of the mean gradient of a batch of B is only about F / B, since the gradients of
+different samples cancel: a lambda has a meaning only together with the recipe of its F.
 """
 
 from __future__ import annotations
@@ -39,14 +39,11 @@ class Fisher:
     ----------
     values : dict
         For each parameter, by name, a float32 tensor of its shape.
-    weights_sha256 : str
-        Of the network it belongs to.
-    adapt_from, truncate_after : str
-        The stages that it covers.
+    weights_sha256, adapt_from, truncate_after : str
+        Of the network: its weights, and the stages that are covered.
     recipe : str
-        How it was made, in words.
+        How it was computed, in words.
     n_samples : int
-        Number of images.
 
     Examples
     --------
@@ -67,7 +64,7 @@ class Fisher:
     n_samples: int
 
     def mean(self) -> float:
-        """Mean over all parameters: the scale that a lambda is relative to."""
+        """Mean over all parameters: the scale to which a lambda is relative."""
         total = sum(value.double().sum() for value in self.values.values())
         return float(total / sum(value.numel() for value in self.values.values()))
 
@@ -85,7 +82,7 @@ class Fisher:
             )
 
     def save(self, path: Path | str) -> None:
-        """Write it as safetensors, with where it came from."""
+        """Write it as safetensors, with its origin."""
         facts = {name: value for name, value in vars(self).items() if name != "values"}
         write_tensors(path, self.values, facts)
 
@@ -93,11 +90,8 @@ class Fisher:
     def load(path: Path | str, backbone: Backbone | None = None) -> Fisher:
         """Read what `save` wrote; with a `backbone`, only if it belongs to it.
 
-        Raises
-        ------
-        FileNotFoundError
-        ValueError
-            The file is damaged, holds something else, or belongs to other weights or stages.
+        Raises FileNotFoundError, or ValueError for a file that is damaged, holds something else, or
+        belongs to other weights or stages.
         """
         if not Path(path).is_file():
             raise FileNotFoundError(f"Fisher information {path}: there is no such file.")
@@ -138,13 +132,13 @@ def fisher_information(
         uint8 (n, 3, H, W), or their frozen features, float (n, C, h, w).
     labels : None or array, shape (n,)
         None, the definition, draws each label from the network's own prediction. True labels give
-        the "empirical" Fisher information, which measures misfit as well: it shrinks as the network
+        the "empirical" Fisher information, which also measures misfit: it shrinks as the network
         gets everything right.
     classifier : module or None
         From the last feature map to logits, for a network that has none (`linear_probe`).
     batch_size : int
         1 is the definition. Above 1, the gradient is averaged before it is squared: the common
-        shortcut, too small by about this factor; here so that it can be measured.
+        shortcut, too small by about this factor, included so that this can be measured.
     seed : int
         Of the drawn labels.
     progress : bool
@@ -166,7 +160,7 @@ def fisher_information(
             "whole network, or classifier=linear_probe(backbone, images, labels)."
         )
     if len(images) == 0:
-        raise ValueError("there are no images: expected some of the pretraining task.")
+        raise ValueError("there are no images: expected images of the pretraining task.")
     if not (isinstance(images, torch.Tensor) and images.is_floating_point()):
         images = backbone.frozen_features(images)
     n_classes = backbone.n_classes if own_classifier else None
@@ -176,7 +170,7 @@ def fisher_information(
             raise ValueError(
                 f"labels are {tuple(labels.shape)}: expected one for each of {len(images)} images."
             )
-    # One image at a time is fastest with channels last, whatever the trainable part's own order.
+    # Single images are fastest with channels last, whatever the trainable part's own order.
     trainable = copy.deepcopy(backbone.trainable).to(memory_format=torch.channels_last)
     parameters = list(trainable.requires_grad_(True).parameters())
     sums = [torch.zeros_like(parameter) for parameter in parameters]
@@ -221,11 +215,9 @@ def linear_probe(backbone: Backbone, images, labels: ArrayLike, *, seed: int = 0
     ----------
     backbone : Backbone
     images : array, shape (n, 3, H, W), uint8
-        Of any labelled classes, but never those that the detector is tested on.
+        Of any two or more labelled classes, but never those that the detector is tested on.
     labels : array, shape (n,)
-        At least two different ones.
     seed : int
-        Of the fit.
 
     Returns
     -------
@@ -262,15 +254,15 @@ class EWC:
     backbone : Backbone
         The pretrained network; its trainable part is theta*.
     ewc_lambda : float
-        0 lets everything move, a large value freezes everything. Where learning rate x lambda x F
-        is above about 2, a parameter swings around its old value: lower the learning rate.
+        0 lets everything move, a large value freezes everything. If learning rate x lambda x F is
+        above about 2, a parameter oscillates around its old value: lower the learning rate.
     fisher : Fisher or None
         F, checked against the backbone; None sets every F_i to 1: plain L2 towards theta*.
 
     Attributes
     ----------
     facts : dict
-        What distinguishes this penalty from another; a run that goes on must have the same.
+        What distinguishes this penalty from another; a resumed run must have the same.
 
     Examples
     --------
@@ -291,7 +283,7 @@ class EWC:
         weights = dict.fromkeys(start, 1.0)
         if fisher is not None:
             fisher.check(backbone)
-            # In the parameters' own order in memory: two orders side by side are slow.
+            # In the parameters' own memory order: mixing two orders is slow.
             weights = {
                 name: torch.empty_like(p).copy_(fisher.values[name]) for name, p in start.items()
             }
@@ -302,7 +294,7 @@ class EWC:
         theta = dict(trainable.named_parameters())
         total = 0.0
         for name, start, weight in self._terms:
-            squares = F.mse_loss(theta[name], start, reduction="none")  # in one pass
+            squares = F.mse_loss(theta[name], start, reduction="none")  # (theta - theta*)^2
             total = total + (weight * squares).sum()
         return self.ewc_lambda / 2 * total
 

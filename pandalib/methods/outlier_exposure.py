@@ -1,17 +1,19 @@
-"""Outlier exposure: when some images that are *not* normal are at hand, learn to tell them apart.
+"""Outlier exposure: given some images that are *not* normal, learn to tell them apart.
 
 Hendrycks et al. 2019; PANDA-OE, Reiss et al. 2021, section 3. The trainable part and a new linear
-layer, d -> 1, minimise binary cross-entropy (normal 0, outlier 1) on batches with as many of either
+layer, d -> 1, minimise binary cross-entropy (normal 0, outlier 1) on batches with as many outliers
+as normal images:
 
     loss = mean over the batch of -y log s(z) - (1 - y) log(1 - s(z)),   z = w . f(x) + b
 
-with s the sigmoid. There is no centre, no kNN and no penalty: the two-sided task keeps the features
-from collapsing. The score is z. What is learned depends on which outliers are shown: they stand in
-for anomalies that nobody has seen.
+with s the sigmoid. There is no centre, no kNN and no penalty: having to separate two classes keeps
+the features from collapsing. The score is z. What is learned depends on the outliers shown, which
+stand in for anomalies that nobody has seen.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import KW_ONLY, dataclass
 from typing import NamedTuple
@@ -29,10 +31,7 @@ from pandalib.validation import check_counts, check_fitted, check_rates
 
 
 class ExposureEpoch(NamedTuple):
-    """What a callback of `OutlierExposure` is given.
-
-    The detector goes on learning: score with it at once, or copy `backbone_` and `linear_`.
-    """
+    """Passed to a callback of `OutlierExposure`; the detector goes on learning afterwards."""
 
     epoch: int
     loss: float
@@ -41,7 +40,7 @@ class ExposureEpoch(NamedTuple):
 
 @dataclass(eq=False, repr=False)
 class OutlierExposure(BaseEstimator):
-    """A classifier of normal images against outliers, on a network that is trained along.
+    """A classifier of normal images against outliers, trained together with the network.
 
     Parameters
     ----------
@@ -50,18 +49,15 @@ class OutlierExposure(BaseEstimator):
     outlier_images : array or sequence, shape (M, 3, H, W), uint8
         Images that are not normal, but never those that the detector is tested on.
     epochs : int
-        Passes over the normal images. The outliers have an order of their own, over and over.
-    lr, max_grad_norm, momentum, bf16
-        As for `pandalib.methods.panda.fit_compactness`.
+        Passes over the normal images; the outliers are repeated as needed.
+    lr, max_grad_norm, momentum, bf16, cache, progress
+        As for `PANDA` and `fit_compactness`.
     batch_size : int
-        Normal images in a batch; as many outliers join them.
+        Normal images in a batch; as many outliers are added.
     seed : int
-        Of the linear layer and of both orders.
+        Of the linear layer and of the order of both kinds.
     on_epoch : callable or None
         Called with an `ExposureEpoch` after each epoch.
-    cache : FeatureCache or None
-        Keeps what the frozen part computes on disk for the next run.
-    progress : bool
 
     Attributes
     ----------
@@ -118,8 +114,8 @@ class OutlierExposure(BaseEstimator):
         if len(normal) == 0 or len(outliers) == 0 or normal.shape[1:] != outliers.shape[1:]:
             raise ValueError(
                 f"frozen features are {tuple(normal.shape)} of normal images and "
-                f"{tuple(outliers.shape)} of outliers: expected some of either, and images of one "
-                "size, since size alone would tell them apart."
+                f"{tuple(outliers.shape)} of outliers: expected some of each, all of one size, "
+                "since size alone would tell them apart."
             )
         check_rates(lr=self.lr, max_grad_norm=self.max_grad_norm)
         check_counts(epochs=self.epochs, batch_size=self.batch_size)
@@ -172,7 +168,7 @@ class OutlierExposure(BaseEstimator):
         """Anomaly scores (n,) of images, uint8 (n, 3, H, W): higher = more anomalous.
 
         They are logits: above 0, an image is more like an outlier. The paper takes their sigmoid,
-        which has the same order, but rounds to exactly 1 for many images of a sure classifier.
+        which has the same order, but rounds to exactly 1 for many images of a confident classifier.
         """
         check_fitted(self, "linear_")
         return self.score_features(self.backbone_.features(images, cache=self.cache))
@@ -189,8 +185,6 @@ class OutlierExposure(BaseEstimator):
 
 
 def cycled(n: int, *, seed: int) -> Iterator[int]:
-    """The numbers 0 .. n-1 for ever, each time round in a new order."""
-    time_round = 0
-    while True:
-        yield from np.random.default_rng((seed, time_round, 1)).permutation(n)
-        time_round += 1
+    """The numbers 0 .. n-1 over and over, each time in a new order."""
+    for cycle in itertools.count():
+        yield from np.random.default_rng((seed, cycle, 1)).permutation(n)

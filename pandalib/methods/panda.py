@@ -31,11 +31,11 @@ from pandalib.methods.knn import KNN
 from pandalib.methods.training import Checkpoint, Checkpoints, TrainableCopy, Training
 from pandalib.validation import as_features, check_counts, check_fitted, check_rates
 
-CHUNK = 1024  # images whose frozen features are in memory at once, where there is no cache
+CHUNK = 1024  # images whose frozen features are in memory at once, without a cache
 
 
 def compactness(features: torch.Tensor, centre: torch.Tensor) -> torch.Tensor:
-    """Mean over the batch of ||f(x) - c||^2 / d, for features (B, d) and a centre (d,): scalar."""
+    """Mean over the batch of ||f(x) - c||^2 / d, of features (B, d) and a centre (d,): a scalar."""
     return (features - centre).square().mean()
 
 
@@ -70,15 +70,11 @@ def fit_compactness(
     lr, momentum, weight_decay, batch_size
         Of SGD. The last batch of an epoch may be smaller.
     max_grad_norm : float or None
-        Longer gradients, penalty included, are cut to this norm. Weight decay comes after.
+        Longer gradients, penalty included, are clipped to this norm; weight decay is added later.
     penalty : callable or None
         From the trainable part to a scalar tensor, added to the loss: `EWC`, for example.
-    checkpoint_every : int or None
-        Epochs between checkpoints; the first network and the last are always kept. None: only they.
-    folder : path or None
-        Keep the checkpoints there; a run that was killed goes on where it was.
-    on_checkpoint : callable or None
-        Called with each `Checkpoint`.
+    checkpoint_every, folder, on_checkpoint
+        As for `Checkpoints`, which has `every` for the first.
     bf16 : True, False or "auto"
         Compute in bfloat16, with coarser numbers: many times slower on a processor without
         instructions for it. "auto" tries for half a second whether it is faster here.
@@ -90,7 +86,7 @@ def fit_compactness(
     Raises
     ------
     ValueError
-        Settings that cannot be; a folder with checkpoints of another run.
+        Settings out of range; a folder with checkpoints of another run.
     FloatingPointError
         The loss is no longer finite.
     """
@@ -181,7 +177,7 @@ def sample_wise_scores(
     """Sample-wise early stopping: each test image picks its own checkpoint, without a label.
 
     PANDA-SES (section 3): at each checkpoint t, divide the score of the image by the mean score of
-    normal images that are held out; then take the largest ratio over all t.
+    held-out normal images; then take the largest ratio over all t.
 
     Parameters
     ----------
@@ -195,7 +191,7 @@ def sample_wise_scores(
     scores : ndarray, shape (n,)
         max over t of test_scores[t] / mean(held_out_scores[t]).
     chosen : ndarray, shape (n,)
-        The t of that maximum, the first of equals.
+        The t of that maximum, the first if several are equal.
 
     Raises
     ------
@@ -226,14 +222,12 @@ class PANDA(BaseEstimator):
     ----------
     backbone : Backbone
         The pretrained network; it stays as it is.
-    epochs, lr, max_grad_norm, weight_decay, penalty, seed, folder, on_checkpoint, bf16, progress
-        As for `fit_compactness`.
+    epochs, lr, max_grad_norm, weight_decay, penalty, seed, checkpoint_every, folder, on_checkpoint
+        As for `fit_compactness`, as are `bf16` and `progress`.
     k : int
         Neighbours, as for `KNN`.
-    checkpoint_every : int or None
-        Epochs between checkpoints; None keeps the first and the last only.
     cache : FeatureCache or None
-        Keeps what the frozen part computes on disk for the next run.
+        Keeps the frozen part's output on disk for the next run.
 
     Attributes
     ----------
@@ -308,17 +302,15 @@ class PANDA(BaseEstimator):
 
 @dataclass(eq=False, repr=False)
 class PANDAEWC(PANDA):
-    """`PANDA` held by the penalty of elastic weight consolidation (`EWC`), not by an early stop.
+    """`PANDA` held back by elastic weight consolidation (`EWC`) rather than by early stopping.
 
     Parameters
     ----------
-    backbone : Backbone
-        The pretrained network; it stays as it is.
     fisher : Fisher or None
         From `fisher_information`; None weighs all parameters alike.
     ewc_lambda : float
         Weight of the penalty.
-    epochs, lr, max_grad_norm, ...
+    backbone, epochs, lr, max_grad_norm, ...
         As for `PANDA`, but no `penalty`. The attributes are the same, too.
 
     Examples
@@ -347,14 +339,10 @@ class PANDASES(PANDA):
 
     Parameters
     ----------
-    backbone : Backbone
-        The pretrained network; it stays as it is.
-    checkpoint_every : int
-        Epochs between checkpoints.
     holdout_fraction : float
-        Part of the normal images that is neither trained on nor in the gallery. They tell the
-        typical score at each checkpoint.
-    epochs, lr, max_grad_norm, ...
+        The fraction of the normal images that is neither trained on nor in the gallery. They give
+        the typical score at each checkpoint.
+    backbone, epochs, lr, max_grad_norm, ...
         As for `PANDA`.
 
     Attributes
@@ -398,7 +386,8 @@ class PANDASES(PANDA):
         """kNN scores at every checkpoint, (T, n), of images, uint8 (n, 3, H, W)."""
         check_fitted(self, "scorers_")
         networks = list(self.checkpoints_)
-        # A cache keeps the frozen features of all images on disk; without one they come in parts.
+        # A cache keeps the frozen features of all images on disk; without one they are computed in
+        # parts.
         size = CHUNK if self.cache is None else max(1, len(images))
         parts = []
         for start in range(0, max(1, len(images)), size):

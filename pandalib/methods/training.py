@@ -1,4 +1,4 @@
-"""What every method that trains has in common: the loop, its checkpoints, the choice of precision.
+"""What all methods that train have in common: loop, checkpoints, choice of precision.
 
     training = Training(optimiser, n_images=n, epochs=20, batch_size=32, seed=0)
     for rows in training:  # each epoch visits every image once, in a new order
@@ -8,7 +8,7 @@
         optimiser.step()
         training.record(loss)
 
-Loss, gradient and step stay visible in the file of each method. What surrounds them is here.
+Loss, gradient and step stay visible in the file of each method; this file has the rest.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,11 +33,12 @@ from pandalib.progress import progress as bar
 
 RESUME = "resume.safetensors"  # beside the checkpoints: the momentum of the newest of them
 TRIAL_SECONDS = 0.5
-PAYS = 1.2  # for less speed than this, bfloat16 is not worth its coarser numbers
+PAYS = 1.2  # below this speed-up, bfloat16 is not worth its coarser numbers
 
 
+@dataclass(eq=False)
 class Training:
-    """An iterator over the batches of all epochs: the rows of one batch at a time.
+    """An iterator over the batches of all epochs, each given as row numbers.
 
     Parameters
     ----------
@@ -44,10 +46,10 @@ class Training:
     n_images, epochs, batch_size : int
         The last batch of an epoch may be smaller.
     seed : int
-        Of the order of the images; each epoch has its own.
+        Of the order of the images, which differs from epoch to epoch.
     even_batches : bool
-        All batches of one size, give or take one, and none larger than `batch_size`: BatchNorm
-        cannot be trained on a last batch of one image.
+        All batches have the same size, give or take one, and none is larger than `batch_size`:
+        BatchNorm cannot be trained on a last batch of one image.
     callbacks : sequence of callables
         Each is called with this object before the first epoch and after every one.
     description : str
@@ -62,30 +64,18 @@ class Training:
         Mean recorded loss of each epoch.
     """
 
-    def __init__(
-        self,
-        optimiser: torch.optim.Optimizer,
-        *,
-        n_images: int,
-        epochs: int,
-        batch_size: int,
-        seed: int = 0,
-        even_batches: bool = False,
-        callbacks: Sequence[Callable[[Training], None]] = (),
-        description: str = "training",
-        progress: bool = True,
-    ):
-        self.optimiser = optimiser
-        self.n_images = n_images
-        self.epochs = epochs
-        self.batch_size = batch_size
-        self.seed = seed
-        self.even_batches = even_batches
-        self.callbacks = callbacks
-        self.description = description
-        self.progress = progress
-        self.epoch = 0
-        self.losses: list[float] = []
+    optimiser: torch.optim.Optimizer
+    _: KW_ONLY
+    n_images: int
+    epochs: int
+    batch_size: int
+    seed: int = 0
+    even_batches: bool = False
+    callbacks: Sequence[Callable[[Training], None]] = ()
+    description: str = "training"
+    progress: bool = True
+    epoch: int = field(default=0, init=False)
+    losses: list[float] = field(default_factory=list, init=False)
 
     def __iter__(self) -> Iterator[torch.Tensor]:
         self._call_back()  # a callback may set `epoch` and `losses` to those of an interrupted run
@@ -122,16 +112,16 @@ class Training:
 
 
 class TrainableCopy:
-    """A copy of the trainable part of a backbone, and the features that it computes.
+    """A copy of a backbone's trainable part, and the features that it computes.
 
     Parameters
     ----------
     backbone : Backbone
         Stays as it is.
     bf16 : True, False or "auto"
-        Compute convolutions in bfloat16; "auto" asks `bfloat16_pays`.
+        Compute convolutions in bfloat16; "auto" decides by `bfloat16_pays`.
     batch : tensor, shape (B, C, h, w)
-        Frozen features for this trial, as many as a step of the training takes.
+        Frozen features for this trial, one training batch.
 
     Attributes
     ----------
@@ -139,7 +129,7 @@ class TrainableCopy:
         The copy. Its BatchNorm stays in evaluation mode.
     bf16 : bool
     bf16_ratio : float or None
-        How many times as fast as float32 it was in the trial; None without one.
+        Speed-up over float32 in the trial; None without one.
     """
 
     def __init__(self, backbone: Backbone, bf16: bool | str, batch: torch.Tensor):
@@ -161,23 +151,12 @@ class TrainableCopy:
 def bfloat16_pays(network: TrainableCopy, batch: torch.Tensor) -> tuple[bool, float]:
     """Try for about half a second whether training is faster in bfloat16 on this machine.
 
-    Forward and backward passes alternate between the two formats; the fastest of each counts.
-    Parameters and their gradients stay as they are.
-
-    Parameters
-    ----------
-    network : TrainableCopy
-    batch : tensor, shape (B, C, h, w)
-
-    Returns
-    -------
-    pays : bool
-        Whether the ratio is at least 1.2.
-    ratio : float
-        Seconds in float32 divided by seconds in bfloat16.
+    Forward and backward passes on a batch (B, C, h, w) alternate between the two formats, and the
+    fastest of each counts. Parameters and their gradients stay as they are. Returns whether the
+    ratio of the times, float32 / bfloat16, is at least 1.2, and the ratio.
     """
     seconds: dict[bool, list[float]] = {False: [], True: []}
-    for bf16 in seconds:  # what is set up once, as threads and kernels, is not to count
+    for bf16 in seconds:  # one-time costs, as of threads and kernels, do not count
         _step_seconds(network, batch[:1], bf16)
     while sum(seconds[False] + seconds[True]) < TRIAL_SECONDS:
         for bf16, taken in seconds.items():
@@ -198,7 +177,7 @@ def _step_seconds(network: TrainableCopy, batch: torch.Tensor, bf16: bool) -> fl
 
 
 class Checkpoint(NamedTuple):
-    """What a callback is given: the network after `epoch` epochs, the mean loss of the last one."""
+    """Passed to a callback: the network after `epoch` epochs, and the mean loss of the last one."""
 
     epoch: int
     loss: float  # nan before training
@@ -208,7 +187,7 @@ class Checkpoint(NamedTuple):
 class Checkpoints(Sequence):
     """The networks of one training run, oldest first; number 0 is the pretrained one.
 
-    The method `save` is a callback of `Training`. With a folder, a run that was killed goes on from
+    The method `save` is a callback of `Training`. With a folder, a run that was killed resumes at
     its newest checkpoint, and ends with the same numbers as if nothing had happened.
 
     Parameters
@@ -217,23 +196,23 @@ class Checkpoints(Sequence):
         What is trained; `checkpoints[i]` shares the frozen part of its backbone.
     centre : tensor, shape (d,)
     every : int or None
-        Epochs between checkpoints. The first network and the last are always kept; None: only they.
+        Epochs between checkpoints. The first and the last network are always kept; None: only they.
     folder : path or None
-        Keep them there as safetensors, not in memory.
+        Keep the checkpoints there as safetensors, not in memory.
     settings : dict
-        What else makes two runs the same run. The number of epochs is not among these, since a run
-        may go on for longer. Of an object, its attribute `facts` is compared if it has one.
+        The other settings by which a run is recognised. The number of epochs is not among them,
+        since a run may be continued. An object is compared by its attribute `facts`, if any.
     on_checkpoint : callable or None
-        Called with each `Checkpoint`; when a run goes on, not again for those before.
+        Called with each `Checkpoint`; in a resumed run, not again for earlier ones.
 
     Attributes
     ----------
     epochs : list of int
         The epoch of each checkpoint.
     losses : list of float
-        Mean training loss of every epoch, also of those without a checkpoint.
+        Mean training loss of each epoch, also of those without a checkpoint.
     centre, bf16, bf16_ratio
-        The centre, and what `TrainableCopy` says of the precision.
+        The centre, and the precision as in `TrainableCopy`.
 
     Examples
     --------
@@ -287,7 +266,7 @@ class Checkpoints(Sequence):
         return self.backbone.with_trainable(trainable)
 
     def save(self, training: Training) -> None:
-        """Keep the network if this epoch is due; before the first, go on with the folder's run."""
+        """Keep the network if a checkpoint is due; before epoch 1, resume the folder's run."""
         if training.epoch == 0 and self.folder is not None and (self.folder / RESUME).exists():
             self._resume(training)
         elif self._is_due(training.epoch, training.epochs):
@@ -327,14 +306,14 @@ class Checkpoints(Sequence):
         epoch = facts["epochs"][-1]
         if epoch > training.epochs:
             raise ValueError(
-                f"epochs={training.epochs}: {self.folder} holds a run of {epoch}, choose another."
+                f"epochs={training.epochs}: {self.folder} holds a run of {epoch} epochs."
             )
         _copy_into(self._network.trainable, self._parameters(epoch))
         for name, parameter in self._network.trainable.named_parameters():
-            # The fused step needs it in the parameter's own order in memory.
+            # The fused step needs it in the parameter's own memory order.
             buffer = torch.empty_like(parameter).copy_(momentum[name])
             training.optimiser.state[parameter]["momentum_buffer"] = buffer
-        self.bf16 = self._network.bf16 = facts["bf16"]  # whatever a new trial has found
+        self.bf16 = self._network.bf16 = facts["bf16"]  # whatever a new trial says
         training.epoch = epoch
         training.losses = self.losses = facts["losses"]
         self.epochs = [done for done in facts["epochs"] if self._is_due(done, training.epochs)]
@@ -357,7 +336,7 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
     try:
         return read_tensors(path)
     except ValueError as error:
-        raise ValueError(f"{path} is no checkpoint ({error}): choose an empty folder.") from None
+        raise ValueError(f"{path} is not a checkpoint ({error}): choose an empty folder.") from None
 
 
 @torch.no_grad()
@@ -367,5 +346,5 @@ def _copy_into(module: nn.Module, parameters: dict[str, torch.Tensor]) -> None:
 
 
 def _facts(value) -> str | dict:
-    """What stands for a setting that JSON cannot hold, such as a penalty."""
+    """A replacement for a setting that JSON cannot hold, such as a penalty."""
     return getattr(value, "facts", type(value).__name__)

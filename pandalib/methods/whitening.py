@@ -1,6 +1,6 @@
-"""L2 normalisation and whitening: what features can be put through before they are compared.
+"""L2 normalisation and whitening: two ways to prepare features for comparison.
 
-Whitening makes every direction of the normal features count alike, in units of its own spread:
+Whitening makes all directions of the normal features count alike, each in units of its own spread:
 
     w(x) = diag(1 / sqrt(lambda')) V^T (x - mean),    lambda' = (1 - s) lambda + s mean(lambda)
 
@@ -20,7 +20,7 @@ from pandalib.validation import as_features, check_fitted, check_k
 
 # A matrix product may round a row differently when the number of rows changes. Padded blocks of one
 # fixed size give a feature the same bits alone and in a batch, so a training image that comes back
-# as a query meets itself at distance exactly zero.
+# as a query is at distance exactly zero from itself.
 _BLOCK = 64
 
 
@@ -28,9 +28,7 @@ def l2_normalise(features: ArrayLike) -> np.ndarray:
     """Divide every row by its Euclidean length, so that only its direction counts.
 
     Between rows of length one, squared distance = 2 - 2 cosine similarity. The authors of DN2
-    report that this can help.
-
-    A row of zeros has no direction and stays zero. Features (n, d) stay so, in float32.
+    report that this can help. Features (n, d) become float32; a row of zeros stays zero.
     """
     return normalize(as_features(features).astype(np.float64)).astype(np.float32)
 
@@ -39,15 +37,15 @@ class Whitening(TransformerMixin, BaseEstimator):
     """Linear whitening: centre, rotate to the principal axes, divide by the spread along each.
 
     With fewer images than dimensions, most measured spreads are zero, though unseen normal images
-    do vary there. Shrinkage mixes in a little of the mean spread: directions that no training image
-    uses stay in the features, where anomalies show, and are not inflated without bound.
+    do vary in those directions. Shrinkage mixes in a little of the mean spread, so that such
+    directions, where anomalies show, remain in the features without being inflated beyond bounds.
 
     Parameters
     ----------
     shrinkage : float from 0 to 1, or None
         The weight s of the mean eigenvalue. 1 only centres and scales as a whole. 0 is textbook
         whitening: directions without spread (below 1e-10 of the largest eigenvalue) are dropped,
-        along with whatever anomalies do there. None takes s from the data, by Ledoit and Wolf, "A
+        with all that anomalies do there. None estimates s from the data, by Ledoit and Wolf, "A
         well-conditioned estimator for large-dimensional covariance matrices" (2004).
 
     Attributes
@@ -113,8 +111,8 @@ def whitened_leave_one_out_scores(
 ) -> np.ndarray:
     """Leave-one-out scores with each image left out of the whitening too, without fitting N times.
 
-    Leaving it out of the gallery alone would be wrong: whitening pulls in just those directions
-    that its own training images use, and unseen normal images score far higher. On 200 ImageNet
+    Leaving it out of the gallery alone would be wrong: whitening shrinks just those directions
+    that its own training images use, so unseen normal images score far higher. On 200 ImageNet
     features of 256 dimensions, a threshold set in that way for 10 % false alarms gave 98 %; with
     the scores below it gave 8 %.
 
@@ -126,32 +124,16 @@ def whitened_leave_one_out_scores(
     with b = (1 - s) / (N - 1). The shrinkage s and the mean eigenvalue are those of all N images
     (the latter times N / (N - 1)).
 
-    Parameters
-    ----------
-    whitened : array or tensor, shape (N, m)
-        `whitening.transform` of the very features it was fitted on.
-    whitening : Whitening
-    k : int
-        1 to N - 1.
-
-    Returns
-    -------
-    scores : ndarray, shape (N,), float64
-        Higher = more anomalous.
-
-    Raises
-    ------
-    ValueError
-        k above N - 1; an image that alone spans a direction (shrinkage 0 with too few images).
+    Here `whitened` (N, m) is `whitening.transform` of the very features it was fitted on, k is at
+    most N - 1, and the scores are float64 (N,). Raises ValueError for an image that alone spans a
+    direction (shrinkage 0 with too few images).
     """
     whitened = as_features(whitened, "whitened").astype(np.float64)
     n = len(whitened)
     check_k(k, n, leave_out=True)
     norms = np.square(whitened).sum(axis=1)
     b = (1 - whitening.shrinkage_) / (n - 1)
-    left = (
-        1 - b * norms
-    )  # of the image's direction without the image; 0 where no other image has any
+    left = 1 - b * norms  # 0 if no other image has any spread in the direction of this one
     if left.min() < 1e-6:
         raise ValueError(
             f"without image {left.argmin()} no training image varies in its direction: "
