@@ -3,6 +3,7 @@ loop in no time.
 """
 
 import copy
+import math
 from collections import OrderedDict
 
 import numpy as np
@@ -80,3 +81,62 @@ def small_backbone(seed: int = 0, truncate_after: str = "layer4", **options) -> 
             None,
         )
     return Backbone(stages, classifier, name="small", weights_sha256=digest, **options)
+
+
+def sgd_by_hand(
+    trained,
+    loss_of,
+    n,
+    *,
+    epochs,
+    lr,
+    max_grad_norm,
+    batch_size=32,
+    momentum=0.9,
+    weight_decay=0.0,
+    seed=0,
+    l2=0.0,
+) -> list[float]:
+    """The mean loss of each epoch; order, gradient, penalty, clip and step written out.
+
+    `loss_of(rows)` is the loss of one batch, `l2` the weight of a pull towards the start.
+    """
+    start = [parameter.detach().clone() for parameter in trained]
+    velocity = [torch.zeros_like(parameter) for parameter in trained]
+    losses = []
+    for epoch in range(1, epochs + 1):
+        order = np.random.default_rng((seed, epoch)).permutation(n)
+        total = 0.0
+        for begin in range(0, n, batch_size):
+            rows = order[begin : begin + batch_size]
+            loss = loss_of(rows)
+            gradients = torch.autograd.grad(loss, trained)
+            with torch.no_grad():
+                gradients = [g + l2 * (p - s) for g, p, s in zip(gradients, trained, start)]
+                norm = math.sqrt(sum(float((g.double() ** 2).sum()) for g in gradients))
+                scale = 1.0 if max_grad_norm is None else min(1.0, max_grad_norm / norm)
+                for parameter, gradient, v in zip(trained, gradients, velocity):
+                    v.mul_(momentum).add_(gradient * scale + weight_decay * parameter)
+                    parameter.sub_(lr * v)
+            total += loss.item() * len(rows)
+        losses.append(total / n)
+    return losses
+
+
+def pooled(network, batch) -> torch.Tensor:
+    """Pooled features of images by the plain network."""
+    x = normalised(batch)
+    for name in ("conv", "layer1", "layer2", "layer3", "layer4"):
+        x = getattr(network, name)(x)
+    return x.mean(dim=(2, 3))
+
+
+def check_that_only_the_trainable_part_moved(backbone, before, adapted) -> None:
+    """Among what must not move are the statistics of BatchNorm, also those of the trained part."""
+    assert any("trainable" in name and "running_mean" in name for name in before)
+    assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
+    trainable = {f"trainable.{name}" for name, _ in backbone.trainable.named_parameters()}
+    for name, value in adapted.state_dict().items():
+        assert torch.equal(value, before[name]) == (name not in trainable), name
+    assert adapted.frozen is backbone.frozen and not adapted.trainable.training
+    assert not any(p.requires_grad for net in (backbone, adapted) for p in net.parameters())

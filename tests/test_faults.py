@@ -18,7 +18,6 @@ import torch
 from small import images, small_backbone
 
 from pandalib import Inspector
-from pandalib.cache import FeatureCache, content_key
 from pandalib.datasets.folder import write_mvtec
 from pandalib.datasets.task import OneClassTask
 from pandalib.io import dump_json_with_hash, load_json_with_hash, read_tensors, write_atomically
@@ -41,22 +40,6 @@ class SingleFile:
     def read(self, folder):
         path = folder / "result.json"
         return load_json_with_hash(path.read_bytes())["version"] if path.exists() else None
-
-
-class Cache:
-    """Each version has a file of its own; a damaged one would be an error here."""
-
-    def write(self, folder, version):
-        data = NUMBERS[version]
-        FeatureCache(folder).get(content_key(data), data.shape, np.split(data, 3))
-
-    def read(self, folder):
-        there = [v for v in (OLD, NEW) if [*folder.glob(f"{content_key(NUMBERS[v])[:40]}*")]]
-        for version in there:
-            data = NUMBERS[version]
-            found = FeatureCache(folder).get(content_key(data), data.shape, [])
-            assert np.array_equal(found, data)
-        return max(there, default=None)
 
 
 class TrainingRun:
@@ -120,7 +103,7 @@ class ExportedTask:
         return NEW if (folder / "new").exists() else OLD
 
 
-WRITERS = (SingleFile, Cache, TrainingRun, Detector, ExportedTask)
+WRITERS = (SingleFile, TrainingRun, Detector, ExportedTask)
 
 
 @pytest.fixture(scope="module", params=WRITERS, ids=lambda writer: writer.__name__)

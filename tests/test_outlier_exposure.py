@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 import torch
 from sklearn.base import clone
-from small import images, normalised, plain_network, small_backbone
+from small import (
+    check_that_only_the_trainable_part_moved,
+    images,
+    plain_network,
+    pooled,
+    sgd_by_hand,
+    small_backbone,
+)
 
 from pandalib import FeatureCache, OutlierExposure, load_backbone, load_outliers, load_task, roc_auc
 from pandalib.methods import outlier_exposure
@@ -35,43 +42,24 @@ def rounds(n, seed):
     )
 
 
-def by_hand(network, pictures, outliers, *, epochs, lr, max_grad_norm, batch_size, momentum, seed):
-    """The mean loss of each epoch and a function that scores images, by the definition.
-
-    The whole network for every batch; loss, gradient, clip and step written out.
-    """
+def by_hand(network, pictures, outliers, *, seed, **settings):
+    """The mean loss of each epoch and a function that scores images, by the definition."""
     network = copy.deepcopy(network).eval()
     torch.manual_seed(seed)
     linear = torch.nn.Linear(network.classifier[2].in_features, 1)
     parts = (network.layer3, network.layer4, linear)
     trained = [parameter for part in parts for parameter in part.parameters()]
-    velocity = [torch.zeros_like(parameter) for parameter in trained]
     waiting = rounds(len(outliers), seed)
 
     def logits(batch):
-        x = normalised(batch)
-        for name in ("conv", "layer1", "layer2", "layer3", "layer4"):
-            x = getattr(network, name)(x)
-        return x.mean(dim=(2, 3)) @ linear.weight[0] + linear.bias
+        return pooled(network, batch) @ linear.weight[0] + linear.bias
 
-    losses = []
-    for epoch in range(1, epochs + 1):
-        order = np.random.default_rng((seed, epoch)).permutation(len(pictures))
-        total = 0.0
-        for begin in range(0, len(order), batch_size):
-            rows = order[begin : begin + batch_size]
-            others = list(itertools.islice(waiting, len(rows)))  # as many of either
-            p, q = torch.sigmoid(logits(pictures[rows])), torch.sigmoid(logits(outliers[others]))
-            loss = -((1 - p).log().sum() + q.log().sum()) / (2 * len(rows))
-            gradients = torch.autograd.grad(loss, trained)
-            norm = math.sqrt(sum(float((g.double() ** 2).sum()) for g in gradients))
-            scale = 1.0 if max_grad_norm is None else min(1.0, max_grad_norm / norm)
-            with torch.no_grad():
-                for parameter, gradient, v in zip(trained, gradients, velocity):
-                    v.mul_(momentum).add_(gradient * scale)
-                    parameter.sub_(lr * v)
-            total += loss.item() * len(rows)
-        losses.append(total / len(order))
+    def loss_of(rows):
+        others = list(itertools.islice(waiting, len(rows)))  # as many of each kind
+        p, q = torch.sigmoid(logits(pictures[rows])), torch.sigmoid(logits(outliers[others]))
+        return -((1 - p).log().sum() + q.log().sum()) / (2 * len(rows))
+
+    losses = sgd_by_hand(trained, loss_of, len(pictures), seed=seed, **settings)
     return losses, lambda batch: logits(batch).detach().numpy()
 
 
@@ -100,14 +88,8 @@ def test_only_the_trainable_part_and_the_linear_layer_learn():
     backbone = small_backbone()
     before = {name: value.clone() for name, value in backbone.state_dict().items()}
     detector = OutlierExposure(backbone, OUTLIERS, **SETTINGS).fit(IMAGES)
-    assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
-    trainable = {f"trainable.{name}" for name, _ in backbone.trainable.named_parameters()}
-    for name, value in detector.backbone_.state_dict().items():  # with BatchNorm's statistics
-        assert torch.equal(value, before[name]) == (name not in trainable), name
-    assert detector.backbone_.frozen is backbone.frozen
-    for part in (backbone, detector.backbone_, detector.linear_):
-        assert not any(parameter.requires_grad for parameter in part.parameters())
-    assert not detector.backbone_.trainable.training
+    check_that_only_the_trainable_part_moved(backbone, before, detector.backbone_)
+    assert not any(parameter.requires_grad for parameter in detector.linear_.parameters())
 
 
 def test_one_seed_one_result(backbone, fitted):
@@ -177,14 +159,14 @@ def test_bfloat16_keeps_the_order(backbone, fitted):
 
 def test_images_and_settings_that_cannot_be(backbone):
     for outliers, words in (
-        (images(4, side=64), "expected some of either, and images of one size"),
+        (images(4, side=64), "expected some of each, all of one size"),
         (OUTLIERS / 255, "images are float64"),
     ):
         with pytest.raises(ValueError, match=words):
             OutlierExposure(backbone, outliers, **SETTINGS).fit(IMAGES)
     frozen = backbone.frozen_features(IMAGES)
     for pair in ((frozen, frozen[:0]), (frozen[:0], frozen)):
-        with pytest.raises(ValueError, match="expected some of either"):
+        with pytest.raises(ValueError, match="expected some of each"):
             OutlierExposure(backbone, None, **SETTINGS).fit_frozen(*pair)
     for name, value in (("epochs", 0), ("batch_size", 1.5), ("lr", math.nan), ("max_grad_norm", 0)):
         with pytest.raises(ValueError, match=f"{name}={value!r}: expected"):

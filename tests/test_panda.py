@@ -10,7 +10,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sklearn.base import clone
-from small import images, normalised, plain_network, small_backbone
+from small import (
+    check_that_only_the_trainable_part_moved,
+    images,
+    plain_network,
+    pooled,
+    sgd_by_hand,
+    small_backbone,
+)
 
 from pandalib import (
     DN2,
@@ -41,7 +48,6 @@ settings.load_profile("same")
 IMAGES, QUERIES = images(33), images(9, seed=5)
 PACE = dict(lr=0.5, max_grad_norm=0.005)  # this norm cuts every gradient of the small network
 SETTINGS = dict(epochs=3, batch_size=16, progress=False, **PACE)
-TRAINABLE = ("layer3", "layer4")
 
 
 @pytest.fixture(scope="module")
@@ -58,56 +64,18 @@ def parameters(network) -> list[torch.Tensor]:
     return list(network.trainable.parameters())
 
 
-def by_hand(
-    network,
-    pictures,
-    *,
-    epochs,
-    lr,
-    max_grad_norm,
-    batch_size=32,
-    momentum=0.9,
-    weight_decay=0.0,
-    seed=0,
-    l2=0.0,
-):
-    """The mean loss of each epoch by the definition.
-
-    The whole network for every batch; centre, gradient, penalty, clip and step written out.
-    """
+def by_hand(network, pictures, **settings) -> list[float]:
+    """The mean loss of each epoch by the definition, with the whole network for every batch."""
     network = copy.deepcopy(network).eval()
-    trained = [p for name in TRAINABLE for p in getattr(network, name).parameters()]
-
-    def features(rows):
-        x = normalised(pictures[rows])
-        for name in ("conv", "layer1", "layer2", "layer3", "layer4"):
-            x = getattr(network, name)(x)
-        return x.mean(dim=(2, 3))
-
+    trained = [*network.layer3.parameters(), *network.layer4.parameters()]
     with torch.no_grad():
-        centre = features(range(len(pictures))).double().mean(dim=0).float()
-    start = [parameter.detach().clone() for parameter in trained]
-    velocity = [torch.zeros_like(parameter) for parameter in trained]
-    losses = []
-    for epoch in range(1, epochs + 1):
-        order = np.random.default_rng((seed, epoch)).permutation(len(pictures))
-        total = 0.0
-        for begin in range(0, len(order), batch_size):
-            rows = order[begin : begin + batch_size]
-            f = features(rows)
-            squares = [((f[i] - centre) ** 2).sum() / f.shape[1] for i in range(len(rows))]
-            loss = sum(squares) / len(rows)
-            gradients = torch.autograd.grad(loss, trained)
-            with torch.no_grad():
-                gradients = [g + l2 * (p - s) for g, p, s in zip(gradients, trained, start)]
-                norm = math.sqrt(sum(float((g.double() ** 2).sum()) for g in gradients))
-                scale = 1.0 if max_grad_norm is None else min(1.0, max_grad_norm / norm)
-                for parameter, gradient, v in zip(trained, gradients, velocity):
-                    v.mul_(momentum).add_(gradient * scale + weight_decay * parameter)
-                    parameter.sub_(lr * v)
-            total += loss.item() * len(rows)
-        losses.append(total / len(order))
-    return losses
+        centre = pooled(network, pictures).double().mean(dim=0).float()
+
+    def loss_of(rows):
+        f = pooled(network, pictures[rows])
+        return sum(((f[i] - centre) ** 2).sum() / f.shape[1] for i in range(len(rows))) / len(rows)
+
+    return sgd_by_hand(trained, loss_of, len(pictures), **settings)
 
 
 def test_compactness_by_hand():
@@ -152,12 +120,7 @@ def test_only_the_trainable_parameters_move():
     backbone = small_backbone()
     before = {name: value.clone() for name, value in backbone.state_dict().items()}
     adapted = fit_compactness(backbone, backbone.frozen_features(IMAGES), **SETTINGS)[-1]
-    assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
-    assert not any(p.requires_grad for net in (backbone, adapted) for p in net.parameters())
-    trainable = {f"trainable.{name}" for name, _ in backbone.trainable.named_parameters()}
-    for name, value in adapted.state_dict().items():  # BatchNorm's statistics are among these
-        assert torch.equal(value, before[name]) == (name not in trainable), name
-    assert any("running_mean" in name for name in before) and adapted.frozen is backbone.frozen
+    check_that_only_the_trainable_part_moved(backbone, before, adapted)
 
 
 def test_one_seed_one_result(backbone, frozen):

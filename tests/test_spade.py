@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from scipy.ndimage import binary_dilation, gaussian_filter
+from scipy.ndimage import gaussian_filter
 from scipy.spatial.distance import cdist
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from small import images, normalised, plain_network, small_backbone
 
-from pandalib import SPADE, pixel_roc_auc, roc_auc
+from pandalib import SPADE
 from pandalib.methods import spade
 from pandalib.methods.distances import image_scores
 from pandalib.methods.spade import Pyramids, spade_reference
@@ -176,61 +176,12 @@ def test_leave_one_out_is_by_index(backbone):
     for i in (0, 7, 13):
         others = SPADE(backbone, n_images=4).fit(np.delete(pictures, i, axis=0))
         close(maps[i : i + 1], others.maps(pictures[i : i + 1]), 1e-3)
+    assert detector.threshold(0.2) == pytest.approx(np.sort(scores)[-3])  # rank 13 of 15
     detector.memory_mb = 1e-9
     close(detector.leave_one_out_maps(progress=False), maps, 1e-5)
     detector.n_images = 99
     expected = SPADE(backbone).fit(pictures[1:]).maps(pictures[:1])
     close(detector.leave_one_out_maps(progress=False)[:1], expected, 1e-3)
-
-
-def shaded(n, seed=0) -> np.ndarray:
-    """Normal: a shade from dark to light with some noise, uint8 (n, 3, side, side)."""
-    rng = np.random.default_rng(seed)
-    ground = np.linspace(60, 180, SIDE)[:, None] + rng.uniform(-15, 15, size=(n, 3, 1, 1))
-    return np.clip(ground + rng.normal(0, 8, size=(n, 3, SIDE, SIDE)), 0, 255).astype(np.uint8)
-
-
-def painted(n, seed=1) -> tuple[np.ndarray, np.ndarray]:
-    """The same with a square of another colour in every second image, and its mask."""
-    pictures, masks = shaded(n, seed), np.zeros((n, SIDE, SIDE), bool)
-    rng = np.random.default_rng(seed)
-    for picture, mask in list(zip(pictures, masks))[1::2]:
-        top, left = rng.integers(4, SIDE - 16, size=2)
-        mask[top : top + 12, left : left + 12] = True
-        picture[:, mask] = np.array([[250], [30], [40]])
-    return pictures, masks
-
-
-def test_a_painted_square_is_found(backbone):
-    pictures, masks = painted(20)
-    detector = SPADE(backbone, n_images=10, sigma=2.0).fit(shaded(20))
-    maps = detector.maps(pictures)
-    assert pixel_roc_auc(masks, maps) > 0.95
-    assert roc_auc(masks.any(axis=(1, 2)), detector.score(pictures)) == 1
-    for mask, one in zip(masks[1::2], maps[1::2]):
-        peak = np.unravel_index(one.argmax(), one.shape)
-        assert binary_dilation(mask, iterations=4)[peak]
-
-
-def test_the_threshold_keeps_its_promise_on_normal_images(backbone):
-    detector = SPADE(backbone, n_images=20).fit(shaded(60))
-    new = detector.score(shaded(150, seed=5))
-    assert (new > detector.threshold(0.2)).mean() == pytest.approx(0.2, abs=0.12)
-    assert (new > detector.threshold(0.05)).mean() < 0.12
-    assert (detector.score(painted(20)[0][1::2]) > detector.threshold(0.05)).all()
-
-
-def test_pyramids(backbone):
-    pyramids = Pyramids.of(backbone, IMAGES, LAYERS, dtype=np.float32)
-    found = plain_layers(IMAGES)
-    assert len(pyramids) == 14 and pyramids.shapes == [found[name].shape[1:] for name in LAYERS]
-    np.testing.assert_allclose(pyramids.pooled, found["pooled"], atol=1e-4)
-    for number, name in enumerate(LAYERS):
-        expected = found[name].reshape(14, -1, found[name].shape[3])
-        np.testing.assert_allclose(pyramids.positions(5, number), expected[5], atol=1e-4)
-        part = pyramids[2:4].positions(slice(None), number)
-        np.testing.assert_allclose(part, expected[2:4], atol=1e-4)
-        np.testing.assert_allclose(pyramids.mean(number), expected.mean(axis=(0, 1)), atol=1e-4)
 
 
 def test_features_beyond_float16_are_refused():
