@@ -5,7 +5,7 @@ docs/results/adaptation_speed.md.
 The plain loop runs the whole network on the pixels, in training and in scoring. Both loops take the
 same images and weights and alternate; a line is the median of the rounds. Wide-ResNet-50-2 has one
 batch to learn from. The floor of a line is the work that no cache can take away, the
-multiplications of the head, at the rate at which this machine convolves in the same run.
+multiplications of the trainable part, at the rate at which this machine convolves in the same run.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ rounds of four epochs (two at 224 px, one of Wide-ResNet-50-2); the centre, comp
 counts for `adapt` alone.
 
 {section} The plain loop runs the whole network on the pixels, for training and for scoring. `adapt`
-keeps the stem's activations (computed once, not counted: {stem}).{bf16} "Floor" is the head's
-multiplications alone at the rate of convolutions measured in the same run; "rank agreement" is the
-Spearman correlation of the scores with those of the plain loop.
+keeps the frozen part's output (computed once, not counted: {frozen}).{bf16} "Floor" is the
+trainable part's multiplications alone at the rate of convolutions measured in the same run; "rank
+agreement" is the Spearman correlation of the scores with those of the plain loop.
 
 | network, images | variant | plain, s | pandalib, s | ratio | wanted | floor, s | over floor | \
 rank agreement |
@@ -52,11 +52,11 @@ scoring is three tenths of the whole and close to its own floor. Batches of 32 o
 2 x 2 read and write as many weights as activations, and the gradient of the weights, which sums
 over few positions, runs far below the rate of a convolution on large maps: that is the distance to
 the floor. In bfloat16 only the convolutions can be faster, on a processor with instructions for it;
-the step is not, since parameters stay in float32. What helped: the embedded head in PyTorch's
-default order in memory in place of channels last, which is faster on large maps only. Tried without
-gain in float32: matrix products, for the whole convolution or for the gradient of the weights
-alone; smaller batches for scoring; the clip folded into the step. All of this depends on the
-processor.
+the step is not, since parameters stay in float32. What helped: the embedded trainable part in
+PyTorch's default order in memory in place of channels last, which is faster on large maps only.
+Tried without gain in float32: matrix products, for the whole convolution or for the gradient of the
+weights alone; smaller batches for scoring; the clip folded into the step. All of this depends on
+the processor.
 """
 
 
@@ -117,9 +117,10 @@ def macs(module: nn.Module, example: torch.Tensor) -> int:
     return total
 
 
-def rate(head: nn.Module, example: torch.Tensor, bf16: bool) -> float:
-    """Multiplications a second of the head's widest convolutions without padding, reordering or
-    anything around them.
+def rate(trainable: nn.Module, example: torch.Tensor, bf16: bool) -> float:
+    """Multiplications a second of the trainable part's widest convolutions without padding,
+    reordering
+    or anything around them.
     """
     conv = nn.Conv2d(256, 256, 3, padding=1, bias=False).to(memory_format=torch.channels_last)
     x = torch.randn(64, 256, 14, 14).to(memory_format=torch.channels_last)
@@ -146,15 +147,15 @@ def compare(
     from scipy.stats import spearmanr
 
     backbone = load_backbone() if name == "embedded" else load_backbone(name, "random")
-    stem, stem_test = backbone.frozen_features(images), backbone.frozen_features(test)
-    head_macs = macs(copy.deepcopy(backbone.trainable), stem[:1])
+    frozen, frozen_test = backbone.frozen_features(images), backbone.frozen_features(test)
+    trainable_macs = macs(copy.deepcopy(backbone.trainable), frozen[:1])
     rows, lines = [], []
     plain = plain_network(name)
     if name != "embedded":  # the same random weights on both sides
         backbone_again = load_backbone(name, "random", adapt_from="conv")
-        plain.load_state_dict(backbone_again.head.state_dict())
+        plain.load_state_dict(backbone_again.trainable.state_dict())
     start_state = copy.deepcopy(plain.state_dict())
-    centre = torch.from_numpy(backbone.features_from(stem).mean(axis=0))
+    centre = torch.from_numpy(backbone.features_from(frozen).mean(axis=0))
     for variant, (bf16, wanted) in variants.items():
         seconds: dict[str, list[float]] = {"plain": [], "pandalib": [], "floor": []}
         for number in range(rounds):
@@ -175,7 +176,7 @@ def compare(
                         knn_scores(
                             *(
                                 checkpoint.backbone.features_from(part, bf16=bf16)
-                                for part in (stem, stem_test)
+                                for part in (frozen, frozen_test)
                             )
                         )
                     )
@@ -183,7 +184,7 @@ def compare(
             start = time.perf_counter()
             fit_compactness(
                 backbone,
-                stem,
+                frozen,
                 epochs=epochs,
                 lr=0.08,
                 max_grad_norm=0.1,
@@ -192,12 +193,13 @@ def compare(
                 progress=False,
             )
             seconds["pandalib"].append((time.perf_counter() - start) / epochs)
-            # Training is a forward pass and two backward ones, of which the first layer of the head
+            # Training is a forward pass and two backward ones, of which the first layer of the
+            # trainable part
             # needs one only.
             seconds["floor"].append(
-                head_macs
+                trainable_macs
                 * (3 * len(images) + len(images) + len(test))
-                / rate(backbone.trainable, stem[:1], bf16)
+                / rate(backbone.trainable, frozen[:1], bf16)
             )
         median = {key: statistics.median(values) for key, values in seconds.items()}
         ratio, over, agreement = (
@@ -271,14 +273,14 @@ def main() -> None:
     start = time.perf_counter()
     load_backbone().frozen_features(np.concatenate([task.train, task.test]))
     n_images = len(task.train) + len(task.test)
-    stem = f"{time.perf_counter() - start:.2f} s for the embedded line's {n_images} images"
+    frozen = f"{time.perf_counter() - start:.2f} s for the embedded line's {n_images} images"
     page = PAGE.format(
         machine=machine(),
         versions=versions("torch", "torchvision", "numpy"),
         rounds=rounds,
         section=section(lines),
         rows="\n".join(rows),
-        stem=stem,
+        frozen=frozen,
         bf16=trial,
     )
     finish("adaptation_speed.md", page, tiny)

@@ -68,7 +68,7 @@ def torchvision_network(name: str, backbone) -> nn.Module:
         network.load_state_dict(state)
     else:
         network = torchvision.models.get_model(name, weights=None)
-        # Nothing is folded in a network without a frozen stem: its stages have torchvision's own
+        # Nothing is folded in a network without a frozen part: its stages have torchvision's own
         # tensors.
         whole = load_backbone(name, "random", adapt_from="conv", device="cpu")
         states = [part.state_dict() for part in (whole.trainable, whole.classifier)]

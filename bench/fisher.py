@@ -1,12 +1,12 @@
-"""Fisher information of the head, four ways: `python bench/fisher.py` writes
+"""Fisher information of the trainable part, four ways: `python bench/fisher.py` writes
 docs/results/fisher_speed.md.
 
 The definition: the gradient of each sample alone, squared, then averaged. All ways take the same
 images, weights and labels (drawn once from the network's prediction). "Plain loop" runs the whole
-network on the pixels of each sample; "loop" is `pandalib.fisher_information`, from the stem's
-activations; "vmap" is torch.func; "hooks" takes the gradients of samples apart layer by layer. The
-common recipe squares the mean gradient of a batch, which is another number: how much it is off is
-measured.
+network on the pixels of each sample; "loop" is `pandalib.fisher_information`, from the frozen
+part's activations; "vmap" is torch.func; "hooks" takes the gradients of samples apart layer by
+layer. The common recipe squares the mean gradient of a batch, which is another number: how much it
+is off is measured.
 """
 
 from __future__ import annotations
@@ -29,9 +29,8 @@ from pandalib.datasets.synthetic import glyphs
 from pandalib.experiments.run import peak_rss_mb, reset_peak_rss
 
 BIASED = 32  # the batch of the common recipe
-CHUNK = (
-    8  # samples at once of vmap and hooks: each sample has a gradient of the head's size in memory
-)
+# Samples at once of vmap and hooks: each has a gradient of the size of the trainable part.
+CHUNK = 8
 PAGE = """# Fisher information
 
 Made by `python bench/fisher.py` on {machine}; {versions}. Medians of {rounds} alternating rounds.
@@ -65,13 +64,13 @@ the parameters changes as well: no factor repairs the recipe.
 """
 
 
-def drawn_labels(backbone, stem: torch.Tensor, seed: int = 0) -> torch.Tensor:
+def drawn_labels(backbone, frozen: torch.Tensor, seed: int = 0) -> torch.Tensor:
     """One label a sample from the network's own prediction, for all ways alike."""
     with torch.no_grad():
         logits = torch.cat(
             [
                 backbone.classifier(backbone.trainable(part))[:, : backbone.n_classes]
-                for part in stem.split(64)
+                for part in frozen.split(64)
             ]
         )
     return torch.multinomial(
@@ -81,14 +80,14 @@ def drawn_labels(backbone, stem: torch.Tensor, seed: int = 0) -> torch.Tensor:
 
 def plain_loop(backbone, images: np.ndarray, labels: torch.Tensor) -> dict[str, torch.Tensor]:
     """The definition: for each sample the whole network on its pixels, a backward pass into the
-    head, squares.
+    trainable, squares.
     """
-    head = copy.deepcopy(backbone.trainable).requires_grad_(True)
-    parameters = dict(head.named_parameters())
+    trainable = copy.deepcopy(backbone.trainable).requires_grad_(True)
+    parameters = dict(trainable.named_parameters())
     sums = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
     for image, label in zip(images, labels):
-        head.zero_grad()
-        logits = backbone.classifier(head(backbone.frozen(normalise(image[None]))))[
+        trainable.zero_grad()
+        logits = backbone.classifier(trainable(backbone.frozen(normalise(image[None]))))[
             :, : backbone.n_classes
         ]
         F.cross_entropy(logits, label[None]).backward()
@@ -97,20 +96,20 @@ def plain_loop(backbone, images: np.ndarray, labels: torch.Tensor) -> dict[str, 
     return {name: value / len(images) for name, value in sums.items()}
 
 
-def by_loop(backbone, stem: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-    return fisher_information(backbone, stem, labels.numpy(), progress=False).values
+def by_loop(backbone, frozen: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+    return fisher_information(backbone, frozen, labels.numpy(), progress=False).values
 
 
 def by_vmap(
-    backbone, stem: torch.Tensor, labels: torch.Tensor, chunk: int = CHUNK
+    backbone, frozen: torch.Tensor, labels: torch.Tensor, chunk: int = CHUNK
 ) -> dict[str, torch.Tensor]:
     """torch.func: the gradient of one sample's loss, mapped over a chunk of samples."""
-    head = backbone.trainable
-    parameters = {name: parameter.detach() for name, parameter in head.named_parameters()}
-    buffers = dict(head.named_buffers())
+    trainable = backbone.trainable
+    parameters = {name: parameter.detach() for name, parameter in trainable.named_parameters()}
+    buffers = dict(trainable.named_buffers())
 
     def loss(parameters, x, label):
-        feature_map = torch.func.functional_call(head, (parameters, buffers), (x[None],))
+        feature_map = torch.func.functional_call(trainable, (parameters, buffers), (x[None],))
         # The classifier's own pooling has no rule for vmap in this memory format and would slow it
         # down.
         return F.cross_entropy(
@@ -120,15 +119,15 @@ def by_vmap(
 
     gradients = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))
     sums = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
-    for start in range(0, len(stem), chunk):
-        found = gradients(parameters, stem[start : start + chunk], labels[start : start + chunk])
+    for start in range(0, len(frozen), chunk):
+        found = gradients(parameters, frozen[start : start + chunk], labels[start : start + chunk])
         for name, part in found.items():
             sums[name] += part.square().sum(dim=0)
-    return {name: value / len(stem) for name, value in sums.items()}
+    return {name: value / len(frozen) for name, value in sums.items()}
 
 
 def by_hooks(
-    backbone, stem: torch.Tensor, labels: torch.Tensor, chunk: int = CHUNK
+    backbone, frozen: torch.Tensor, labels: torch.Tensor, chunk: int = CHUNK
 ) -> dict[str, torch.Tensor]:
     """Per layer from its input and the gradient of its output: one backward pass a chunk, of the
     sum
@@ -137,13 +136,13 @@ def by_hooks(
     For a convolution the gradient of a sample is the product of its output's gradient with the
     patches of its input; for a BatchNorm in evaluation mode it is a sum over positions.
     """
-    head = copy.deepcopy(backbone.trainable).requires_grad_(True)
+    trainable = copy.deepcopy(backbone.trainable).requires_grad_(True)
     layers = {
         name: part
-        for name, part in head.named_modules()
+        for name, part in trainable.named_modules()
         if isinstance(part, nn.Conv2d | nn.BatchNorm2d)
     }
-    unknown = {name for name, _ in head.named_parameters()} - {
+    unknown = {name for name, _ in trainable.named_parameters()} - {
         f"{name}.{key}" for name, part in layers.items() for key, _ in part.named_parameters()
     }
     if unknown or any(
@@ -155,7 +154,7 @@ def by_hooks(
             "the hooks know plain convolutions and BatchNorm only, not those of "
             f"{', '.join(sorted(unknown)) or 'grouped convolutions'}."
         )
-    sums = {name: torch.zeros_like(parameter) for name, parameter in head.named_parameters()}
+    sums = {name: torch.zeros_like(parameter) for name, parameter in trainable.named_parameters()}
 
     def hook(name, part):
         def take(_, inputs, output):
@@ -181,9 +180,9 @@ def by_hooks(
             sums[f"{name}.bias"] += gradient.sum(dim=(2, 3)).square().sum(dim=0)
 
     hooks = [hook(name, part) for name, part in layers.items()]
-    for start in range(0, len(stem), chunk):
-        x = stem[start : start + chunk].detach().requires_grad_(True)
-        logits = backbone.classifier(head(x))[:, : backbone.n_classes]
+    for start in range(0, len(frozen), chunk):
+        x = frozen[start : start + chunk].detach().requires_grad_(True)
+        logits = backbone.classifier(trainable(x))[:, : backbone.n_classes]
         # Towards the input: that passes the output of every layer, and leaves out the gradients of
         # the parameters summed over samples.
         torch.autograd.grad(
@@ -191,14 +190,14 @@ def by_hooks(
         )
     for one in hooks:
         one.remove()
-    return {name: value / len(stem) for name, value in sums.items()}
+    return {name: value / len(frozen) for name, value in sums.items()}
 
 
 WAYS = {"plain loop": plain_loop, "loop (pandalib)": by_loop, "vmap": by_vmap, "hooks": by_hooks}
 
 
 def prepared(name: str, n: int):
-    """Backbone, images, stem activations and labels of a line."""
+    """Backbone, images, the frozen part's output and labels of a line."""
     backbone = (
         load_backbone(device="cpu")
         if name == "embedded"
@@ -209,8 +208,8 @@ def prepared(name: str, n: int):
         images = np.ascontiguousarray(
             np.repeat(np.repeat(images, 4, axis=2), 4, axis=3)[:, :, :224, :224]
         )
-    stem = backbone.frozen_features(images).to(memory_format=torch.channels_last)
-    return backbone, images, stem, drawn_labels(backbone, stem), truth
+    frozen = backbone.frozen_features(images).to(memory_format=torch.channels_last)
+    return backbone, images, frozen, drawn_labels(backbone, frozen), truth
 
 
 def memory_of(name: str, n: int, way: str) -> float:
@@ -226,10 +225,10 @@ def memory_of(name: str, n: int, way: str) -> float:
 
 def print_memory(name: str, n: int, way: str, threads: int) -> None:
     torch.set_num_threads(threads)
-    backbone, images, stem, labels, _ = prepared(name, n)
+    backbone, images, frozen, labels, _ = prepared(name, n)
     reset_peak_rss()
     before = peak_rss_mb()
-    WAYS[way](backbone, images if way == "plain loop" else stem, labels)
+    WAYS[way](backbone, images if way == "plain loop" else frozen, labels)
     print(peak_rss_mb() - before)
 
 
@@ -241,11 +240,11 @@ def difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> 
 
 
 def compare(name: str, n: int, rounds: int) -> tuple[list[str], list[common.Line]]:
-    backbone, images, stem, labels, _ = prepared(name, n)
+    backbone, images, frozen, labels, _ = prepared(name, n)
     median, values = alternate(
         {
             way: lambda way=way: WAYS[way](
-                backbone, images if way == "plain loop" else stem, labels
+                backbone, images if way == "plain loop" else frozen, labels
             )
             for way in WAYS
         },
@@ -277,7 +276,7 @@ def bias(n: int, rounds: int) -> tuple[list[str], int]:
     """The recipe of batches against the definition."""
     from scipy.stats import spearmanr
 
-    backbone, _, stem, drawn, truth = prepared("embedded", n)
+    backbone, _, frozen, drawn, truth = prepared("embedded", n)
     rows = []
     for kind, labels in (
         ("drawn from the prediction", drawn.numpy()),
@@ -285,7 +284,7 @@ def bias(n: int, rounds: int) -> tuple[list[str], int]:
     ):
         sides = {
             size: lambda size=size, labels=labels: fisher_information(
-                backbone, stem, labels, batch_size=size, progress=False
+                backbone, frozen, labels, batch_size=size, progress=False
             )
             for size in (1, BIASED)
         }

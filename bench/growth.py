@@ -2,8 +2,8 @@
 
 The gallery from a thousand to a million features: all pairs (pandalib, and faiss's flat index
 alone), an inverted file (IVF) and a gallery of k-means centres, each in a process of its own. Then
-images from a hundred to 20,000 through the stem cache. What one worker and two do is in
-docs/results/sweep_speed.md.
+images from a hundred to 20,000 through the cache of the frozen part. What one worker and two do is
+in docs/results/sweep_speed.md.
 """
 
 from __future__ import annotations
@@ -43,13 +43,14 @@ pandalib asks faiss for 8 candidates more than k and works their distances out a
 that, and taking the mean off the queries, is what it needs beyond faiss alone. Its second copy of
 the gallery, without the mean, is its memory.
 
-## Images through the stem cache
+## Images through the cache of the frozen part
 
 Embedded network, 64 px, float16 on disk. "First": computed and written; "again": read back, its
-hash checked; "head": from the activations to features. Memory is what the process holds at most
-above the images and libraries.
+hash checked; "trainable": from the activations to features. Memory is what the process holds at
+most above the images and libraries.
 
-| images | first, s | ms an image | again, s | ms an image | head, s | ms an image | on disk, MB \
+| images | first, s | ms an image | again, s | ms an image | trainable, s | ms an image | on \
+disk, MB \
 | memory, MiB |
 |---|---|---|---|---|---|---|---|---|
 {images}
@@ -140,7 +141,7 @@ def of_gallery(n: int, way: str, n_queries: int, rounds: int) -> dict:
 
 
 def of_images(n: int, rounds: int) -> dict:
-    """One line of the stem cache, in this process.
+    """One line of the cache of the frozen part, in this process.
 
     The images repeat, shifted and shaded: what they show costs nothing.
     """
@@ -155,17 +156,17 @@ def of_images(n: int, rounds: int) -> dict:
     backbone.features(images[:300])
     reset_peak_rss()
     before = peak_rss_mb()
-    taken: dict[str, list[float]] = {"first": [], "again": [], "head": []}
+    taken: dict[str, list[float]] = {"first": [], "again": [], "trainable": []}
     for _ in range(rounds):
         with tempfile.TemporaryDirectory() as folder:
             cache = FeatureCache(folder)
             for key in ("first", "again"):
                 start = time.perf_counter()
-                stem = backbone.frozen_features(images, cache=cache)
+                frozen = backbone.frozen_features(images, cache=cache)
                 taken[key].append(time.perf_counter() - start)
-            taken["head"].append(common.seconds(backbone.features_from, stem)[0])
+            taken["trainable"].append(common.seconds(backbone.features_from, frozen)[0])
             size = sum(path.stat().st_size for path in Path(folder).iterdir())
-            del stem
+            del frozen
     return dict(
         **{key: float(np.median(values)) for key, values in taken.items()},
         disk=size / 1e6,
@@ -222,13 +223,13 @@ def main() -> None:
     for n in amounts:
         each[n] = one = alone("images", n, options.rounds)
         parts = " | ".join(
-            f"{one[key]:.3f} | {1e3 * one[key] / n:.3f}" for key in ("first", "again", "head")
+            f"{one[key]:.3f} | {1e3 * one[key] / n:.3f}" for key in ("first", "again", "trainable")
         )
         image_rows.append(f"| {n:,} | {parts} | {one['disk']:.1f} | {one['memory']:.0f} |")
         print(image_rows[-1], flush=True)
     middle, pass_of_one = (
         sizes[-2],
-        each[amounts[-1]]["first"] / amounts[-1] + each[amounts[-1]]["head"] / amounts[-1],
+        each[amounts[-1]]["first"] / amounts[-1] + each[amounts[-1]]["trainable"] / amounts[-1],
     )
     lines.append(
         at_most(
@@ -241,7 +242,7 @@ def main() -> None:
     few, many = sorted(amounts)[-3:][0], amounts[-1]
     lines.append(
         at_most(
-            f"stem cache, first time: an image of {many:,} over one of {few:,}",
+            f"cache of the frozen part, first time: an image of {many:,} over one of {few:,}",
             each[many]["first"] / many / (each[few]["first"] / few),
             1.2,
             " times",
@@ -249,7 +250,7 @@ def main() -> None:
     )
     lines.append(
         at_most(
-            f"stem cache, again: an image of {many:,} over one of {few:,}",
+            f"cache of the frozen part, again: an image of {many:,} over one of {few:,}",
             each[many]["again"] / many / (each[few]["again"] / few),
             1.2,
             " times",

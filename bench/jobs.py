@@ -18,6 +18,7 @@ import sys
 import time
 import warnings
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -219,6 +220,10 @@ def torchvision_network(weights: str | None):
     return network.eval()
 
 
+def fitted(make, images):
+    return make().fit(images)
+
+
 def maps(arrays, *, side: str, weights: dict[str, str | None], **settings):
     """One detector on all sets of images: arrays `name/train`, `name/test`, `weights` by name."""
     from pandalib import load_backbone
@@ -231,14 +236,14 @@ def maps(arrays, *, side: str, weights: dict[str, str | None], **settings):
                 if file is None
                 else load_backbone("resnet18", file, truncate_after="layer3", device="cpu")
             )
-            make = lambda: OfPandalib(network, **settings)  # noqa: E731, B023
+            make = partial(OfPandalib, network, **settings)
         else:
             network = torchvision_network(file)
-            make = lambda: OfAnomalib(network, **settings)  # noqa: E731, B023
+            make = partial(OfAnomalib, network, **settings)
         train, test = arrays[f"{name}/train"], arrays[f"{name}/test"]
         if number == 0:
             make().fit(train[:4]).maps(test[:2])
-        fit, fit_mb, detector = measured(lambda: make().fit(train))  # noqa: B023
+        fit, fit_mb, detector = measured(fitted, make, train)
         score, score_mb, (found[f"{name}/maps"], found[f"{name}/scores"]) = measured(
             detector.maps, test
         )

@@ -1,12 +1,11 @@
-"""SPADE and the memory bank against anomalib's PatchCore and PaDiM: `python
-bench/segmentation_peers.py [FOLDER]`.
+"""SPADE and PatchCore against anomalib: `python bench/segmentation_peers.py [FOLDER]`.
 
 Writes docs/results/segmentation_peers_speed.md. Every side has the same images, weights and number
 of threads and runs in a process of its own, which takes all sets of images one after the other; the
 processes take turns. anomalib's networks are called without its engine, which would add to its
-time. The figures of quality are this library's for all sides. FOLDER holds real images and weights
-as in `tools/segmentation_table.py`; the default is `../shared/real`, and without it those rows are
-left out, which the page says.
+time. The figures of quality are this library's for all sides. FOLDER holds folders of
+real images in MVTec AD's layout and weights; the default is `../shared/real`, and without it those
+rows are left out, which the page says.
 """
 
 from __future__ import annotations
@@ -37,10 +36,14 @@ SIDES = {
     "PatchCore, layers 2 and 3, 10 %": dict(
         side="anomalib", method="patchcore", layers=COARSE, coreset_ratio=0.1
     ),
-    "SPADE, K = 5": dict(side="pandalib", method="spade", layers=ALL, share=None, n_images=5),
-    "SPADE, K = 50": dict(side="pandalib", method="spade", layers=ALL, share=None, n_images=50),
+    "SPADE, K = 5": dict(
+        side="pandalib", method="spade", layers=ALL, coreset_ratio=None, n_images=5
+    ),
+    "SPADE, K = 50": dict(
+        side="pandalib", method="spade", layers=ALL, coreset_ratio=None, n_images=50
+    ),
     "PaDiM, layers 1 to 3, 100 features": dict(
-        side="anomalib", method="padim", layers=ALL, share=None
+        side="anomalib", method="padim", layers=ALL, coreset_ratio=None
     ),
 }
 NAMES = list(SIDES)

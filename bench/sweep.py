@@ -56,10 +56,11 @@ largest process held {memory:.0f} MiB.
 {methods}
 
 Where the time goes: in EWC, outlier exposure and early stopping more than nine tenths of it are the
-head's convolutions, their backward pass and the step of the optimiser (profile at one thread). What
-a sweep leaves out, without a change of any number: a process keeps the images it has drawn and what
-the frozen stem made of them for its later runs (`pandalib.cache.Memory`), and the history has the
-first and last moment only (`checkpoints = 1`), since every moment costs a pass over all images.
+trainable part's convolutions, their backward pass and the step of the optimiser (profile at one
+thread). What a sweep leaves out, without a change of any number: a process keeps the images it has
+drawn and what the frozen part made of them for its later runs (`pandalib.cache.Memory`), and the
+history has the first and last moment only (`checkpoints = 1`), since every moment costs a pass over
+all images.
 """
 
 
