@@ -239,7 +239,7 @@ class Backbone(nn.Module):
 
     @torch.no_grad()
     def frozen_features(self, images, *, cache: FeatureCache | None = None) -> torch.Tensor:
-        """The frozen part's output (N, C, h, w) on the CPU, float32 or of the cache's type."""
+        """The frozen part's output (N, C, h, w) on the CPU; a `FeatureCache` makes it float16."""
         if cache is None:
             return torch.cat([self.frozen(batch).cpu() for batch in self._batches(images)])
         images = as_images(images)

@@ -25,14 +25,12 @@ _ABANDONED = 3600  # seconds after which an unfinished file belongs to a process
 
 
 class FeatureCache:
-    """Arrays on disk by key.
+    """Arrays on disk by key, in float16.
 
     Parameters
     ----------
     folder : path, optional
         Default: PANDALIB_CACHE, else data/cache.
-    dtype : str
-        "float16" (half the size, rounded) or "float32".
     limit_gb : float
         Beyond this size the files unused for longest are deleted, but never the newest one.
 
@@ -50,13 +48,8 @@ class FeatureCache:
     [[0.0, 0.5], [1.0, 1.5], [2.0, 2.5]]
     """
 
-    def __init__(
-        self, folder: Path | str | None = None, *, dtype: str = "float16", limit_gb: float = 4.0
-    ):
-        if dtype not in ("float16", "float32"):
-            raise ValueError(f"dtype={dtype!r}: expected 'float16' or 'float32'.")
+    def __init__(self, folder: Path | str | None = None, *, limit_gb: float = 4.0):
         self.folder = Path(folder) if folder is not None else cache_folder()
-        self.dtype = np.dtype(dtype)
         self.limit_gb = limit_gb
 
     def get(self, key: str, shape: tuple[int, ...], chunks: Iterable[np.ndarray]) -> np.ndarray:
@@ -75,10 +68,10 @@ class FeatureCache:
 
         Returns
         -------
-        array : ndarray, shape (N, ...), of the cache's dtype
+        array : ndarray, shape (N, ...), float16
             Read from the disk as it is used; writing into it changes no file.
         """
-        path = self.folder / f"{key[:40]}.{self.dtype}.npy"
+        path = self.folder / f"{key[:40]}.float16.npy"
         array = self._read(path, shape)
         if array is None:
             try:
@@ -99,7 +92,7 @@ class FeatureCache:
         with atomic_file(path) as file:
             file.write(self._header(shape))
             for chunk in chunks:
-                numbers = np.ascontiguousarray(chunk, dtype=self.dtype)
+                numbers = np.ascontiguousarray(chunk, dtype=np.float16)
                 digest.update(numbers)
                 file.write(numbers)
             file.write(digest.digest())
@@ -113,7 +106,7 @@ class FeatureCache:
                 return None
             if bytes(content[: len(header)]) != header:
                 return None
-            array = content[len(header) : -_HASH_BYTES].view(self.dtype).reshape(shape)
+            array = content[len(header) : -_HASH_BYTES].view(np.float16).reshape(shape)
         except (OSError, ValueError):
             return None
         with suppress(OSError):  # a read-only folder will do
@@ -123,7 +116,7 @@ class FeatureCache:
     def _header(self, shape: tuple[int, ...]) -> bytes:
         """The bytes with which numpy begins a .npy file of such an array."""
         header = io.BytesIO()
-        description = {"descr": self.dtype.str, "fortran_order": False, "shape": tuple(shape)}
+        description = {"descr": np.dtype(np.float16).str, "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(header, description)
         return header.getvalue()
 

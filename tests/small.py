@@ -1,10 +1,8 @@
-"""For the tests of adaptation: a ResNet so small that a definition can be worked out by a plain
-loop in no time.
-"""
+"""A ResNet so small that tests can compute a definition by plain loops, and such loops."""
 
-import copy
 import math
 from collections import OrderedDict
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -41,18 +39,13 @@ def plain_network(seed: int = 0, widths=(8, 8, 12, 16, 20)) -> nn.Sequential:
         maxpool=nn.MaxPool2d(3, 2, 1),
     )
     stages = OrderedDict(conv=nn.Sequential(conv))
-    for i in (1, 2, 3, 4):
-        stride, shortcut = (
-            (1, None)
-            if i == 1
-            else (
-                2,
-                nn.Sequential(
-                    nn.Conv2d(widths[i - 1], widths[i], 1, 2, bias=False), nn.BatchNorm2d(widths[i])
-                ),
-            )
-        )
-        stages[f"layer{i}"] = nn.Sequential(BasicBlock(widths[i - 1], widths[i], stride, shortcut))
+    for i, (narrow, wide) in enumerate(pairwise(widths), start=1):
+        stride, shortcut = 1, None
+        if i > 1:
+            stride = 2
+            convolution = nn.Conv2d(narrow, wide, 1, stride, bias=False)
+            shortcut = nn.Sequential(convolution, nn.BatchNorm2d(wide))
+        stages[f"layer{i}"] = nn.Sequential(BasicBlock(narrow, wide, stride, shortcut))
     stages["classifier"] = nn.Sequential(
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[4], CLASSES)
     )
@@ -68,18 +61,14 @@ def plain_network(seed: int = 0, widths=(8, 8, 12, 16, 20)) -> nn.Sequential:
 
 
 def small_backbone(seed: int = 0, truncate_after: str = "layer4", **options) -> Backbone:
-    """The same network as a backbone (a copy: folding BatchNorm into the stem leaves
-    `plain_network` alone).
-    """
-    network = copy.deepcopy(plain_network(seed))
+    """The same network as a backbone, with BatchNorm folded into the frozen part."""
+    network = plain_network(seed)
     stages = OrderedDict(network.named_children())
     classifier = stages.pop("classifier")
     digest = state_sha256(network.state_dict())
     if truncate_after != "layer4":
-        stages, classifier = (
-            OrderedDict(list(stages.items())[: list(stages).index(truncate_after) + 1]),
-            None,
-        )
+        n_kept = list(stages).index(truncate_after) + 1
+        stages, classifier = OrderedDict(list(stages.items())[:n_kept]), None
     return Backbone(stages, classifier, name="small", weights_sha256=digest, **options)
 
 

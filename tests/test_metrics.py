@@ -186,9 +186,6 @@ def test_bootstrap_defaults_and_seeds():
     default = bootstrap_interval(labels, scores)
     assert default == bootstrap_interval(labels, scores, n_resamples=1000, level=0.95, seed=0)
     assert default != bootstrap_interval(labels, scores, seed=1)
-    counted = []
-    bootstrap_interval(labels, scores, metric=lambda *_: counted.append(0) or 0.5)
-    assert len(counted) == 1000
     assert bootstrap_interval([0, 0, 1, 1], [1.0, 2.0, 3.0, 4.0], n_resamples=20) == (1, 1)
 
 

@@ -17,7 +17,7 @@ from small import (
     small_backbone,
 )
 
-from pandalib import FeatureCache, OutlierExposure, load_backbone, load_outliers, load_task, roc_auc
+from pandalib import OutlierExposure
 from pandalib.methods import outlier_exposure
 from pandalib.methods.outlier_exposure import cycled
 
@@ -123,19 +123,6 @@ def test_every_outlier_is_met_equally_often(backbone, monkeypatch):
     assert numbers != list(itertools.islice(cycled(7, seed=2), 28))
 
 
-def test_a_float16_cache_gives_nearly_the_same(tmp_path):
-    task, network = load_task("pictograms:star", n_train=40, n_test=9), load_backbone()
-    outliers, scores = load_outliers("near", 40), []
-    for cache in (None, FeatureCache(tmp_path)):
-        options = dict(epochs=3, lr=0.05, max_grad_norm=1.0, progress=False, cache=cache)
-        scores.append(
-            OutlierExposure(network, outliers, **options).fit(task.train).score(task.test)
-        )
-    assert not np.array_equal(*scores)
-    one, other = (roc_auc(task.labels, values) for values in scores)
-    assert abs(one - other) < 1e-2 and one > 0.7
-
-
 def test_the_callback_sees_every_epoch_and_changes_nothing(backbone, fitted):
     seen = []
 
@@ -147,14 +134,6 @@ def test_the_callback_sees_every_epoch_and_changes_nothing(backbone, fitted):
     assert epochs == (1, 2, 3) and list(losses) == watched.losses_ == fitted.losses_
     assert np.array_equal(scores[-1], fitted.score(IMAGES[:3]))
     assert not np.array_equal(scores[0], scores[1])
-
-
-def test_bfloat16_keeps_the_order(backbone, fitted):
-    coarse = OutlierExposure(backbone, OUTLIERS, bf16=True, **SETTINGS).fit(IMAGES)
-    ranks = [np.argsort(np.argsort(one.score(images(40, seed=7)))) for one in (fitted, coarse)]
-    assert np.corrcoef(*ranks)[0, 1] > 0.97 and coarse.losses_ != fitted.losses_
-    np.testing.assert_allclose(coarse.losses_, fitted.losses_, rtol=0.05)
-    assert (coarse.bf16_, coarse.bf16_ratio_, fitted.bf16_) == (True, None, False)
 
 
 def test_images_and_settings_that_cannot_be(backbone):
@@ -178,4 +157,6 @@ def test_it_is_an_estimator(backbone):
     assert detector.get_params()["outlier_images"] is OUTLIERS
     with pytest.raises(ValueError, match="OutlierExposure has seen no normal images yet"):
         detector.score(IMAGES)
-    assert clone(detector).set_params(epochs=1).fit(IMAGES).score(IMAGES).shape == (33,)
+    copied = clone(detector).set_params(epochs=1, bf16=True).fit(IMAGES)
+    assert copied.score(IMAGES).shape == (33,)
+    assert (copied.bf16_, copied.bf16_ratio_) == (True, None)

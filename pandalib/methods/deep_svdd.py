@@ -39,10 +39,10 @@ class SVDDEpoch(NamedTuple):
     detector: DeepSVDD
 
 
-def away_from_zero(centre: torch.Tensor, least: float = NEAREST_TO_ZERO) -> torch.Tensor:
-    """The centre (d,), with entries nearer to zero than `least` moved to +least or -least."""
-    moved = torch.where(centre < 0, -least, least).to(centre)
-    return torch.where(centre.abs() < least, moved, centre)
+def away_from_zero(centre: torch.Tensor) -> torch.Tensor:
+    """The centre (d,), with entries nearer to zero than 0.1 moved to 0.1 or -0.1."""
+    moved = torch.where(centre < 0, -NEAREST_TO_ZERO, NEAREST_TO_ZERO).to(centre)
+    return torch.where(centre.abs() < NEAREST_TO_ZERO, moved, centre)
 
 
 def svdd_network(n_features: int = 128, *, seed: int = 0) -> nn.Sequential:
