@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from small import images, small_backbone
 
@@ -96,8 +95,3 @@ def test_the_embedded_network_takes_its_own_pretraining_task(tmp_path, monkeypat
     assert seen == [dict(batch_size=32, progress=True)]
     with pytest.raises(ValueError, match="was not pretrained on glyphs"):
         upstream_fisher(small_backbone())
-
-
-def test_the_types_of_the_uniform_recipe_are_kept():
-    found = fisher_of(small_backbone(), IMAGES, recipe="uniform", progress=False)
-    assert all(value.dtype == torch.float32 for value in found.values.values())

@@ -292,9 +292,9 @@ def test_a_failed_export_leaves_nothing(tmp_path):
         with pytest.raises(OSError, match="the disk is full"):
             write_mvtec(task, tmp_path / target)
     assert os.listdir(tmp_path) == ["out"] and not os.listdir(tmp_path / "out")
-    for kind in ("a/b", "good", ".hidden", "ok"):
+    for kind in ("good", "ok"):
         wrong = replace(task, train=drawn, kinds=("ok", kind))
-        with pytest.raises(ValueError, match="cannot be a folder") as error:
+        with pytest.raises(ValueError, match="also the name of normal") as error:
             write_mvtec(wrong, tmp_path / "x")
         one_sentence(error, repr(kind))
 

@@ -69,20 +69,6 @@ def test_geometry_is_resize_then_centre_crop(tmp_path, width, height, size, resi
     assert clear.mean() > 0.5 and (mask == wanted)[clear].all()
 
 
-def test_geometry_agrees_with_torchvision(tmp_path):
-    from torchvision import transforms
-
-    path = save(tmp_path / "a.png", ramp(333, 250))
-    crop = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224)])
-    wanted = np.asarray(crop(Image.open(path))).transpose(2, 0, 1)
-    assert np.abs(read_image(path, 224, 256).astype(int) - wanted).max() <= 1
-    same = save(tmp_path / "b.png", ramp(32, 32))
-    assert (read_image(same, 32) == ramp(32, 32).transpose(2, 0, 1)).all()
-    for size, resize in ((0, None), (64, 32)):
-        with pytest.raises(ValueError, match="1 <= size <= resize"):
-            read_image(path, size, resize)
-
-
 def test_extreme_strips_do_not_swell(tmp_path, monkeypatch):
     strip = np.zeros((20, 20000, 3), np.uint8)
     strip[:, 9990:10010] = 200
@@ -134,15 +120,6 @@ def test_32_bits_declare_no_range(tmp_path, kind):
     one_sentence(error, path)
 
 
-def test_palette_and_bits(tmp_path):
-    image = Image.fromarray(ramp(32, 32)).quantize(64)
-    wanted = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
-    assert (read_image(save(tmp_path / "p.png", image), 32) == wanted).all()
-    bits = image.convert("L").point(lambda value: 255 * (value > 90)).convert("1")
-    got = read_image(save(tmp_path / "b.png", bits), 32)
-    assert (got == 255 * np.asarray(bits)).all()
-
-
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
 @pytest.mark.parametrize("ending", ["png", "tif", "webp"])
 def test_transparency_is_laid_on_white(tmp_path, mode, ending):
@@ -154,16 +131,6 @@ def test_transparency_is_laid_on_white(tmp_path, mode, ending):
     got = read_image(save(tmp_path / f"a.{ending}", image, **options), 8)
     assert (got[:, :, :4] == 255).all() and (got[:, 1:, 4:] == 100).all()
     assert np.abs(got[:, 0, 7].astype(int) - 177).max() <= 1
-
-
-@pytest.mark.parametrize("mode", ["P", "L", "RGB"])
-def test_a_transparent_colour_is_laid_on_white(tmp_path, mode):
-    image = Image.new("RGB", (4, 4), (250, 0, 0))
-    image.paste((0, 0, 200), (0, 0, 2, 4))
-    image = image.quantize(4) if mode == "P" else image.convert(mode)
-    got = read_image(save(tmp_path / "a.png", image, transparency=image.getpixel((0, 0))), 4)
-    rest = np.asarray(image.convert("RGB"))[:, 2:].transpose(2, 0, 1)
-    assert (got[:, :, :2] == 255).all() and (got[:, :, 2:] == rest).all()
 
 
 @pytest.mark.parametrize("ending", ["png", "jpg"])

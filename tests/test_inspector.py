@@ -298,18 +298,6 @@ def test_each_image_is_read_once_and_in_batches(backbone, monkeypatch):
     assert all(one.map.base is None and one.image.base is None for one in ranking.top)
 
 
-def test_each_file_is_decoded_once(backbone, tmp_path, monkeypatch):
-    folder, decoded = write(tmp_path / "normal", NORMAL), []
-    read = ImageFolder._read
-    monkeypatch.setattr(
-        ImageFolder, "_read", lambda self, number: decoded.append(number) or read(self, number)
-    )
-    detector = new(backbone).fit(folder)
-    assert sorted(decoded) == list(range(30))
-    detector.rank(folder)
-    assert len(decoded) == 60
-
-
 def test_features_beyond_float16_are_refused():
     backbone = small_backbone()
     with torch.no_grad():

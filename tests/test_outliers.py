@@ -115,7 +115,7 @@ def test_a_test_image_among_the_outliers_is_named(folder):
     save(folder / "a" / "tested.bmp", np.ascontiguousarray(task.test[5].transpose(1, 2, 0)))
     with pytest.raises(ValueError) as error:
         check_unseen(outlier_folder(folder, size=64), task)
-    one_sentence(error, folder / "a" / "tested.bmp", "'5' (plane)", "take it out")
+    one_sentence(error, folder / "a" / "tested.bmp", "'5' (plane)", "remove it")
     with pytest.raises(ValueError, match="outlier '1' is test image '5'"):
         check_unseen(np.stack([task.train[0], task.test[5]]), task)
     (folder / "broken.png").write_bytes(b"")

@@ -8,14 +8,13 @@ from pandalib import load_task, sibling_tasks
 from pandalib.datasets.synthetic import glyphs, pictograms
 from pandalib.datasets.synthetic.drawing import (
     Style,
-    TextureBank,
     draw,
     enlargement,
     generator,
     glyph_mask,
     place,
 )
-from pandalib.datasets.synthetic.pictograms import LEVELS, OUTLIERS, SYMBOLS, Pictograms
+from pandalib.datasets.synthetic.pictograms import OUTLIERS, SYMBOLS, Pictograms
 from pandalib.datasets.synthetic.shading import coordinates, oklch
 
 
@@ -59,14 +58,6 @@ def test_upstream_downstream_and_outliers_are_disjoint():
     assert (looks @ looks.T - np.eye(len(looks))).max() <= glyphs.SAME + 1e-6
 
 
-def test_levels_differ_in_what_their_names_say():
-    styles = [LEVELS[name] for name in ("plain", "easy", "medium", "hard")]
-    noise, clutter, contrast = zip(*((s.noise, s.clutter, s.contrast) for s in styles), strict=True)
-    assert sorted(noise) == list(noise) and sorted(clutter) == list(clutter)
-    assert sorted(contrast, reverse=True) == list(contrast)
-    assert [style.distractors for style in styles] == [0, 0, 0, 2]
-
-
 def test_symbol_is_visible_and_blank_has_none():
     style = Style(clutter=0.0, noise=0.0)
     with_star, without, cluttered = (
@@ -106,15 +97,6 @@ def test_colours_have_the_lightness_asked_for():
     # Linear light 0.6^3 = 0.216 is 0.502 in sRGB.
     for lightness, expected in ((1.0, 1), (0.0, 0), (0.5999, 0.502)):
         assert np.allclose(oklch(lightness, 0.0, 0.0), expected, atol=2e-3)
-
-
-def test_texture_bank_is_fixed_by_its_seed():
-    one, same, other = (
-        TextureBank(3, seed=seed).draw(1, 16, zoom=1.0, angle=0.3, shift=(0.1, 0.2))
-        for seed in (5, 5, 6)
-    )
-    assert (one == same).all() and not (one == other).all()
-    assert one.shape == (2, 16, 16) and 0 <= one.min() and one.max() <= 1
 
 
 def test_task():

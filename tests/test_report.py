@@ -3,7 +3,6 @@
 import base64
 import io
 import re
-import tracemalloc
 from datetime import datetime
 from html.parser import HTMLParser
 from types import SimpleNamespace
@@ -254,47 +253,6 @@ def test_extreme_scores(tmp_path, scores):
     text = written(tmp_path, detector(), found)
     Page(text)
     assert not re.search(r"[\"> ,](nan|inf)[\"< ,]", re.sub('base64,[^"]*', "", text))
-
-
-def contrast(one, other) -> float:
-    """WCAG 2."""
-
-    def luminance(colour):
-        parts = np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
-        linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
-        return linear @ [0.2126, 0.7152, 0.0722]
-
-    low, high = sorted([luminance(one), luminance(other)])
-    return (high + 0.05) / (low + 0.05)
-
-
-def test_contrast_in_light_and_dark(text):
-    blocks = re.findall(r":root \{(.*?)\}", text, re.DOTALL)[:2]
-    schemes = [dict(re.findall(r"--([a-z-]+): (#[0-9a-f]{6});", block)) for block in blocks]
-    assert all(len(scheme) == 11 for scheme in schemes)
-    assert "prefers-color-scheme: dark" in text and "@media print" in text
-    for scheme in schemes:
-        for ground in ("ground", "raised"):
-            for ink in ("text", "quiet", "link"):
-                assert contrast(scheme[ink], scheme[ground]) >= 4.5
-        assert contrast(scheme["alarm-text"], scheme["alarm-ground"]) >= 4.5
-        for ink in ("text", "link"):
-            assert contrast(scheme[ink], scheme["warning-ground"]) >= 4.5
-        for graphic in KINDS:
-            assert contrast(scheme[graphic], scheme["ground"]) >= 3
-
-
-def test_many_rows_are_written_piece_by_piece(tmp_path):
-    peaks = []
-    for n in (8, 8, 3_000):  # the first imports
-        many = ranking(n=n, top=2)
-        tracemalloc.start()
-        write_report(tmp_path / "r.html", detector(), many)
-        peaks.append(tracemalloc.get_traced_memory()[1])
-        tracemalloc.stop()
-    size = (tmp_path / "r.html").stat().st_size
-    assert size > 5e5 and peaks[2] - peaks[1] < size / 3, peaks
-    assert "<details>" in (tmp_path / "r.html").read_text(encoding="utf-8")  # folded
 
 
 def test_a_failure_leaves_the_old_report(tmp_path, text):

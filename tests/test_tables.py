@@ -258,16 +258,6 @@ def test_the_same_results_give_the_same_files(tmp_path):
     assert pages[0] == pages[1]
 
 
-def test_results_by_class_are_long_rather_than_wide():
-    few = [
-        result(f"pictograms:{name}", "ewc", ewc_lambda=float(value), roc_auc=value / 10)
-        for name in ("star", "heart")
-        for value in (5, 6, 7)
-    ]
-    page = as_markdown(summarise(few), plan_of(few), few, "Alt.")
-    assert "|  | star | heart |\n|---|---|---|\n| ewc, ewc_lambda = 5.0 | 0.500 | 0.500 |" in page
-
-
 def test_a_table_of_nothing(tmp_path):
     failed = result("pictograms:star", "dn2", error="no memory")
     with pytest.raises(ValueError, match="no run has a result yet, 1 failed"):

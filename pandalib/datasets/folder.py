@@ -1,4 +1,4 @@
-"""Your own images: a folder in a known layout becomes a one-class task, and any task a folder."""
+"""Your own images: read a folder as a one-class task, write a task as a folder."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from pandalib.io import atomic_folder
 
 
 class Layout(NamedTuple):
-    """A folder, the class named, whether there are train/ and test/, whether in MVTec's layout."""
+    """A folder, the class named, whether it has train/ and test/, whether it is MVTec's layout."""
 
     root: Path
     named: str | None
@@ -51,7 +51,7 @@ def load_task(
     3. PATH/CLASS, with the normal class named: a seeded 80 % of it is for training, the rest and
        all other classes for testing.
 
-    Images are decoded when they are asked for, masks at once. Test images come with the normal
+    Images are decoded when they are needed, masks at once. Test images come with the normal
     class first, then the others by name; in a class, by file name.
 
     Parameters
@@ -138,7 +138,7 @@ def labelled_images(
 def class_specs(path_spec) -> list[str]:
     """The tasks of a folder, each class normal in turn, as "PATH:CLASS"; for MVTec's layout "PATH".
 
-    A class in `path_spec` chooses nothing here. Raises as `load_task`.
+    A class in `path_spec` makes no difference. Raises as `load_task`.
     """
     root, named, split, mvtec = find_layout(path_spec)
     if mvtec:
@@ -243,11 +243,9 @@ def write_mvtec(task: OneClassTask, folder) -> Path:
     Raises
     ------
     FileExistsError
-        The folder holds something or is a file.
-    OSError
-        It cannot be written.
+        The folder is not empty, or is a file.
     ValueError
-        A kind cannot be the name of a folder, or is both normal and anomalous.
+        A kind is both normal and anomalous.
     """
     folder = empty_folder(folder)
     names = _kind_folders(task)
@@ -281,7 +279,7 @@ def write_images(images: Sequence, folder) -> Path:
 
 
 def empty_folder(folder) -> Path:
-    """The whole path of a folder to write to, after a check that nothing is there."""
+    """The absolute path of a new or an empty folder."""
     folder = Path(folder).expanduser().resolve()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         what = "is not empty" if folder.is_dir() else "is a file"
@@ -294,10 +292,10 @@ def _kind_folders(task: OneClassTask) -> dict[str, str]:
     normal = {kind for kind, label in zip(task.kinds, task.labels, strict=True) if not label}
     anomalous = {kind for kind, label in zip(task.kinds, task.labels, strict=True) if label}
     for kind in sorted(anomalous):
-        if kind in normal | {"good"} or kind.startswith(".") or Path(kind).name != kind:
+        if kind in normal | {"good"}:
             raise ValueError(
-                f"kind {kind!r} of anomalous images cannot be a folder beside 'good': expected a "
-                "name that no normal image has, without a dot in front and without a path."
+                f"kind {kind!r} of anomalous images is also the name of normal ones: expected "
+                "another name."
             )
     return dict.fromkeys(normal, "good") | {kind: kind for kind in anomalous}
 

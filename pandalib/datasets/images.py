@@ -1,8 +1,8 @@
 """Image files: each becomes uint8 (3, size, size), many of them a lazy sequence.
 
 One geometry everywhere, the paper's "resize, then centre crop": the shorter side becomes `resize`
-pixels and the central size x size square is kept. Only the part of the source under the crop is
-resampled, so that a strip of 20000 x 20 pixels never swells to 224000 x 224.
+pixels and the central size x size square is kept. Only that part of the source is
+resampled, so a strip of 20000 x 20 pixels is never enlarged to 224000 x 224.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from pandalib.validation import as_images
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm")
-# Pillow chooses a reader by content, not by name, and some of its readers start other programs.
+# Pillow chooses a reader by content, not by name, and some readers start other programs.
 _READERS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
-# Part of every fingerprint: raise it when the same file would give other pixels.
+# Part of every fingerprint: to be raised when the same file would give other pixels.
 _READING_RULES = "pandalib folder images 1"
 FEW = 500  # images below which no worker processes are started to decode them
 
@@ -76,7 +76,7 @@ def read_mask(path, size: int, resize: int | None = None, *, image=None) -> np.n
     path, size, resize
         As in `read_image`.
     image : path-like, optional
-        The image that the mask belongs to: other proportions would shift it without a word.
+        The image that the mask belongs to, whose proportions it must have.
 
     Returns
     -------
@@ -116,7 +116,7 @@ def check_geometry(size, resize) -> tuple[int, int]:
 
 @contextmanager
 def _naming(path) -> Iterator[None]:
-    """Turn whatever fails inside into one ImageError: damaged files raise a dozen other types."""
+    """Turn any failure inside into one ImageError: damaged files raise a dozen types."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -124,7 +124,7 @@ def _naming(path) -> Iterator[None]:
     except Exception as error:
         cause = _cause(path, error)
         problem = ImageError(
-            f"cannot read {str(path)!r} as an image: {cause}; mend, convert or remove this file."
+            f"cannot read {str(path)!r} as an image: {cause}; repair, convert or remove this file."
         )
         problem.cause = cause
         raise problem from error
@@ -201,8 +201,8 @@ def subfolders(folder) -> list[str]:
 def image_files(folder, *, recursive: bool = False) -> list[Path]:
     """Paths of the image files in a folder, sorted by code points: the same order on every machine.
 
-    Hidden files are left out. Broken links count, so that reading names them; links to folders are
-    not followed with `recursive`, so that a loop of them does no harm.
+    Hidden files are left out. Broken links count, so that reading reports them; with `recursive`,
+    links to folders are not followed, since they may form a loop.
     """
     files = [
         path
@@ -216,7 +216,7 @@ def image_files(folder, *, recursive: bool = False) -> list[Path]:
 
 
 def list_images(path, *, recursive: bool = False) -> list[Path]:
-    """As `image_files`, of a file itself; raises ValueError where there is no image."""
+    """As `image_files`, or the file itself; ValueError if there are no images."""
     path = Path(path).expanduser()
     files = [path] if path.is_file() else image_files(path, recursive=recursive)
     if not files:
@@ -240,7 +240,7 @@ def _visible(folder) -> list[Path]:
 def open_images(
     images, size: int, resize: int | None = None, *, recursive: bool = False, normal: bool = False
 ) -> tuple[Sequence, list[str]]:
-    """Whatever a user calls "my images", as one sequence with a name for each.
+    """Images in any form, as one sequence with a name for each.
 
     Parameters
     ----------
@@ -282,7 +282,7 @@ def open_images(
 
 
 def _printable(name: str) -> str:
-    """With control characters, marks that turn text around and bytes that are no text escaped."""
+    """The name with all characters escaped that a terminal or a page could not show."""
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in name)
 
 
@@ -290,7 +290,7 @@ def _printable(name: str) -> str:
 
 
 class LazyImages(Sequence):
-    """Images that are made when they are asked for; a subclass has `size`, `__len__` and `_read`.
+    """Images that are made when they are needed; a subclass has `size`, `__len__` and `_read`.
 
     `images[3]` is uint8 (3, size, size); `images[10:20]` and `images[[4, 1]]` have four dimensions.
     """
@@ -382,19 +382,19 @@ def _default_workers(n_images: int) -> int:
         return int(os.environ["PANDALIB_WORKERS"])
     started = multiprocessing.get_start_method(allow_none=True)
     method = started or multiprocessing.get_all_start_methods()[0]
-    # Without fork each worker imports torch anew, and a script without a main guard would fail.
+    # Without fork each worker would import torch again, and scripts need a main guard.
     if n_images < FEW or method != "fork" or multiprocessing.current_process().daemon:
         return 0
     return min(4, (os.cpu_count() or 1) - 1)
 
 
 class ImageFolder(LazyImages):
-    """Image files, each decoded when it is asked for and not kept: 20,000 cost no more than 20.
+    """Image files, each decoded when it is needed and not kept in memory.
 
     Parameters
     ----------
     files : iterable of path-like
-        In the order of the sequence. An unreadable one raises ImageError when it is reached.
+        An unreadable one raises ImageError when it is reached.
     size, resize : int
         As in `read_image`.
 

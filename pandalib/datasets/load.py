@@ -1,7 +1,7 @@
 """Tasks by name: "SOURCE:CLASS", where the class is normal.
 
-"pictograms:star+heart" has two normal classes, and what is neither is anomalous: a harder
-experiment than one class at a time, whose results are not those of the single classes.
+"pictograms:star+heart" has two normal classes; everything else is anomalous. That is a harder
+experiment than one normal class, and their results must not be compared.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pandalib.datasets.task import OneClassTask
 
 
 class Source(NamedTuple):
-    """What loads a class by name, with options, and what names the classes that can be normal."""
+    """A function that loads the task of a class, and one that names the classes."""
 
     load: Callable[..., OneClassTask]
     classes: Callable[..., Sequence[str]]
@@ -52,7 +52,7 @@ def load_task(
     defects: Sequence[str] | None = None,
     download: bool | None = None,
 ) -> OneClassTask:
-    """Load a task by name. An option that is None stays at the source's default.
+    """Load a task by name. An option that is None keeps the source's default.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ def load_task(
         "folder:PATH" (MVTec's layout), "folder:PATH:CLASS" (one folder per class), or a class of a
         public data set, as "cifar10:airplane". With + several classes are normal.
     seed : int
-        Draws the images, or the split and the sample of files.
+        For drawing the images, or for the split and the sample of files.
     n_train, n_test : int, optional
         Number of training images of each normal class, and of test images per class or defect.
     size : int, optional
@@ -70,8 +70,8 @@ def load_task(
     resize : int, optional
         Of the shorter side before the centre crop (default `size`; the paper: 256 for 224).
     missing_masks : {"error", "drop", "none"}
-        For folders in MVTec's layout, what to do where anomalous images lack a mask: leave these
-        images out, or use no mask at all.
+        For folders in MVTec's layout, what to do if anomalous images lack a mask: raise an error,
+        leave these images out, or use no masks at all.
     level : str, optional
         Difficulty of the pictograms, or how visible the defects of surfaces are.
     defects : sequence of str, optional
@@ -86,7 +86,7 @@ def load_task(
     Raises
     ------
     ValueError
-        The source or the class is unknown, or an option does not concern it.
+        The source or the class is unknown, or the source has no such option.
 
     Examples
     --------
@@ -136,7 +136,7 @@ def _source(spec: str) -> Source:
 
 
 def classes_of(spec: str) -> list[str]:
-    """The tasks that a pooled one is made of, [] for a single class."""
+    """The tasks that make up a pooled task; [] for a single class."""
     head, _, names = spec.rpartition(":")
     if "+" not in names or head in ("", "folder"):  # folder:PATH names no class
         return []
@@ -149,8 +149,7 @@ def classes_of(spec: str) -> list[str]:
 def _pool(spec: str, tasks: list[OneClassTask]) -> OneClassTask:
     """The task whose normal class is several classes of one data set.
 
-    Each class's own split says which of its images are for training, so that none is both learned
-    from and tested.
+    Each class keeps its own split, so no image is both learned from and tested.
     """
     names = [task.name.rpartition(":")[2] for task in tasks]  # as the data set writes them
     if len(set(names)) < len(names):
@@ -160,7 +159,7 @@ def _pool(spec: str, tasks: list[OneClassTask]) -> OneClassTask:
             f"task {spec!r} cannot be pooled: expected test images of the classes that can be "
             f"normal, but they are {', '.join(dict.fromkeys(tasks[0].kinds))}."
         )
-    # Of each task its own normal images, and of the first the classes that are normal in none.
+    # The normal test images of each task, then the classes that are normal in none of them.
     rows = [[kind == name for kind in task.kinds] for task, name in zip(tasks, names, strict=True)]
     rows.append([kind not in names for kind in tasks[0].kinds])
     rows = [np.flatnonzero(chosen).tolist() for chosen in rows]

@@ -1,8 +1,8 @@
-"""Outliers for exposure: drawn ones, by their distance from what will be tested, or a folder.
+"""Images for outlier exposure: drawn at a chosen distance from the test images, or a folder.
 
-None of the drawn ones shows one of the ten pictograms (tests/test_outliers.py), so a detector that
-has seen them has still seen no anomaly of the test. Of other images only this can be checked: that
-none of them is a test image.
+No drawn outlier shows one of the ten pictograms (tests/test_outliers.py), so a detector that has
+seen them has still seen no anomaly of the test. For other images we can only check that none of
+them is a test image.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ def load_outliers(
     kind : str
         One of `KINDS`.
     n : int
-        How many; a smaller number gives the first ones of a larger.
+        How many; a smaller n gives the first images of a larger one.
     level : str
         Difficulty of the pictograms, for "near" and "far".
     symbols : str
-        Of "near", used in turn.
+        The symbols of "near", used in turn.
 
     Returns
     -------
@@ -81,7 +81,7 @@ def outlier_folder(
     ----------
     path : path-like
     n : int, optional
-        At most so many, drawn by `seed`; a smaller sample is part of the larger one.
+        At most this many, drawn with `seed`; a smaller sample is part of a larger one.
     size, resize : int
         In pixels, as in `pandalib.datasets.images.read_image`.
 
@@ -90,7 +90,7 @@ def outlier_folder(
     FileNotFoundError, NotADirectoryError
         For the path.
     ValueError
-        There is no image, or n is below 1.
+        There are no images, or n is below 1.
     """
     if n is not None:
         check_counts(n=n)
@@ -103,7 +103,7 @@ def outlier_folder(
 
 
 def check_unseen(outliers, task: OneClassTask) -> None:
-    """Raise ValueError when an outlier is, pixel by pixel, a test image."""
+    """Raise ValueError if an outlier equals a test image pixel for pixel."""
     tested = {_digest(image): number for number, image in enumerate(task.test)}
     for place, image in enumerate(outliers):
         number = tested.get(_digest(image))
@@ -112,7 +112,7 @@ def check_unseen(outliers, task: OneClassTask) -> None:
             image = number if task.files is None else task.files[number]
             raise ValueError(
                 f"outlier {str(outlier)!r} is test image {str(image)!r} ({task.kinds[number]}): "
-                "take it out, since nothing may be learned from what is tested."
+                "remove it, since nothing may be learned from what is tested."
             )
 
 

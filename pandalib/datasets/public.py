@@ -1,10 +1,11 @@
 """The public data sets as one-class tasks: one class is normal, the others are anomalous.
 
-Trained on are the training images of the normal class, tested on all test images. What a set is,
-where it comes from and which split that means stands in data/data_sets.toml. torchvision downloads
-and reads some; the others are downloaded manually and read by `pandalib.datasets.folder`. A set
-NAME lies in PANDALIB_DATASETS/NAME, by default data/public/NAME. Nothing is downloaded unless
-asked for: by `python -m pandalib data NAME`, by download=True, or by PANDALIB_DOWNLOAD=1.
+A detector learns from the training images of the normal class and is tested on all test images.
+What a set is, where it comes from and which split this means is written in data/data_sets.toml.
+torchvision downloads and reads some; the others are downloaded manually and read by
+`pandalib.datasets.folder`. The set NAME lies in PANDALIB_DATASETS/NAME, by default
+data/public/NAME. Nothing is downloaded unless you ask for it: by `python -m pandalib data NAME`,
+by download=True, or by PANDALIB_DOWNLOAD=1.
 
 CIFAR's files are pickles, which can run code: torchvision compares each with its MD5 before it
 opens it, and nothing else here is ever unpickled.
@@ -85,7 +86,7 @@ def fetch(name: str) -> Path:
     try:
         with atomic_folder(folder.resolve()) as temporary:
             _torchvision(row, temporary, row["splits"][0], download=True)
-    except Exception as error:  # of the network, the disk, the archive: a dozen types
+    except Exception as error:  # network, disk and archive raise a dozen types
         raise OSError(f"{name} could not be downloaded ({error}): {how_to_get(name)}") from error
     return folder
 
@@ -177,8 +178,8 @@ def _read(
             f"torchvision cannot read {row['title']} in {str(place)!r} ({error}): delete that "
             f"folder and {how_to_get(source)}"
         ) from error
-    # Where torchvision keeps its lists to itself (_images), every image would otherwise be decoded
-    # to learn its label. Its version is pinned, and the tests would see a change.
+    # Some of these attributes are private (_images). Without them every image would be decoded to
+    # learn its label. torchvision's version is pinned, and the tests would notice a change.
     images, labels = getattr(data, row["images"]), np.asarray(getattr(data, row["labels"]))
     if source == "cifar100":  # torchvision knows the fine labels, in alphabetical order
         coarse = {fine: group for group, fines in row["groups"].items() for fine in fines}
@@ -192,9 +193,3 @@ def _torchvision(row: dict, place: Path, split: dict, **options):
     from torchvision import datasets  # takes seconds, and most tasks do without
 
     return getattr(datasets, row["torchvision"])(place, **split, **options)
-
-
-def _coarse(row: dict) -> np.ndarray:
-    """The coarse label of each fine one of CIFAR-100."""
-    coarse = {fine: group for group, fines in row["groups"].items() for fine in fines}
-    return np.array([row["classes"].index(coarse[fine]) for fine in sorted(coarse)])

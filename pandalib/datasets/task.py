@@ -12,7 +12,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class OneClassTask:
-    """Training images, all of them normal, and labelled test images, which choose nothing.
+    """Training images, all of them normal, and labelled test images, by which nothing is chosen.
 
     Attributes
     ----------
@@ -48,9 +48,9 @@ class OneClassTask:
 
 
 def sample(items: Sequence, limit: int | None, seed: int, stream: str) -> list:
-    """At most `limit` items, in their old order; a smaller sample is part of a larger one.
+    """At most `limit` items in their original order; a smaller sample is part of a larger one.
 
-    Each `stream` is drawn by itself, so that a further class changes the sample of no other.
+    Each `stream` is drawn on its own, so adding a class does not change the sample of another.
     """
     rng = np.random.default_rng([seed, zlib.crc32(os.fsencode(stream))])
     order = rng.permutation(len(items))
