@@ -31,7 +31,7 @@ from pandalib.validation import check_counts, check_fitted, check_rates
 
 
 class ExposureEpoch(NamedTuple):
-    """Passed to a callback of `OutlierExposure`; the detector goes on learning afterwards."""
+    """Passed to a callback of `OutlierExposure`; the detector continues to learn afterwards."""
 
     epoch: int
     loss: float

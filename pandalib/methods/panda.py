@@ -74,7 +74,7 @@ def fit_compactness(
     penalty : callable or None
         From the trainable part to a scalar tensor, added to the loss: `EWC`, for example.
     checkpoint_every, folder, on_checkpoint
-        As for `Checkpoints`, which has `every` for the first.
+        As for `Checkpoints`, where the first is called `every`.
     bf16 : True, False or "auto"
         Compute in bfloat16, with coarser numbers: many times slower on a processor without
         instructions for it. "auto" tries for half a second whether it is faster here.
@@ -222,8 +222,10 @@ class PANDA(BaseEstimator):
     ----------
     backbone : Backbone
         The pretrained network; it stays as it is.
-    epochs, lr, max_grad_norm, weight_decay, penalty, seed, checkpoint_every, folder, on_checkpoint
-        As for `fit_compactness`, as are `bf16` and `progress`.
+    epochs, lr, max_grad_norm, weight_decay, penalty, seed, bf16, progress
+        As for `fit_compactness`.
+    checkpoint_every, folder, on_checkpoint
+        As for `Checkpoints`; by default only the first and the last network are kept.
     k : int
         Neighbours, as for `KNN`.
     cache : FeatureCache or None
