@@ -149,8 +149,8 @@ def read_tensors(path: Path | str) -> tuple[dict, dict]:
 
     Raises FileNotFoundError; ValueError for content that is not, bit by bit, what was written.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load
+    from safetensors import SafetensorError  # as above: torch
+    from safetensors.torch import load  # as above: torch
 
     content = Path(path).read_bytes()
     try:
