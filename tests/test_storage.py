@@ -48,7 +48,7 @@ def facts(folder) -> dict:
 
 
 def change(folder, key, value):
-    """As somebody would who can compute a hash."""
+    """With the right hash, as a forger would."""
     content = entry = facts(folder)
     *path, last = key.split(".")
     for name in path:
@@ -148,7 +148,7 @@ def test_only_a_new_folder_or_a_detector_is_written_to(fitted, tmp_path):
     assert names(tmp_path) == ["photo.png"]
 
 
-# --- damaged, or a stranger's ---
+# --- damaged or forged ---
 
 
 @pytest.mark.parametrize("where", [0, 9, 400, -1])
@@ -207,13 +207,13 @@ def test_another_format_is_refused(saved, key, value):
         ("tensors", KeyError),
     ],
 )
-def test_entries_of_a_stranger(backbone, saved, key, value):
+def test_forged_entries(backbone, saved, key, value):
     change(saved, key, value)
-    with pytest.raises(ValueError, match="detector.json is no detector that can be used"):
+    with pytest.raises(ValueError, match="detector.json is not a usable detector"):
         Inspector.load(saved, backbone=backbone)
 
 
-def test_tensors_of_a_stranger(backbone, saved):
+def test_forged_tensors(backbone, saved):
     path = saved / facts(saved)["tensors"]["file"]
     tensors = load_file(path)
     wrong = dict(features=np.full((30, 20), np.nan, np.float32), pyramids=np.zeros((22, 9)))
@@ -221,7 +221,7 @@ def test_tensors_of_a_stranger(backbone, saved):
     for content in (few, *(tensors | {name: array} for name, array in wrong.items()), None):
         path.write_bytes(b"none" if content is None else as_safetensors(content))
         change(saved, "tensors.sha256", sha256_of(path))
-        with pytest.raises(ValueError, match="detector.json is no detector that can be used"):
+        with pytest.raises(ValueError, match="detector.json is not a usable detector"):
             Inspector.load(saved, backbone=backbone)
 
 

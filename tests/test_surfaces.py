@@ -64,8 +64,8 @@ def test_splits_share_nothing(kind):
     alike = [np.corrcoef(a.ravel(), b.ravel())[0, 1] for a, b in zip(*fine, strict=True)]
     assert np.max(np.abs(alike)) < 0.35
     options = dict(defect=DEFECTS[kind][0])
-    spots = [Surfaces(kind, 6, split=split, **options).masks() for split in ("train", "test")]
-    assert not any((a == b).all() for a, b in zip(*spots, strict=True))
+    places = [Surfaces(kind, 6, split=split, **options).masks() for split in ("train", "test")]
+    assert not any((a == b).all() for a, b in zip(*places, strict=True))
 
 
 @pytest.mark.parametrize("kind", KINDS)

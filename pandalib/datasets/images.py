@@ -132,12 +132,7 @@ def _naming(path) -> Iterator[None]:
 
 def _cause(path, error: Exception) -> str:
     if not os.path.exists(path):
-        link = "it is a link to a file that does not exist"
-        return link if os.path.islink(path) else "there is no such file"
-    if os.path.isdir(path):
-        return "it is a folder"
-    if isinstance(error, PermissionError):
-        return "there is no permission to read it"
+        return "there is no such file"
     if os.path.getsize(path) == 0:
         return "it is empty (0 bytes)"
     if isinstance(error, UnidentifiedImageError):

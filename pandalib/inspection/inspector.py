@@ -1,19 +1,19 @@
 """A detector for your own images: normal photographs in; scores, heat maps and alarms out.
 
-Two questions are asked of an image x, since an anomaly may be another kind of thing, or a small
-fault in a thing that is right:
+Each image x is scored in two ways, since an anomaly may be another kind of object, or a small fault
+in the right object:
 
     image(x) = DN2: squared distances of the pooled feature to the k nearest of all normal images
                (`pandalib.methods.knn`)
     place(x) = SPADE: the largest value of the map of correspondences with normal images
                (`pandalib.methods.spade`)
 
-Each is divided by what one normal image in ten exceeds when it is compared with the others, so that
-in both parts 1 is where the unusual begins. The score is the larger of the two, and one threshold,
-from the leave-one-out scores of the normal images, serves scores and maps.
+Each part is divided by the value that one normal image in ten exceeds when compared with the
+others, so that both have the same scale. The score is the larger of the two. One threshold, from
+the leave-one-out scores of the normal images, serves scores and maps.
 
-Memory stays bounded. Images are read in batches, each once; all pooled features are kept, 4 d bytes
-an image; maps need whole pyramids of features, which are kept of a random sample of the images.
+Memory is bounded. Images are read once, in batches; all pooled features are kept, 4 d bytes each;
+the maps need whole pyramids of features, which are kept for a random sample of the images.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ PARTS = ("image", "place")
 
 
 class Finding(NamedTuple):
-    """One image of the top of a ranking."""
+    """One of the most anomalous images of a ranking."""
 
     number: int  # its row in the ranking
     image: np.ndarray  # uint8 (3, H, W)
@@ -51,11 +51,11 @@ class Finding(NamedTuple):
 
 
 class Ranking(NamedTuple):
-    """The scores of all images in the order given, and the most anomalous with their maps."""
+    """The scores of all images in the given order, and the most anomalous images with maps."""
 
     names: list[str]
     parts: dict[str, np.ndarray]  # "image" and "place", (n,) each
-    peaks: np.ndarray  # (n, 2), where each map is largest: from the top and from the left, 0 to 1
+    peaks: np.ndarray  # (n, 2), where each map is largest: row and column, 0 to 1
     top: list[Finding]  # highest score first
     unreadable: list[tuple[str, str]]  # name and reason
 
@@ -65,34 +65,34 @@ class Ranking(NamedTuple):
 
     @property
     def order(self) -> np.ndarray:
-        """Rows from the highest score to the lowest; of equal scores the earlier image first."""
+        """Rows from the highest score to the lowest; ties in the given order."""
         return np.argsort(-self.scores, kind="stable")
 
 
 class Inspector(BaseEstimator):
     """From normal images to a detector that scores, shows where, and raises alarms.
 
-    Images, throughout, are a folder, a file, a list of files, or uint8 (N, 3, H, W) and whatever
-    else `pandalib.validation.as_images` takes.
+    Images are always a folder, a file, a list of files, or anything that
+    `pandalib.validation.as_images` takes, for example uint8 (N, 3, H, W).
 
     Parameters
     ----------
     backbone : Backbone
         The pretrained network, which is not adapted.
     size, resize : int or None
-        Side in pixels to which files are brought, as in `pandalib.datasets.images.read_image`;
-        None: 128 for the embedded network, 224 for others. Arrays keep their own size.
+        Size in pixels of files, as in `pandalib.datasets.images.read_image`; None: 128 for the
+        embedded network, 224 for others. Arrays keep their own size.
     layers : sequence of str or None
-        Of the maps; None: layer1 to layer3, as far as the network has them.
+        For the maps; None: those of layer1 to layer3 that the network has.
     n_maps : int
-        At most so many normal images, drawn by `seed`, lend their pyramids to the maps and their
-        scores to the threshold. A false-alarm rate r needs 1 / r - 1 of them.
+        Largest number of normal images, drawn with `seed`, whose pyramids are kept for the maps and
+        whose scores give the threshold. A false-alarm rate r needs 1 / r - 1 of them.
     n_images, sigma, memory_mb
         As for `pandalib.SPADE`.
     k : int
         Neighbours of DN2.
     false_alarm_rate : float
-        Share of the normal images that may raise an alarm.
+        Fraction of normal images that may raise an alarm.
     seed : int
     progress : bool
 
@@ -101,7 +101,7 @@ class Inspector(BaseEstimator):
     features_ : ndarray, shape (N, d), float32
         Of all normal images.
     sample_ : ndarray, shape (M,), int64
-        Numbers of the images that lend their pyramids, ascending.
+        Numbers of the images whose pyramids are kept, ascending.
     knn_, spade_ : KNN, SPADE
         The two detectors.
     scales_ : dict of str to float
@@ -111,8 +111,8 @@ class Inspector(BaseEstimator):
     layers_, size_, resize_, image_size_
         What was used: the layers, the geometry of files, and height and width of all images.
     n_copies_ : int
-        Images left out so far because the same pixels were there already: a copy would make its
-        double look more normal than any new image can be.
+        Number of images left out so far as copies of others: a copy would make its original look
+        more normal than any new image can be.
     unreadable_ : list of (str, str)
         Name and reason of the files that the last `fit` or `add` left out.
 
@@ -159,22 +159,22 @@ class Inspector(BaseEstimator):
     def fit(
         self, images, y=None, *, recursive: bool = False, skip_unreadable: bool = False
     ) -> Inspector:
-        """Learn what is normal; after a failure, a detector that was fitted is as it was.
+        """Learn what is normal. A failure leaves the detector unchanged.
 
         Parameters
         ----------
         images : images, as above
-            Normal ones, nothing else. Of a folder in MVTec's layout, train/good is taken.
+            Normal images only. In a folder with MVTec's layout, train/good is taken.
         y : ignored
         recursive : bool
             Search subfolders too.
         skip_unreadable : bool
-            List files that are no images in `unreadable_`, where otherwise ImageError names one.
+            List files that are not images in `unreadable_`; otherwise ImageError names one.
 
         Raises
         ------
         ValueError
-            Settings that do not fit; fewer images than the false-alarm rate needs (19 for 0.05).
+            Invalid settings; fewer images than the false-alarm rate needs (19 for 0.05).
         """
         fitted = copy.copy(self)
         fitted.prepare()
@@ -191,7 +191,7 @@ class Inspector(BaseEstimator):
         return self
 
     def add(self, images, *, recursive: bool = False, skip_unreadable: bool = False) -> Inspector:
-        """Learn further normal images: `fit(A).add(B)` is `fit(A + B)`, but for rounding.
+        """Learn more normal images: `fit(A).add(B)` is `fit(A + B)`, up to rounding.
 
         Parameters and errors as in `fit`.
         """
@@ -236,11 +236,11 @@ class Inspector(BaseEstimator):
         self.spade_._check_settings()
 
     def _learn(self, images, names, skip_unreadable, features, rows, shapes) -> None:
-        """Walk once through further normal images, then compare each of the sample with the others.
+        """Go once through more normal images, then compare each of the sample with the others.
 
-        Of the images before come a list of arrays of pooled `features`, and the `rows` and `shapes`
-        of the sample's pyramids. An image that leaves the sample never returns to it, so its
-        pyramid can go at once.
+        `features` is a list of arrays, the pooled features so far; `rows` and `shapes` are the
+        pyramids of the sample so far. An image that leaves the sample never returns to it, so its
+        pyramid can be dropped at once.
         """
         self.unreadable_ = []
         digests = dict.fromkeys(self.digests_.tolist())
@@ -305,8 +305,8 @@ class Inspector(BaseEstimator):
     def threshold(self, rate: float | None = None) -> float:
         """The score, and the value of a map, above which to raise an alarm.
 
-        `rate` is a false-alarm rate, None the detector's own. Raises ValueError for a rate that the
-        M normal images cannot tell: it needs 1 / rate - 1 of them.
+        `rate` is a false-alarm rate; None: the detector's own. Raises ValueError for a rate that
+        needs more normal images: 1 / rate - 1.
         """
         check_fitted(self, "features_")
         rate = self.false_alarm_rate if rate is None else rate
@@ -332,18 +332,18 @@ class Inspector(BaseEstimator):
         return {part: np.concatenate([parts[part] for parts in found]) for part in PARTS}
 
     def maps(self, images, *, recursive: bool = False) -> np.ndarray:
-        """Anomaly maps, float32 (n, H, W): what is above `threshold()` raises an alarm."""
+        """Anomaly maps, float32 (n, H, W): above `threshold()` an alarm."""
         return np.concatenate([maps for _, _, _, maps in self._inspect(images, recursive)])
 
     def alarms(self, images, *, rate: float | None = None, recursive: bool = False) -> np.ndarray:
         """Which images raise an alarm, bool (n,)."""
-        threshold = self.threshold(rate)  # first: it may say no
+        threshold = self.threshold(rate)  # first, since it may raise
         return self.score(images, recursive=recursive) > threshold
 
     def _inspect(self, images, recursive: bool, unreadable: list | None = None) -> Iterator[tuple]:
         """Yield names, images, parts and maps of a batch: memory does not grow with the images.
 
-        `unreadable` takes name and reason of each file that is no image; None raises ImageError.
+        `unreadable` collects name and reason of each file that is not an image; None: ImageError.
         """
         check_fitted(self, "features_")
         images, names = open_images(images, self.size_, self.resize_, recursive=recursive)
@@ -361,8 +361,8 @@ class Inspector(BaseEstimator):
     ) -> Ranking:
         """Score images and keep the `top` most anomalous of them, with their maps.
 
-        The ranking lists files that are no images if `skip_unreadable`, otherwise ImageError names
-        one. Raises ValueError where no file could be read.
+        With `skip_unreadable` the ranking lists files that are not images; otherwise ImageError
+        names one. Raises ValueError if no file could be read.
         """
         check_counts(top=top)
         names, parts, peaks, best, unreadable = [], [], [], [], []
@@ -402,10 +402,10 @@ class Inspector(BaseEstimator):
             )
 
     def save(self, folder) -> None:
-        """Write the detector into a new or an empty folder, or over a detector; no pickle.
+        """Write the detector into a new or an empty folder, or over a detector, without pickle.
 
-        Raises FileExistsError for a folder that holds something else, OSError for one that cannot
-        be written: a detector that was there is still there.
+        Raises FileExistsError for a folder that holds something else, OSError if it cannot be
+        written; an earlier detector is then still there.
         """
         storage.save(self, folder)
 
@@ -442,7 +442,7 @@ def counted(n: int, one: str, many: str = "") -> str:
 def _batches(
     images, names: list[str], step: int, unreadable: list | None
 ) -> Iterator[tuple[Sequence[int], np.ndarray]]:
-    """Yield numbers and images; files that are no images go to `unreadable`, None raises."""
+    """Yield numbers and images; files that are not images go to `unreadable`; None: raise."""
     if not isinstance(images, LazyImages):
         for start in range(0, len(images), step):
             batch = np.asarray(images[start : start + step])
@@ -460,9 +460,9 @@ def _batches(
 def _sample(n: int, n_maps: int, seed: int) -> np.ndarray:
     """Which of n images to sample: those with the smallest of n random keys, in ascending order.
 
-    The key of an image depends on seed and number only, so the sample of n + m images holds none of
-    the first n that was not in theirs, and images can be added at any time. The raw stream of a
-    generator is the same in every version of numpy.
+    The key of an image depends only on seed and number, so an image that left the sample never
+    returns, and images can be added at any time. The raw stream of a generator is the same in
+    every version of numpy.
     """
     keys = np.random.Philox(seed).random_raw(n)
     return np.sort(np.argsort(keys, kind="stable")[:n_maps])
@@ -474,20 +474,19 @@ def _digest(image: np.ndarray) -> int:
 
 
 def _scale(values: np.ndarray) -> float:
-    """What one image in ten exceeds; where nearly all are alike, the mean; 1 where all are.
+    """The value that one image in ten exceeds; if it is 0 the mean; if that is 0, 1.
 
-    Not the median: both parts are to reach as far above 1 among normal images, or the one that
-    varies more hides the other.
+    With the median in its place, the part that varies more would hide the other.
     """
     return float(np.quantile(values, 0.9)) or float(values.mean()) or 1.0
 
 
 def _peaks(maps: np.ndarray) -> np.ndarray:
-    """Where each map (n, H, W) is largest, from the top and from the left, 0 to 1: (n, 2)."""
+    """Row and column, 0 to 1, where each map (n, H, W) is largest: (n, 2)."""
     flat = maps.reshape(len(maps), -1).argmax(axis=1)
     return (np.stack(np.unravel_index(flat, maps.shape[1:]), axis=1) + 0.5) / maps.shape[1:]
 
 
 def _needed(rate: float) -> int:
-    """Number of normal images without which `threshold_at` cannot tell the threshold of a rate."""
+    """Number of normal images that `threshold_at` needs for a rate."""
     return math.ceil(1 / rate - 1 - 1e-9)

@@ -1,9 +1,9 @@
 """A ranking as one HTML file: gallery with heat maps, histogram, table; nothing in it runs.
 
-The page is `report.html.j2`; here its rows and pictures are prepared piece by piece, so that memory
-does not grow with the number of images. All heat maps have one scale, anchored on the threshold of
-the alarm: the colours (magma, which darkens evenly, for colour-blind readers and grey print) go
-from nothing to twice the threshold, and a line runs along the threshold itself.
+The page is `report.html.j2`; its rows and pictures are made here one at a time, so that memory does
+not grow with the number of images. All heat maps share one scale: the colours (magma, which darkens
+evenly, for colour-blind readers and grey print) go from zero to twice the threshold, and a line
+follows the threshold itself.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pandalib.io import atomic_file
 from pandalib.methods.distances import enlargement
 
 TEMPLATE = "report.html.j2"
-SIDE = 320  # pixels of the longer side that an overlay has at least: a line needs some
+SIDE = 320  # the least length in pixels of the longer side of an overlay
 REACH = 2.0  # the darkest colour, in thresholds
 # The map ends short of black, which looks like a hole.
 COLOURS = matplotlib.colormaps["magma_r"](np.linspace(0.1, 0.9, 256))[:, :3].astype(np.float32)
@@ -100,7 +100,7 @@ def write_report(
 
 
 def ranked_rows(ranking, threshold: float) -> Iterator[dict]:
-    """Yield what there is to say of each image, the most anomalous first."""
+    """Yield the facts about each image, the most anomalous first."""
     scores = ranking.scores
     for rank, number in enumerate(ranking.order.tolist(), start=1):
         yield {
@@ -116,7 +116,7 @@ def ranked_rows(ranking, threshold: float) -> Iterator[dict]:
 
 
 def in_words(peak) -> str:
-    """A place from the top and from the left, 0 to 1 each, as one of nine names."""
+    """A place, row and column from 0 to 1, as one of nine names."""
     row, column = (min(2, int(3 * part)) for part in peak)
     return PLACES[3 * row + column]
 
@@ -140,7 +140,7 @@ def _cards(ranking, threshold: float) -> Iterator[dict]:
 
 
 def _histogram(normal: np.ndarray, found: np.ndarray, n_bins: int = 28) -> dict:
-    """Shares of both kinds over scores in thresholds, on a logarithmic axis, in units of an SVG."""
+    """The distribution of both kinds of scores, on a logarithmic axis, in units of an SVG."""
     width, height, left, right, top, bottom = 480, 250, 46, 466, 28, 202
     positive = np.concatenate([normal, found])
     least = max(1e-3, positive[positive > 0].min(initial=1.0))
@@ -209,7 +209,7 @@ def _percent(share: float) -> str:
 
 
 def overlay(image: np.ndarray, heat: np.ndarray, threshold: float) -> np.ndarray:
-    """An image in grey under its map, enlarged where it is small.
+    """An image in grey under its map, enlarged if it is small.
 
     Parameters
     ----------
@@ -227,7 +227,7 @@ def overlay(image: np.ndarray, heat: np.ndarray, threshold: float) -> np.ndarray
     relative = down @ (heat / np.float32(threshold)) @ across.T
     mixed = _laid_over(down @ grey @ across.T, relative)
     hot = relative > 1
-    # White over black: seen on light and on dark ground.
+    # White over black is visible on light and on dark images.
     edge = binary_dilation(hot, iterations=2) & ~hot
     mixed[binary_dilation(edge, iterations=2)] = 0
     mixed[edge] = 1
@@ -253,7 +253,7 @@ def _laid_over(grey: np.ndarray, relative: np.ndarray) -> np.ndarray:
 
 
 def _picture(pixels: np.ndarray) -> str:
-    """uint8 (h, w, 3) as the address of a JPEG file that is part of the page."""
+    """uint8 (h, w, 3) as the data address of a JPEG file."""
     buffer = io.BytesIO()
     image = Image.fromarray(np.ascontiguousarray(pixels))
     image.save(buffer, "JPEG", quality=92, subsampling=0, optimize=True)

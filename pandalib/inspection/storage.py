@@ -1,8 +1,8 @@
 """A detector on disk: `detector.json`, under its own hash, and one file of tensors that it names.
 
-The tensors are written first, under a name of their own; the JSON is replaced as a whole; then the
-old tensors go. So a crash at any moment leaves the old detector or the new one. No file can run
-code, and no name in a file leads out of the folder.
+The tensors are written first, under a new name; then the JSON is replaced as a whole; then the old
+tensors are deleted. So a crash leaves either the old detector or the new one. No file can run code,
+and no name in a file leads out of the folder.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def check_target(folder) -> Path:
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Delete an earlier detector's tensors, and those of a save that did not come to its end."""
+    """Delete an earlier detector's tensors, and what an interrupted save has left."""
     try:
         named = read_facts(folder)["tensors"]["file"]
     except FileNotFoundError:
@@ -115,7 +115,7 @@ def load(cls, folder, *, weights=None, backbone: Backbone | None = None):
         _check_network(network, facts)
         return _rebuilt(cls, network, facts, tensors)
     except (ValueError, LookupError, TypeError) as error:
-        raise ValueError(f"{folder / FACTS} is no detector that can be used: {error}") from None
+        raise ValueError(f"{folder / FACTS} is not a usable detector: {error}") from None
 
 
 def read_facts(folder: Path) -> dict:
