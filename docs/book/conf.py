@@ -1,5 +1,6 @@
 """Settings of the book for Sphinx. `make book` (tools/book.py) gathers the pages and calls it."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -75,11 +76,20 @@ def formula(display):
     return visit
 
 
+def keep_indented(app, what, name, thing, options, lines):
+    """Equations and code that a docstring indents stand as they are."""
+    for number in range(len(lines) - 1, 1, -1):
+        paragraph, between, line = lines[number - 2 : number + 1]
+        if line.startswith(" ") and not between.strip() and re.match(r"[^\s\d-]", paragraph):
+            lines[number:number] = ["::", ""]
+
+
 def leave_out(app, what, name, thing, skip, options):
-    """scikit-learn gives every estimator methods that route metadata, documented for its own site."""
+    """scikit-learn gives estimators methods that route metadata, with links of its own site."""
     return True if name.endswith(("_request", "_metadata_routing")) else None
 
 
 def setup(app):
     app.connect("autodoc-skip-member", leave_out)
+    app.connect("autodoc-process-docstring", keep_indented, priority=400)  # before numpydoc
     app.add_html_math_renderer("mathml", (formula(False), None), (formula(True), None))
