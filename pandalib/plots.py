@@ -478,7 +478,7 @@ def map_rows(images, maps: dict, *, masks=None, threshold=None, scale=None, titl
     size["height"] = 1.28 * len(rows) + (0.25 if titles is not None else 0)
     fig, axes = figure(len(rows), len(images), squeeze=False, **size)
     fig.few_colours = True
-    first = next(iter(maps.values()))
+    outlines = {"image": next(iter(maps.values()), None)} | maps
     for line, (name, values) in zip(axes, rows.items()):
         line[0].set_ylabel(name)
         for column, axis in enumerate(line):
@@ -489,8 +489,8 @@ def map_rows(images, maps: dict, *, masks=None, threshold=None, scale=None, titl
             if name in maps:
                 top = scale or float(values.max())
                 drawn = axis.imshow(values[column], cmap="magma_r", vmin=0, vmax=top)
-            outlined = first[column] if name == "image" else values[column]
-            if threshold is not None and outlined.max() > threshold:
+            outlined = None if threshold is None else outlines[name][column]
+            if outlined is not None and outlined.max() > threshold:
                 # White over black: seen on light and on dark ground.
                 axis.contour(outlined, [threshold], colors="black", linewidths=2.2)
                 axis.contour(outlined, [threshold], colors="white", linewidths=1.0)

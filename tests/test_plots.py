@@ -258,6 +258,7 @@ def test_maps_of_a_row_share_one_scale_from_zero():
     above = [bool(one.max() > threshold) for one in MAPS]
     outlined = [[bool(axis.collections) for axis in row] for row in (pictures, first, second)]
     assert outlined == [above, above, [True] * 3]
+    assert len(plots.map_rows(IMAGES[:2], {}, masks=masks[:2]).axes) == 4  # without a map
     fixed = plots.map_rows(IMAGES[:1], {"map": MAPS[:1]}, scale=99.0)
     assert fixed.axes[1].images[0].get_clim() == (0, 99.0)
     assert plots.png(fixed, SENTENCE).startswith(b"\x89PNG")  # of few colours
