@@ -1,6 +1,6 @@
-"""The command line: the same code without a browser.
+"""The command line: the library without a browser.
 
-The library is imported inside the commands, so that `--help` and `doctor` answer at once, and speak
+The library is imported inside the commands, so that `--help` and `doctor` answer at once, even
 where torch is broken. The options of `run` come from the methods' own dataclasses.
 """
 
@@ -26,11 +26,11 @@ from pandalib.experiments.config import (
     tier_named,
 )
 
-WELCOME = """pandalib finds the odd one out: what is anomalous, given normal images only.
+WELCOME = """pandalib finds the odd one out: it learns from normal images what is anomalous.
 
   python -m pandalib doctor                              does everything work here?
   python -m pandalib run --task pictograms:star --method dn2
-  python -m pandalib fit NORMAL --out MODEL              a folder of normal images of yours
+  python -m pandalib fit NORMAL --out MODEL              your own folder of normal images
   python -m pandalib score MODEL NEW --report report.html
   python -m pandalib sweep list                          the experiments that come with it
 
@@ -41,7 +41,7 @@ TASK = "pictograms:star, surfaces:weave, folder:PATH[:CLASS], or a data set as c
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns its exit status, 130 after Ctrl-C."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    for stream in (sys.stdout, sys.stderr):  # a name that a terminal cannot show is no failure
+    for stream in (sys.stdout, sys.stderr):  # a name that a terminal cannot show is not an error
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     if not arguments:
@@ -86,7 +86,7 @@ def _doctor_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def doctor(options: argparse.Namespace) -> int:
-    """what works here, what is missing, how to get it"""
+    """say what works here, what is missing, how to get it"""
     findings = checks.check(options.tier)
     failed = any(finding.level == "FAIL" for finding in findings)
     if options.json:
@@ -133,7 +133,7 @@ def _run_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """one method on one task, one JSON object"""
+    """run one method on one task"""
     from pandalib.experiments.run import run
     from pandalib.io import write_atomically
 
@@ -148,11 +148,7 @@ def run(options: argparse.Namespace) -> int:
         print(text)
         return 0
     if target:
-        try:
-            write_atomically(Path(target).expanduser(), f"{text}\n".encode())
-        except OSError:
-            print(text)  # what took an hour is not lost to a full disk
-            raise
+        write_atomically(Path(target).expanduser(), f"{text}\n".encode())
     print(f"{result['task']}  {method}  ROC-AUC {result['roc_auc']:.4f}  {result['seconds']:.1f} s")
     return 0
 
@@ -165,7 +161,7 @@ def _export_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def export(options: argparse.Namespace) -> int:
-    """the images of a task as PNG files in MVTec's layout"""
+    """write the images of a task as PNG files in MVTec's layout"""
     from pandalib.datasets.folder import write_mvtec
     from pandalib.datasets.load import load_task
 
@@ -187,13 +183,15 @@ FIXED = "tier backbone truncate_after size layers n_images n_maps false_alarm_ra
 def _fit_arguments(parser: argparse.ArgumentParser) -> None:
     parser.argument_default = argparse.SUPPRESS
     add = parser.add_argument
-    add("folder", metavar="FOLDER", help="normal images, nothing else; MVTec: train/good is taken")
+    add("folder", metavar="FOLDER", help="normal images only; in MVTec's layout, train/good")
     target = parser.add_mutually_exclusive_group(required=True)
     target.add_argument("--out", metavar="MODEL", help="a new or an empty folder for the detector")
-    target.add_argument("--add-to", metavar="MODEL", help="a detector that is to learn these too")
-    add("--force", action="store_true", help="replace the detector that is in MODEL")
+    target.add_argument(
+        "--add-to", metavar="MODEL", help="a detector to which these images are added"
+    )
+    add("--force", action="store_true", help="replace the detector in MODEL")
     add("--recursive", action="store_true", help="search subfolders too")
-    add("--skip-unreadable", action="store_true", help="leave out files that are no images")
+    add("--skip-unreadable", action="store_true", help="leave out files that are not images")
     add("--tier", choices=TIERS, help="of the network; default: PANDALIB_TIER, then embedded")
     add("--backbone", help="glyphs_resnet4, or a network of torchvision")
     add("--weights", help="embedded, imagenet, or a file; with --add-to, where the file is now")
@@ -207,7 +205,7 @@ def _fit_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def fit(options: argparse.Namespace) -> int:
-    """a folder of normal images becomes a detector on disk"""
+    """fit a detector to a folder of normal images and save it"""
     from pandalib.inspection.inspector import Inspector
     from pandalib.inspection.storage import FACTS, check_target
 
@@ -218,7 +216,7 @@ def fit(options: argparse.Namespace) -> int:
         settled = [name for name in FIXED if name in given]
         if settled:
             flag = f"--{settled[0].replace('_', '-')}"
-            raise ValueError(f"{flag} is settled when a detector is fitted: fit again with --out.")
+            raise ValueError(f"{flag} cannot change after fitting: fit again with --out.")
         target = options.add_to
         inspector = Inspector.load(target, weights=given.get("weights"))
         before, copies = len(inspector.features_), inspector.n_copies_
@@ -234,12 +232,12 @@ def fit(options: argparse.Namespace) -> int:
         inspector = _new_inspector(given).fit(options.folder, **how)
     inspector.save(target)
     for name, reason in inspector.unreadable_:
-        print(f"left out: {name!r} is no image: {reason}", file=sys.stderr)
+        print(f"left out: {name!r} is not an image: {reason}", file=sys.stderr)
     if inspector.n_copies_ > copies:
         print(f"left out: {inspector.n_copies_ - copies} copies of others", file=sys.stderr)
     network, n = inspector.backbone, len(inspector.features_)
     if network.source == "embedded":
-        print("note: for photographs that matter take --tier standard", file=sys.stderr)
+        print("note: for real photographs use --tier standard", file=sys.stderr)
     news = f"{n - before} added, " if before else ""
     print(
         f"{target}  {n} normal images ({news}{len(inspector.unreadable_)} unreadable)  "
@@ -274,20 +272,20 @@ def _score_arguments(parser: argparse.ArgumentParser) -> None:
     add("--report", metavar="FILE", help="write an HTML report with heat maps, one file")
     add("--csv", metavar="FILE", help="write all scores as a table")
     add("--json", metavar="FILE", help="write all scores as JSON; -: print it, not the list")
-    add("--rate", type=float, help="another false-alarm rate than the detector's own")
+    add("--rate", type=float, help="false-alarm rate; default: the detector's own")
     add("--top", type=int, default=50, help="how many images list and report show; default: 50")
     add("--recursive", action="store_true", help="search subfolders too")
     add("--weights", metavar="FILE", help="where the network's weights are now")
 
 
 def score(options: argparse.Namespace) -> int:
-    """images before a fitted detector: a ranking, alarms, a report"""
+    """score images with a saved detector: a ranking, alarms, a report"""
     from pandalib.inspection.inspector import Inspector, counted
     from pandalib.inspection.report import ranked_rows, write_report
     from pandalib.io import write_atomically
 
     inspector = Inspector.load(options.model, weights=options.weights)
-    threshold = inspector.threshold(options.rate)  # first: it may say no
+    threshold = inspector.threshold(options.rate)  # first, since it may raise
     ranking = inspector.rank(
         options.images, top=options.top, recursive=options.recursive, skip_unreadable=True
     )
@@ -330,7 +328,7 @@ def score(options: argparse.Namespace) -> int:
         )
         print(f"{raising} an alarm (score above {threshold:.4g})")
     for name, reason in ranking.unreadable:
-        print(f"pandalib: {name!r} is no image: {reason}", file=sys.stderr)
+        print(f"pandalib: {name!r} is not an image: {reason}", file=sys.stderr)
     return int(bool(ranking.unreadable))
 
 
@@ -339,21 +337,20 @@ def score(options: argparse.Namespace) -> int:
 
 def _sweep_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("grid", help="a TOML file, or a grid of the project's own; `list` shows those")
+    add("grid", help="a TOML file, or the name of a grid; `list` shows all names")
     add("--out", metavar="DIR", help="folder of the results; default: results/NAME of the grid")
-    add("--workers", type=int, help="processes at once; default: one a core, or one with a GPU")
+    add("--workers", type=int, help="processes at once; default: one per core, or one with a GPU")
     add("--threads", type=int, help="of each process; default: the cores divided among them")
     add("--scheduler", metavar="ADDRESS", help="of a Dask cluster, as tcp://10.0.0.1:8786")
-    add("--retry-failed", action="store_true", help="do again what failed before")
-    add("--skip-missing", action="store_true", help="go on without data sets that are not here")
-    add("--dry-run", action="store_true", help="list the runs, and do nothing")
+    add("--retry-failed", action="store_true", help="repeat the runs that failed before")
+    add("--skip-missing", action="store_true", help="go on without missing data sets")
 
 
 def sweep(options: argparse.Namespace) -> int:
-    """every run of a grid; killed and called again, it does what is missing"""
+    """do every run of a grid; after an interruption, those that are missing"""
     from pandalib.experiments.grids import grids, load_grid
     from pandalib.experiments.results import in_brief
-    from pandalib.experiments.sweep import outstanding, sweep
+    from pandalib.experiments.sweep import sweep
 
     given = vars(options)
     name = given.pop("grid")
@@ -363,14 +360,6 @@ def sweep(options: argparse.Namespace) -> int:
         return 0
     grid = load_grid(name)
     folder = Path(given.pop("out") or Path("results") / grid.name)
-    if given.pop("dry_run"):
-        runs = grid.runs(skip_missing=options.skip_missing)
-        _, waiting = outstanding(runs, folder, retry_failed=options.retry_failed)
-        for run in runs:
-            words = [f"{key}={value}" for key, value in run.items()]
-            print(*words, "" if run in waiting else "done", sep="  ")
-        print(f"{len(runs)} runs, {len(waiting)} to do")
-        return 0
     results = sweep(grid, folder, **given)
     failed = [result for result in results if "error" in result]
     for result in failed:
@@ -385,7 +374,7 @@ def _table_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def table(options: argparse.Namespace) -> int:
-    """the results of a sweep as table.md, table.csv and table.png"""
+    """summarise a sweep in table.md, table.csv and table.png"""
     from pandalib.experiments.tables import write_table
 
     folder = Path(options.folder).expanduser()
@@ -403,11 +392,11 @@ def _data_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def data(options: argparse.Namespace) -> int:
-    """public data sets: list, describe, download"""
+    """list, describe or download public data sets"""
     from pandalib.datasets import public
 
     names = options.names or list(public.ROWS)
-    rows = {name: public.row_of(name) for name in names}  # unknown names first
+    rows = {name: public.row_of(name) for name in names}  # raises for unknown names
     if options.info:
         for name, row in rows.items():
             print(f"{name}: {row['title']}")

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from tqdm.auto import tqdm
 
 
-def progress(items: Iterable, text: str, *, shown: bool = True) -> tqdm:
+def progress(items: Iterable, text: str, *, total: int | None = None, shown: bool = True) -> tqdm:
     """Iterate over `items` behind a bar that vanishes at the end.
 
     Hidden without `shown`, with PANDALIB_QUIET=1, and when nobody watches: standard error is
@@ -17,4 +17,4 @@ def progress(items: Iterable, text: str, *, shown: bool = True) -> tqdm:
     """
     watched = "ipykernel" in sys.modules or sys.stderr.isatty()
     hidden = not (shown and watched) or os.environ.get("PANDALIB_QUIET") == "1"
-    return tqdm(items, desc=text, leave=False, disable=hidden)
+    return tqdm(items, desc=text, total=total, leave=False, disable=hidden)

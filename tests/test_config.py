@@ -126,7 +126,7 @@ def no_tier(monkeypatch):
 def test_the_tier_in_force(no_tier, monkeypatch):
     assert config.current_tier() == config.TIERS["embedded"]
     monkeypatch.setenv("PANDALIB_TIER", "standard")
-    with pytest.raises(ValueError, match="'standard' brings no images of its own"):
+    with pytest.raises(ValueError, match="'standard' has no images of its own"):
         config.current_tier()
     monkeypatch.setenv("PANDALIB_TASK", "folder:photos:good")
     tier = config.current_tier()

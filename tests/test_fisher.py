@@ -53,8 +53,6 @@ def test_a_folder_of_labelled_images(tmp_path, truncate_after):
     found = fisher_of(network, IMAGES, images=tmp_path, seed=2, progress=False)
     assert difference(found, expected) < 1e-5 and found.recipe == expected.recipe
     assert ("linear probe" in found.recipe) == (truncate_after == "layer3")
-    larger = fisher_of(network, IMAGES, images=tmp_path, size=48, seed=2, progress=False)
-    assert difference(larger, expected) > 1e-3
 
 
 def test_without_a_classifier_there_is_no_fisher_information():

@@ -15,7 +15,7 @@ import torch
 from pandalib import load_grid, read_results, run, sweep
 from pandalib.experiments import sweep as sweeping
 from pandalib.experiments.results import PLAN, RUNS, file_name, identity, read_plan
-from pandalib.experiments.sweep import LOG, attempt, in_words
+from pandalib.experiments.sweep import LOG, attempt
 
 GRID = """
 [grid]
@@ -92,7 +92,7 @@ def test_a_result_says_where_it_came_from(tmp_path):
     assert platform.node() not in path.read_text() and str(tmp_path) not in path.read_text()
 
 
-def test_killed_and_called_again_it_goes_on(grid, undisturbed, tmp_path, capsys):
+def test_killed_and_called_again_it_goes_on(grid, undisturbed, tmp_path):
     """kill -9 in the middle: nothing is half-written, and the second call does what is missing."""
     command = [sys.executable, "-m", "pandalib", "sweep", str(grid), "--out", str(tmp_path)]
     process = subprocess.Popen([*command, "--workers", "1"], stderr=subprocess.PIPE)
@@ -108,12 +108,8 @@ def test_killed_and_called_again_it_goes_on(grid, undisturbed, tmp_path, capsys)
     results = sweep(grid, tmp_path, workers=2, threads=1)
     assert {path: path.stat().st_mtime_ns for path in done} == done
     assert numbers(tmp_path) == numbers(undisturbed) and len(results) == 12
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 12 - len(done)
-    assert lines[-1].startswith("small: 12 of 12, ") and "about 0 s left  pictograms:" in lines[-1]
-    assert lines[-1] in (tmp_path / LOG).read_text()
-    again = sweep(grid, tmp_path)
-    assert again == results == read_results(tmp_path) and not capsys.readouterr().err
+    assert "small: 12 of 12  pictograms:" in (tmp_path / LOG).read_text().splitlines()[-1]
+    assert sweep(grid, tmp_path) == results == read_results(tmp_path)
     assert [result["settings"] for result in results] == load_grid(grid).runs()
 
 
@@ -202,15 +198,3 @@ def test_on_a_cluster(grid, undisturbed, tmp_path):
     with distributed.LocalCluster(**options) as cluster:
         sweep(grid, tmp_path, scheduler=cluster.scheduler_address, threads=1, progress=False)
     assert numbers(tmp_path) == numbers(undisturbed)
-
-
-def test_a_cluster_that_is_not_there(one, tmp_path, monkeypatch):
-    pytest.importorskip("distributed", reason="needs the extra [cluster]")
-    monkeypatch.setattr(sweeping, "CONNECTING", 0.5)
-    with pytest.raises(OSError, match="tcp://127.0.0.1:9"):
-        sweep(one, tmp_path / "out", scheduler="tcp://127.0.0.1:9", progress=False)
-
-
-def test_times_in_words():
-    words = [in_words(seconds) for seconds in (12.4, 200, 7500)]
-    assert words == ["12 s", "3 min 20 s", "2 h 5 min"]

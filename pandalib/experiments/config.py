@@ -1,12 +1,12 @@
 """One place for an option: a dataclass for each method, and one for each tier.
 
-The fields of a method's dataclass are its options. From their names, types, defaults and help texts
-follow the arguments of `python -m pandalib run`, what a grid accepts, the labels of tables and the
+The fields of a method's dataclass are its options. Their names, types, defaults and help texts
+give the arguments of `python -m pandalib run`, what a grid accepts, the labels of tables and the
 settings in a result file. Torch is not imported here, so that `--help` and `doctor` answer at once:
-detectors come through `pandalib`, which loads its public names on first use.
+detectors come from `pandalib`, which loads its public names on first use.
 
-A tier says on which network and images the same notebooks work. A result of one tier must never be
-taken for another's, so every notebook prints `banner(...)` first.
+A tier is the network and the images on which the notebooks work. Every notebook prints
+`banner(...)` first, so you always know which model and data produced a result.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class Pace:
     max_grad_norm: float = 1e-3
     early: int = 2300  # fixed early stopping
     sample_wise: int = 7800  # how far the checkpoints of sample-wise stopping reach
-    long: int = 7800  # compactness without a stop, and EWC
-    ewc_lr: float = 1e-2  # EWC's own: lambda times the largest F bounds what is stable
+    long: int = 7800  # compactness without early stopping, and EWC
+    ewc_lr: float = 1e-2  # for EWC: lambda times the largest F limits the stable rates
     ewc_lambda: float = 1e4
     exposure: int = 7800  # outlier exposure: 32 normal images and 32 outliers
     exposure_lr: float = 1e-1
@@ -44,7 +44,7 @@ class Pace:
 
 @dataclass(frozen=True)
 class Tier:
-    """What a notebook works on unless it is told otherwise.
+    """The network, images and pace on which a notebook works by default.
 
     `resize` is the shorter side before the centre crop; None means the whole central square.
     """
@@ -92,7 +92,7 @@ _chosen: Tier | None = None
 
 
 def tier_named(name: str) -> Tier:
-    """The tier of that name; ValueError where there is none."""
+    """The tier of this name; ValueError if there is none."""
     if name not in TIERS:
         raise ValueError(f"tier {name!r} is unknown: choose one of {', '.join(TIERS)}.")
     return TIERS[name]
@@ -118,7 +118,7 @@ def current_tier() -> Tier:
     Raises
     ------
     ValueError
-        When the tier has no images of its own and none were named.
+        If the tier has no images of its own and none were named.
     """
     tier = _chosen
     if tier is None:
@@ -126,25 +126,25 @@ def current_tier() -> Tier:
         tier = replace(tier, task=os.environ.get("PANDALIB_TASK") or tier.task)
     if not tier.task:
         raise ValueError(
-            f"tier {tier.name!r} brings no images of its own: name some, as in "
+            f"tier {tier.name!r} has no images of its own: name some, as in "
             "PANDALIB_TASK=cifar10:airplane or folder:PATH:CLASS."
         )
     return tier
 
 
 def versions() -> dict[str, str | None]:
-    """The versions of the libraries on which a number may depend."""
+    """The versions of the libraries on which a result may depend."""
     found: dict[str, str | None] = {"pandalib": pandalib.__version__}
     for name in ("torch", "torchvision", "numpy", "scikit-learn", "faiss-cpu"):
         try:
             found[name] = version(name)
-        except PackageNotFoundError:  # conda has another name for faiss, for example
+        except PackageNotFoundError:  # conda, for example, has another name for faiss
             found[name] = None
     return found
 
 
 def banner(tier: Tier, task=None, backbone=None) -> None:
-    """Print what the numbers below were made with: tier, images, network and weights, versions."""
+    """Print the tier, the images, the network with its weights, and the versions in use."""
     print(f"tier      {tier.name} (needs {tier.needs})")
     if task is not None:
         print(
@@ -170,12 +170,12 @@ def option(default: Any, help: str, *, pace: str | None = None, choices: dict | 
     Parameters
     ----------
     default : value or None
-        None means the tier's pace, or what `help` says.
+        None stands for the tier's pace, or for what `help` says.
     help : str
     pace : str, optional
-        The field of the tier's `Pace` that gives the value where there is none.
+        The field of the tier's `Pace` that gives the default.
     choices : dict, optional
-        The accepted values, by their words on the command line.
+        The accepted values by their names on the command line.
     """
     return field(default=default, metadata={"help": help, "pace": pace, "choices": choices})
 
@@ -184,13 +184,13 @@ SIZE = "side of the images in pixels; default: the tier's"
 EPOCHS = "passes over the normal images; default: the tier's pace"
 RATE = "learning rate; default: the tier's pace"
 CLIP = "norm to which gradients are clipped; default: the tier's pace"
-HISTORY = "about so many checkpoints in the history, besides the first; 0: none"
+HISTORY = "approximate number of checkpoints in the history, besides the first; 0: none"
 NEIGHBOURS = "neighbours of kNN"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageOptions:
-    """Options of every method: which images it sees."""
+    """Options of every method: the images that it sees."""
 
     detector: ClassVar[str]  # a public name of pandalib
     size: int | None = option(None, SIZE)
@@ -205,7 +205,7 @@ class ImageOptions:
     )
 
     def build(self, setup):
-        """The unfitted detector; whatever has the name of one of its parameters is given to it.
+        """The unfitted detector, given each option and each field of `setup` that it has.
 
         `setup` is a `pandalib.experiments.run.Setup`, what a run has at hand.
         """
@@ -215,17 +215,17 @@ class ImageOptions:
         return detector(**{name: value for name, value in offered.items() if name in wanted})
 
     def made(self, setup) -> dict[str, Any]:
-        """Arguments of the detector that are made from options."""
+        """Arguments of the detector that are computed from options."""
         return {}
 
     def at_pace(self, pace: Pace, n_train: int) -> ImageOptions:
-        """The same options, with the tier's pace where nothing was given."""
+        """The same options, with the tier's pace for those that were not given."""
         missing = {
             one.name: getattr(pace, one.metadata["pace"])
             for one in fields(self)
             if one.metadata["pace"] and getattr(self, one.name) is None
         }
-        if "epochs" in missing:  # the number that comes closest to so many minibatches
+        if "epochs" in missing:  # so that they come closest to this many minibatches
             missing["epochs"] = max(1, round(missing["epochs"] / math.ceil(n_train / 32)))
         return replace(self, **missing)
 
@@ -247,7 +247,7 @@ class NetworkOptions(ImageOptions):
     )
     weights: str | None = option(None, "embedded, imagenet, random, or a file")
     truncate_after: str | None = option(None, "cut the network after this stage, as layer3")
-    bias_free: bool = option(False, "take away every bias, as DeepSVDD demands")
+    bias_free: bool = option(False, "remove every bias, as DeepSVDD demands")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,8 +256,8 @@ class DN2Options(NetworkOptions):
 
     detector = "DN2"
     k: int = option(2, NEIGHBOURS)
-    normalise: bool = option(False, "features of length one")
-    n_centres: int | None = option(None, "so many k-means centres in place of the gallery")
+    normalise: bool = option(False, "scale features to length one")
+    n_centres: int | None = option(None, "number of k-means centres in place of the gallery")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -286,7 +286,7 @@ class TrainingOptions(NetworkOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class CompactnessOptions(TrainingOptions):
-    """PANDA without a brake: trained until the features collapse"""
+    """PANDA without early stopping: trained until the features collapse"""
 
     detector = "PANDA"
     k: int = option(2, NEIGHBOURS)
@@ -307,7 +307,7 @@ class SESOptions(CompactnessOptions):
     epochs: int | None = option(None, EPOCHS, pace="sample_wise")
 
     def made(self, setup) -> dict[str, Any]:
-        return {"checkpoint_every": 1}  # for the method, whatever the history keeps
+        return {"checkpoint_every": 1}  # needed by the method; the history may keep fewer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -321,12 +321,12 @@ class EWCOptions(CompactnessOptions):
     )
     fisher: str | None = option(None, "file with the Fisher information, as pandalib saves it")
     fisher_images: str | None = option(
-        None, "folder with one folder of images per class, from which to compute it"
+        None, "folder with one folder of images per class, to compute it from"
     )
     fisher_recipe: str = option(
         "per-sample",
         "per-sample, the definition; batch-mean, squares of the mean gradient of 32 images; "
-        "uniform, the mean of F everywhere: plain L2",
+        "uniform, the mean of F for all: plain L2",
     )
 
     def made(self, setup) -> dict[str, Any]:
@@ -385,13 +385,13 @@ class MapOptions(NetworkOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class SPADEOptions(MapOptions):
-    """SPADE: each position against those of the nearest normal images"""
+    """SPADE: each position against those in the nearest normal images"""
 
     detector = "SPADE"
     default_layers = ("layer1", "layer2", "layer3")
     n_images: int = option(50, "number of nearest normal images to compare with")
     kappa: int = option(1, "number of nearest positions")
-    balanced: bool = option(False, "bring the layers to one scale before their mean")
+    balanced: bool = option(False, "scale the layers alike before their mean")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -400,7 +400,7 @@ class PatchCoreOptions(MapOptions):
 
     detector = "PatchCore"
     default_layers = ("layer2", "layer3")
-    coreset_ratio: float = option(0.1, "part of the patches that stay in the memory bank")
+    coreset_ratio: float = option(0.1, "fraction of the patches kept in the memory bank")
 
 
 METHODS: dict[str, type[ImageOptions]] = {
@@ -437,9 +437,9 @@ def kind_of(method: str, name: str) -> type:
 
 
 def make_options(method: str, given: dict[str, Any]) -> ImageOptions:
-    """The options of a method with these values; what is None stays at its default.
+    """The options of a method with these values; None stands for the default.
 
-    Raises ValueError for an option that the method does not have, and for a value of another type.
+    Raises ValueError for an unknown option and for a value of another type.
     """
     known = options_of(method)
     given = {name: value for name, value in given.items() if value is not None}
@@ -460,7 +460,7 @@ def make_options(method: str, given: dict[str, Any]) -> ImageOptions:
 
 
 def default_of(method: str, name: str, tier: str) -> Any:
-    """What an option is where nothing was given: its default, else the tier's pace."""
+    """The value of an option that was not given: the tier's pace, or its default."""
     one = options_of(method)[name]
     if one.metadata["pace"] and name != "epochs":
         return getattr(TIERS[tier].pace, one.metadata["pace"])

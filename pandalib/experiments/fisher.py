@@ -16,7 +16,7 @@ from pandalib.methods.ewc import Fisher, fisher_information, linear_probe
 from pandalib.weights import EMBEDDED
 
 FISHER_RECIPES = ("per-sample", "batch-mean", "uniform")
-BIASED_BATCH = 32  # of the recipe "batch-mean": the official code's
+BIASED_BATCH = 32  # images per gradient in the official code
 
 
 def upstream_fisher(
@@ -47,7 +47,7 @@ def upstream_fisher(
     Raises
     ------
     ValueError
-        For another network: its pretraining images are not at hand.
+        For another network, whose pretraining images are not available.
     """
     if backbone.name != EMBEDDED or backbone.classifier is None or backbone.n_classes is None:
         raise ValueError(
@@ -58,7 +58,7 @@ def upstream_fisher(
     path = cache_folder() / f"fisher-{'-'.join(map(str, about))}.safetensors"
     try:
         return Fisher.load(path, backbone)
-    except (FileNotFoundError, ValueError):  # not there, or damaged
+    except (FileNotFoundError, ValueError):  # missing, or damaged
         images = glyphs.draw_batch(range(n_samples), split="fisher", seed=seed)[0]
         fisher = fisher_information(
             backbone, images, batch_size=batch_size, seed=seed, progress=progress
@@ -73,29 +73,26 @@ def fisher_of(
     file: str | Path | None = None,
     images: str | Path | None = None,
     *,
-    size: int | None = None,
     recipe: str = "per-sample",
     seed: int = 0,
     progress: bool = True,
 ) -> Fisher:
-    """The Fisher information for EWC, from the best source at hand.
+    """The Fisher information for EWC, from the best source available.
 
     Parameters
     ----------
     backbone : Backbone
     normal_images : uint8 (N, 3, H, W)
-        Without file and folder a whole network predicts on these, and the embedded network takes
+        Without file and folder, a whole network predicts on these, and the embedded network on
         the glyphs of its pretraining.
     file : path, optional
         As written by `Fisher.save`.
     images : path, optional
         A folder with one folder of images per class; a cut network is first given a linear
         classifier of these classes.
-    size : int, optional
-        Side of these images in pixels; default: that of the normal images.
     recipe : {"per-sample", "batch-mean", "uniform"}
         The definition; squares of the mean gradient of 32 images, up to 32 times too small; the
-        mean of F everywhere, which is plain L2.
+        mean of F for every parameter, which is plain L2.
     seed : int
         Of drawn labels and of the linear classifier.
     progress : bool
@@ -107,7 +104,7 @@ def fisher_of(
     Raises
     ------
     ValueError
-        For sources that exclude each other, and where there is none.
+        For sources that exclude each other, and if there is none.
     """
     if recipe not in FISHER_RECIPES:
         raise ValueError(
@@ -121,7 +118,7 @@ def fisher_of(
     if file is not None:
         fisher = Fisher.load(file, backbone)
     elif images is not None:
-        pictures, labels = labelled_images(images, size=size or np.shape(normal_images[:1])[-1])
+        pictures, labels = labelled_images(images, size=np.shape(normal_images[:1])[-1])
         probe = None
         if backbone.classifier is None:
             probe = linear_probe(backbone, pictures, labels, seed=seed)

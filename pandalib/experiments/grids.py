@@ -2,7 +2,7 @@
 
     [grid]
     name = "lambda_embedded"
-    description = "What this grid is to show."
+    description = "What this grid shows."
     tier = "embedded"
     tasks = ["pictograms"]               # a data set means each of its classes in turn
     methods = ["early", "ewc"]
@@ -11,9 +11,9 @@
     checkpoints = 1
     [settings.ewc]                       # of one method
     epochs = 20
-    [vary]                               # every value of every option; "default" leaves it out
+    [vary]                               # all combinations; "default" leaves it out
     ewc_lambda = [300.0, "default", 30000.0]
-    [[also]]                             # more runs; what it does not say is as above
+    [[also]]                             # more runs; all else as above
     methods = ["dn2"]
     vary = { k = [1, 2, 5] }
 
@@ -57,7 +57,7 @@ class Grid:
     blocks: tuple[dict, ...]
 
     def missing(self) -> dict[str, str]:
-        """Tasks of the grid that cannot be had on this machine, and why."""
+        """Tasks of the grid that are not available on this machine, and why."""
         problems = {}
         for task in sorted({task for block in self.blocks for task in block["tasks"]}):
             try:
@@ -69,12 +69,12 @@ class Grid:
         return problems
 
     def runs(self, *, skip_missing: bool = False) -> list[dict]:
-        """The settings of every run, keyword arguments of `pandalib.run`, none of them twice.
+        """The settings of every run, as keyword arguments of `pandalib.run`, each once.
 
         Parameters
         ----------
         skip_missing : bool
-            Leave out the tasks that cannot be had here; else they raise ValueError.
+            Leave out the tasks that are not available; otherwise they raise ValueError.
         """
         missing = self.missing()
         if missing and not skip_missing:
@@ -92,7 +92,7 @@ class Grid:
         return list(found.values())
 
     def check(self) -> None:
-        """Raise ValueError for a method, an option or a value that cannot be."""
+        """Raise ValueError for a wrong method, option or value."""
         everyone = {method for block in self.blocks for method in block["methods"]}
         for block in self.blocks:
             concerned = [(set(block["methods"]), name) for name in block["vary"]]
@@ -103,11 +103,13 @@ class Grid:
                     concerned.append((everyone, key))
             for methods, name in concerned:
                 if not methods & set(methods_with(name)):
-                    make_options(min(methods), {name: 0})  # raises: they do not have it
+                    make_options(min(methods), {name: 0})  # raises, since they lack this option
             for point in self._points(block, [""]):
                 options = make_options(point["method"], options_in(point))
                 if getattr(options, "bf16", False) == "auto":
-                    raise ValueError("bf16 = 'auto' may decide otherwise from one run to the next.")
+                    raise ValueError(
+                        "bf16 = 'auto' may decide differently from one run to the next."
+                    )
 
     def _points(self, block: dict, tasks: list[str]) -> Iterator[dict]:
         """Method by method, all combinations of the options that it has."""
@@ -131,7 +133,7 @@ def load_grid(source: str | Path) -> Grid:
     Raises
     ------
     FileNotFoundError
-        When there is neither.
+        If there is neither.
     ValueError
         Naming the file and what is wrong with it.
     """

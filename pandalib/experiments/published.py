@@ -1,6 +1,6 @@
 """Published numbers (`data/published.json`), each with its experiment and a mark.
 
-The mark is "verified" or "unverified". A number is never printed without its mark, nor without its
+The mark is "verified" or "unverified". A number is never printed without its mark and its
 experiment: data set, split, image or pixel level, one class or outlier exposure, adapted or not.
 """
 
@@ -22,20 +22,20 @@ class Published:
     data_set : str
         As in `pandalib.load_task`, for example "cifar10".
     methods : tuple of str
-        The methods of this project beside which it may stand.
+        The methods of this project with which it may be compared.
     published_as : str
-        The name of the method there.
+        The name of the method in its source.
     metric : {"roc_auc", "pixel_roc_auc", "pro"}
     level : {"image", "pixel"}
     value : float
         0 to 1.
     mark : {"verified", "unverified"}
     outlier_exposure, adapted : bool
-        Of the experiment; None where it is not known.
+        Of the experiment; None if unknown.
     experiment, source : str
         In words.
     classes : dict of str to float
-        By the name of the normal class, where that was published.
+        The value of each normal class, where published.
     """
 
     data_set: str
@@ -58,7 +58,7 @@ class Published:
 def published_numbers(
     data_set: str | None = None, method: str | None = None, metric: str | None = None
 ) -> list[Published]:
-    """All published numbers, or those of a data set, a method of this project, a metric.
+    """The published numbers, of one data set, method of this project or metric where given.
 
     Examples
     --------

@@ -1,8 +1,7 @@
 """Result files: the name of a run, its record on disk, and the plan of the sweep it belongs to.
 
 The settings of a run are keyword arguments of `pandalib.run`. Its file holds the record of the run
-and where it came from, with a hash (`pandalib.io.dump_json_with_hash`); a damaged file counts as
-absent.
+and its origin, with a hash (`pandalib.io.dump_json_with_hash`); a damaged file counts as absent.
 """
 
 from __future__ import annotations
@@ -23,13 +22,13 @@ DEFAULT = "default"  # in a grid: the option is left out
 
 
 def options_in(settings: dict) -> dict:
-    """What of a run's settings is an option of its method, where it is not left at its default."""
+    """Those settings of a run that are options of its method and not left at their default."""
     options = {key: settings[key] for key in sorted(settings) if key not in MAIN}
     return {key: value for key, value in options.items() if value not in (None, DEFAULT)}
 
 
 def canonical(settings: dict) -> dict:
-    """The settings without what is the default anyway: the same run always looks the same."""
+    """The settings without defaults, so that the same run always looks the same."""
     defaults = options_of(settings["method"])
     options = options_in(settings).items()
     kept = {key: value for key, value in options if value != defaults[key].default}
@@ -37,7 +36,7 @@ def canonical(settings: dict) -> dict:
 
 
 def identity(settings: dict) -> str:
-    """Hash of a run's settings and of what its tier stands for, the same on any machine."""
+    """Hash of a run's settings and of the contents of its tier, the same on any machine."""
     whole = [canonical(settings), asdict(TIERS[settings["tier"]])]
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -61,7 +60,7 @@ def write_result(result: dict, folder: Path) -> None:
 
 
 def read_runs(runs: list[dict], folder: Path) -> dict[str, dict]:
-    """The results there are, by identity; a file that is damaged counts as absent."""
+    """The results so far, by identity."""
     found = {}
     for settings in runs:
         with suppress(FileNotFoundError, ValueError):
@@ -71,12 +70,12 @@ def read_runs(runs: list[dict], folder: Path) -> dict[str, dict]:
 
 
 def read_plan(folder: str | Path) -> dict:
-    """What a sweep noted: name, description, tier, runs, left_out, classes of each data set.
+    """The plan of a sweep: name, description, tier, runs, left_out, classes of each data set.
 
     Raises
     ------
     FileNotFoundError
-        Where no sweep wrote.
+        If there was no sweep.
     ValueError
         For a damaged file.
     """

@@ -2,8 +2,8 @@
 
     run("pictograms:star", "ewc", ewc_lambda=300.0)
 
-The options of each method stand in `pandalib.experiments.config`. The history of a run holds what
-is measured at its checkpoints. The ROC-AUC in it is for looking at: nothing is chosen by it.
+The options of each method are in `pandalib.experiments.config`. The history of a run holds what is
+measured at its checkpoints. Its ROC-AUC is only for plotting: nothing is chosen by it.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def run(
     progress: bool = True,
     **options,
 ) -> dict:
-    """Fit a method on the normal images of a task, score its test images, measure.
+    """Fit a method to the normal images of a task, score its test images, measure the result.
 
     Parameters
     ----------
@@ -55,20 +55,19 @@ def run(
     method : str
         One of `pandalib.experiments.config.METHODS`.
     tier : str
-        Gives the defaults of network, image size and pace.
+        The defaults of network, image size and pace.
     seed : int
-        Of images, weights and batches.
+        For images, weights and batches.
     memory : Memory, optional
-        What this process keeps from one run to the next; changes no number.
+        What this process keeps from one run to the next; changes no result.
     progress : bool
     **options
-        Of the method, as its dataclass in `pandalib.experiments.config` has them; None leaves one
-        at its default.
+        Of the method, see its dataclass in `pandalib.experiments.config`; None: the default.
 
     Returns
     -------
     record : dict
-        Keys: task, method, tier, backbone, weights_sha256, seed, n_train, n_test, roc_auc,
+        With the keys task, method, tier, backbone, weights_sha256, seed, n_train, n_test, roc_auc,
         pixel_roc_auc, pro, seconds, peak_rss_mb, bf16, history. What does not apply is None.
         pixel_roc_auc and pro need a method with maps, and masks; bf16 says whether it was used
         and, if it was tried, how many times as fast it is; history has a dict for each checkpoint.
@@ -145,7 +144,7 @@ def load_network(options: ImageOptions, tier: Tier, seed: int = 0) -> Backbone |
 
 
 def _call(function, *arguments, **options):
-    """What stands for `Memory.recall` where nothing is kept."""
+    """In place of `Memory.recall` if nothing is kept."""
     return function(*arguments, **options)
 
 
@@ -218,11 +217,11 @@ class Setup:
         return self.recall(load_outliers, kind, n, seed=self.seed, **levels)
 
     def _outliers_of_set(self, name: str, n: int | None, **how) -> Sequence:
-        """At most n training images, as many of each class as far as they last."""
+        """At most n training images, equally many of each class where possible."""
         if SETS[name] == SETS.get(self.task.name.partition(":")[0]):
             raise ValueError(
-                f"outlier_images={name!r} for {self.task.name}: they are of the same data set, and "
-                "would show the anomalies that are to be found."
+                f"outlier_images={name!r} for {self.task.name}: they are from the same data set, "
+                "and would show the anomalies that are to be found."
             )
         siblings = sibling_tasks(name)
         each = None if n is None else max(2, math.ceil(n / len(siblings)))
@@ -254,7 +253,7 @@ class Recorder:
             ]
 
     def __call__(self, done) -> None:
-        """Measure what a detector hands to its callback: a `Checkpoint` or one of its kin."""
+        """Measure the state that a detector passes to its callback."""
         if done.epoch % self.every == 0 or done.epoch == self.options.epochs:
             if not hasattr(done, "detector"):
                 found = self._adapted(done)
@@ -306,10 +305,7 @@ def _network_name(network: Backbone, options: ImageOptions) -> str:
 
 
 def peak_rss_mb() -> float:
-    """The most memory that this process has held so far, in MiB.
-
-    Where the system does not tell, it is what the process holds now.
-    """
+    """The largest memory that this process has held so far, in MiB; on macOS, its memory now."""
     with suppress(OSError, StopIteration):  # Linux
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024
@@ -318,6 +314,6 @@ def peak_rss_mb() -> float:
 
 
 def reset_peak_rss() -> None:
-    """Start `peak_rss_mb` afresh, where Linux lets a process do that."""
+    """Restart `peak_rss_mb`, where Linux allows it."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")

@@ -2,18 +2,16 @@
 
     sweep("one_class_embedded", "results/one_class")     # killed and called again, it goes on
 
-A result file holds the record of `pandalib.run` and where it came from: settings, versions, device,
-threads, commit, time; nothing that names the machine. It is written whole or not at all. A run that
-fails leaves its error in its file, and the others go on.
+A result file holds the record of `pandalib.run` and its origin: settings, versions, device,
+threads, commit, time, but nothing that names the machine. It is written whole or not at all. A run
+that fails leaves its error in its file, and the others go on.
 """
 
 from __future__ import annotations
 
 import functools
 import subprocess
-import sys
 import threading
-import time
 import traceback
 from collections.abc import Iterator
 from concurrent.futures import BrokenExecutor
@@ -41,6 +39,7 @@ from pandalib.experiments.results import (
 )
 from pandalib.experiments.run import load_network, reset_peak_rss, run
 from pandalib.io import ROOT, dump_json_with_hash, write_atomically
+from pandalib.progress import progress as bar
 
 LOG = "sweep.log"  # in the folder of a sweep
 CONNECTING = 15  # seconds to wait for a scheduler
@@ -57,7 +56,7 @@ def sweep(
     skip_missing: bool = False,
     progress: bool = True,
 ) -> list[dict]:
-    """Do every run of a grid that has no result in `folder` yet.
+    """Do all runs of a grid that have no result in `folder` yet.
 
     Parameters
     ----------
@@ -66,58 +65,56 @@ def sweep(
     folder : path
         For the plan, the log, and the result files in `runs/`. One grid has one folder.
     workers : int, optional
-        Processes at once. None: one a core, or one where there is a GPU.
+        Processes at once. None: one per core, or a single one with a GPU.
     threads : int, optional
-        Of each process. None: the cores divided among the workers. Another number may change the
-        last digits.
+        Threads of each process. None: the cores divided among the workers. Another number may
+        change the last digits.
     scheduler : str, optional
-        Address of a Dask cluster that runs, as "tcp://10.0.0.1:8786".
+        Address of a running Dask cluster, as "tcp://10.0.0.1:8786".
     retry_failed : bool
-        Do those runs again that failed before. Without it their errors stand.
+        Repeat the runs that failed before. Otherwise their errors stand.
     skip_missing : bool
         Go on without the data sets that are not on this machine.
     progress : bool
-        Say on standard error how far it is; the log file says it in any case.
+        Show a progress bar; the log file grows in any case.
 
     Returns
     -------
     results : list of dict
-        Of all runs in the grid's order; failed ones have an `error`.
+        One per run, in the grid's order; failed ones have an `error`.
 
     Raises
     ------
     ValueError
-        For a data set that is missing, and for a folder of another grid.
+        For a missing data set, and for a folder with the results of another grid.
     RuntimeError
-        When a worker ended before its run did: the same call goes on from there.
+        When a worker died; the same call goes on from there.
     """
     grid = grid if isinstance(grid, Grid) else load_grid(grid)
     folder = Path(folder).expanduser()
     runs = grid.runs(skip_missing=skip_missing)
-    results, waiting = outstanding(runs, folder, retry_failed=retry_failed)
+    results = read_runs(runs, folder)
+    if retry_failed:
+        results = {key: result for key, result in results.items() if "error" not in result}
+    waiting = [run for run in runs if identity(run) not in results]
     for options in {_network(one): one for one in map(_options, waiting)}.values():
-        load_network(options, TIERS[grid.tier])  # weights that are missing are told now
+        load_network(options, TIERS[grid.tier])  # missing weights are reported now
     _write_plan(grid, runs, folder, skip_missing=skip_missing)
-    waiting.sort(key=identity)  # long and short ones mixed, so that the time left can be told
+    waiting.sort(key=identity)  # long and short ones mixed, so that the bar can tell the time left
     left = {identity(one): one for one in waiting}
-    finished = _finished(waiting, folder, workers or usual_workers(), threads, scheduler)
-    start = time.monotonic()
+    finished = _finished(waiting, folder, workers or default_workers(), threads, scheduler)
     try:
-        for done, result in enumerate(finished, 1):
+        for result in bar(finished, grid.name, total=len(waiting), shown=progress):
             results[result["id"]] = result
             del left[result["id"]]
-            gone = time.monotonic() - start
-            news = f"{grid.name}: {len(runs) - len(left)} of {len(runs)}, {in_words(gone)} gone, "
-            news += f"about {in_words(gone / done * len(left))} left  {in_brief(result)}"
+            count = f"{len(runs) - len(left)} of {len(runs)}"
             with open(folder / LOG, "a", encoding="utf-8") as log:
-                log.write(f"{_now()} {news}\n")
-            if progress:
-                print(news, file=sys.stderr, flush=True)
+                log.write(f"{_now()} {grid.name}: {count}  {in_brief(result)}\n")
     except BrokenExecutor as error:
         raise RuntimeError(
-            f"a worker ended before its run did, most often for want of memory: {len(left)} runs "
-            f"have no result yet, as {in_brief(next(iter(left.values())))}. The same call goes on "
-            f"from here; fewer workers need less memory. ({' '.join(str(error).split())[:300]})"
+            f"a worker died, most often for lack of memory: {len(left)} runs have no result yet, "
+            f"as {in_brief(next(iter(left.values())))}. The same call goes on from here; fewer "
+            f"workers need less memory. ({' '.join(str(error).split())[:300]})"
         ) from error
     return [results[identity(one)] for one in runs]
 
@@ -125,7 +122,7 @@ def sweep(
 def _finished(
     waiting: list[dict], folder: Path, workers: int, threads: int | None, scheduler: str | None
 ) -> Iterator[dict]:
-    """Results as they come, each of them in its file already."""
+    """Results in the order in which they are done, each already in its file."""
     if scheduler is None:
         with joblib.parallel_config(backend="loky", inner_max_num_threads=threads):
             parallel = joblib.Parallel(workers, return_as="generator_unordered", batch_size=1)
@@ -141,16 +138,6 @@ def _finished(
                 yield result
         except KilledWorker as error:
             raise BrokenExecutor(str(error)) from error
-
-
-def outstanding(
-    runs: list[dict], folder: Path, *, retry_failed: bool = False
-) -> tuple[dict[str, dict], list[dict]]:
-    """The results there are, by identity, and the runs that are still to be done."""
-    results = read_runs(runs, folder)
-    if retry_failed:
-        results = {key: result for key, result in results.items() if "error" not in result}
-    return results, [run for run in runs if identity(run) not in results]
 
 
 def _write_plan(grid: Grid, runs: list[dict], folder: Path, *, skip_missing: bool) -> None:
@@ -180,17 +167,9 @@ def _network(options: ImageOptions) -> tuple:
     return tuple(getattr(options, name, None) for name in names)
 
 
-def usual_workers() -> int:
-    """One process a physical core, or one where there is a GPU to share."""
+def default_workers() -> int:
+    """One process per physical core, or a single one with a GPU."""
     return 1 if torch.cuda.is_available() else joblib.cpu_count(only_physical_cores=True)
-
-
-def in_words(seconds: float) -> str:
-    """12 s, 3 min 20 s, 2 h 5 min."""
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s" if minutes else f"{rest} s"
-    return f"{minutes // 60} h {minutes % 60} min"
 
 
 # ---------------------------------------------------------------- one run
@@ -199,7 +178,7 @@ _one_at_a_time = threading.Lock()  # torch's seed and threads belong to the whol
 
 
 def attempt(settings: dict, threads: int | None = None, folder: Path | None = None) -> dict:
-    """One run and where it came from, written to its file; an exception becomes its `error`."""
+    """One run with its origin, written to its file; an exception becomes its `error`."""
     with _one_at_a_time:
         before = torch.get_num_threads(), faiss.omp_get_max_threads()
         if threads is not None:
@@ -219,7 +198,7 @@ def attempt(settings: dict, threads: int | None = None, folder: Path | None = No
         reset_peak_rss()
         try:
             result |= run(**settings, memory=_memory(), progress=False)
-        except Exception as error:  # whatever it is: the other runs go on
+        except Exception as error:  # of any kind: the other runs go on
             result |= {key: settings[key] for key in MAIN} | {"error": _facts_of(error)}
         torch.set_num_threads(before[0])
         faiss.omp_set_num_threads(before[1])
@@ -240,7 +219,7 @@ def _facts_of(error: Exception) -> dict:
 
 @functools.cache
 def _memory() -> Memory:
-    """What a process keeps for its next runs; joblib replaces one that grows by more than that."""
+    """What a process keeps for its next runs; joblib replaces a process that grows by more."""
     return Memory(limit_mb=200)
 
 
@@ -253,7 +232,7 @@ def _device() -> str:
 
 @functools.cache
 def _commit() -> str | None:
-    """The commit of this checkout, "-dirty" behind it where files differ; None outside of git."""
+    """The commit of this checkout, with "-dirty" if files differ; None outside of git."""
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40"]
     try:
         found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)

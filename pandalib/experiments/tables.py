@@ -1,14 +1,13 @@
-"""Tables of a sweep: per data set the mean over its classes, beside the published number.
+"""Tables of a sweep: the mean over the classes of each data set, beside the published number.
 
     summarise(read_results("results/one_class"))          # rows, for a notebook
     write_table("results/one_class")                      # table.md, table.csv, table.png
 
 A row is a data set, a number of normal classes, a network, a method and its options. Its result is
-the mean over the normal classes of the mean over the seeds. The interval comes from drawing the
-*classes* again with replacement: how much the mean would move with other classes of the same kind.
-It says nothing about other test images or other seeds. Two rows are compared class by class: what
-the classes have in common does not widen the interval of their difference. Results of the embedded
-tier never stand beside published ones.
+the mean over the normal classes of the mean over the seeds. The interval is the bootstrap over the
+*classes*: how much the mean would change with other classes of the same kind, but not with other
+test images or seeds. Two rows are compared class by class, so that differences between the classes
+do not widen the interval. Results of the embedded tier never stand beside published ones.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from pandalib.experiments.results import MAIN, identity, in_brief, read_plan, re
 from pandalib.io import write_atomically
 
 RECORDED = {"roc_auc": "ROC-AUC", "pixel_roc_auc": "pixel ROC-AUC", "pro": "PRO"}
-METRICS = RECORDED | {  # the last two need a whole history
+METRICS = RECORDED | {  # these need a whole history
     "best_roc_auc": "ROC-AUC of the best epoch",
     "variance_ratio": "feature variance, end / start",
 }
@@ -46,7 +45,7 @@ OUTLIERS = (
     "The published results of outlier exposure were reached with other outliers: 80 Million Tiny "
     "Images, which its owners withdrew in 2020."
 )
-# Options that leave the experiment what it is: beside others, a run is not the published one.
+# A run with any other option is not the published experiment.
 HARMLESS = set(
     "checkpoints bf16 outlier_images n_outliers fisher fisher_images missing_masks weights "
     "backbone balanced".split()
@@ -62,11 +61,11 @@ class Row:
     data_set, tier, method, options, backbone, weights_sha256
         What all its runs have in common.
     normal_classes : int
-        1, or so many pooled.
+        How many classes are normal at once.
     by_class : dict
         Metric -> normal class -> mean over the seeds.
     seeds, n_runs, n_failed, n_classes
-        Of the results there are.
+        Of the results so far.
     runs_wanted, classes_wanted : int
         How many there should be.
     """
@@ -101,20 +100,17 @@ class Row:
 
 
 def class_interval(values: list[float]) -> tuple[float, float] | None:
-    """95 % interval of the mean, the values (one a class) drawn again with replacement.
-
-    None for fewer than two values.
-    """
+    """95 % bootstrap interval of the mean of one value per class; None for fewer than two."""
     if len(values) < 2:
         return None
-    values = np.sort(values)  # the order of the classes is to change no bit
+    values = np.sort(values)  # so that their order changes no bit
     means = np.random.default_rng(0).choice(values, (2000, len(values))).mean(axis=1)
     low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)
 
 
 def differences(row: Row, other: Row, metric: str) -> list[float]:
-    """Class by class, by how much a row is above another; for the classes that both have."""
+    """A row minus another, for each class that both have."""
     ours, theirs = row.by_class.get(metric, {}), other.by_class.get(metric, {})
     return [ours[name] - theirs[name] for name in ours if name in theirs]
 
@@ -125,10 +121,10 @@ def summarise(results: list[dict], plan: dict | None = None) -> list[Row]:
     Parameters
     ----------
     results : list of dict
-        As `pandalib.read_results` gives them; failed ones are counted and not averaged.
+        As from `pandalib.read_results`; failed ones are counted and not averaged.
     plan : dict, optional
-        As `pandalib.experiments.results.read_plan` gives it, so that the rows know how many runs
-        and classes they should have.
+        As from `pandalib.experiments.results.read_plan`; tells how many runs and classes there
+        should be.
 
     Returns
     -------
@@ -137,7 +133,7 @@ def summarise(results: list[dict], plan: dict | None = None) -> list[Row]:
     Raises
     ------
     ValueError
-        Where one row holds results of different weights.
+        If one row has results of different weights.
     """
     plan = plan or {"runs": [result["settings"] for result in results], "classes": {}}
     found = {identity(result["settings"]): result for result in results}
@@ -177,7 +173,7 @@ def summarise(results: list[dict], plan: dict | None = None) -> list[Row]:
 
 
 def _place(settings: dict) -> tuple:
-    """Runs with the same place are averaged: all but class and seed are the same."""
+    """What runs that are averaged have in common: all but class and seed."""
     source, _, name = settings["task"].partition(":")
     if source == "folder":
         folder, _, name = name.rpartition(":")
@@ -187,7 +183,7 @@ def _place(settings: dict) -> tuple:
 
 
 def _by_class(results: list[dict]) -> dict[str, dict[str, float]]:
-    """Metric -> class -> mean over the seeds; the last two metrics need a whole history."""
+    """Metric -> class -> mean over the seeds."""
     values: dict[str, dict[str, list[float]]] = {metric: {} for metric in METRICS}
     for result in results:
         found = {metric: result.get(metric) for metric in METRICS}
@@ -209,9 +205,9 @@ def write_table(folder: str | Path) -> list[Row]:
     Raises
     ------
     FileNotFoundError
-        Where no sweep wrote.
+        If there was no sweep.
     ValueError
-        Where nothing is finished, or weights are mixed.
+        If no run is finished, or weights are mixed.
     """
     folder = Path(folder).expanduser()
     plan = read_plan(folder)
@@ -228,7 +224,7 @@ def write_table(folder: str | Path) -> list[Row]:
 
 
 def labels(rows: list[Row]) -> tuple[list[str], str]:
-    """Each row in words, with the options in which rows of its method differ; the other options."""
+    """Each row in words, with the options in which rows of its method differ, and all others."""
     values: dict[tuple[str, str], set[str]] = {}
     for row in rows:
         for name in {name for other in rows for name in other.options}:
@@ -247,7 +243,7 @@ def labels(rows: list[Row]) -> tuple[list[str], str]:
 
 
 def _value(row: Row, name: str) -> str:
-    """The value of an option in a row, or what it is where it was left out."""
+    """The value of an option in a row, given or by default."""
     if name not in options_of(row.method):
         return "none"
     value = row.options.get(name, default_of(row.method, name, row.tier))
@@ -255,7 +251,7 @@ def _value(row: Row, name: str) -> str:
 
 
 def as_csv(rows: list[Row]) -> str:
-    """One line for each row and metric, with the first published number that stands beside it."""
+    """One line for each row and metric, with the first published number to compare with."""
     names = (
         "data_set normal_classes tier method backbone weights_sha256 options metric mean low high "
         "n_classes classes_wanted seeds n_runs runs_wanted n_failed published mark experiment"
@@ -276,7 +272,7 @@ def as_csv(rows: list[Row]) -> str:
 
 
 def as_markdown(rows: list[Row], plan: dict, results: list[dict], alt: str) -> str:
-    """The table as a page. No time and no machine is in it: the same results, the same page."""
+    """The table as a page, without time and machine: the same results give the same page."""
     failed = [in_brief(result) for result in results if "error" in result]
     good = [result for result in results if "error" not in result]
     weights = {f"{row.backbone} `{row.weights_sha256[:12]}`" for row in rows if row.weights_sha256}
@@ -337,7 +333,7 @@ def _section(source: str, rows: list[Row]) -> list[str]:
 
 
 def _by_class_table(metric, rows, words) -> str:
-    """The means by normal class, long rather than wide."""
+    """The means by normal class; the longer side goes down the page."""
     names = list(dict.fromkeys(name for row in rows for name in row.by_class.get(metric, {})))
     columns = [["", *names]]
     for row, label in zip(rows, words):
@@ -360,7 +356,7 @@ def _with_interval(values: list[float], sign: str = "") -> str:
 
 
 def _count(row: Row) -> str:
-    """How many runs there are, and of what they lack."""
+    """How many runs are done, of how many, and how many failed."""
     text = f"{row.n_runs} of {row.runs_wanted}" if row.n_runs < row.runs_wanted else f"{row.n_runs}"
     if row.n_classes < row.classes_wanted:
         text += f", {row.n_classes} of {row.classes_wanted} classes"
@@ -368,7 +364,7 @@ def _count(row: Row) -> str:
 
 
 def figure(rows: list[Row]):
-    """The means with their intervals, and the sentence that says what the figure shows."""
+    """The means with their intervals, and a sentence that says what the figure shows."""
     metric = "pixel_roc_auc" if all("pixel_roc_auc" in row.by_class for row in rows) else "roc_auc"
     names = [f"{row.data_set}: {label}" for row, label in zip(rows, labels(rows)[0])]
     means = [row.mean(metric) for row in rows]
