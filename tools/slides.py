@@ -91,6 +91,16 @@ def notes(code: str):
     return page(f"```python\n{code}\n```", "notes")
 
 
+def room_below(cells: list, cell) -> bool:
+    """Whether the code, and what it prints, fits on the slide of the short text before it."""
+    if len(cells) < 2 or cells[-1].cell_type == "code" or cell.metadata.get("transient"):
+        return False
+    if cells[-2].source.startswith("```"):
+        return False  # a stub stands alone
+    printed = sum(len(output.get("text", "")) for output in cell.outputs)
+    return len(cells[-2].source) + len(cell.source) + printed < ROOM  # cells[-1] is its notes
+
+
 def with_formulas(text: str) -> str:
     """Formulas of a Markdown text as MathML; those in code are none."""
     from formulas import mathml
@@ -108,8 +118,11 @@ def as_slides(notebook):
     for cell in notebook.cells:
         if cell.metadata.get("slideshow", {}).get("slide_type", "-") != "-":
             cells.append(cell)
-        else:
-            cells += text_pages(cell.source) if cell.cell_type == "markdown" else code_pages(cell)
+            continue
+        pages = text_pages(cell.source) if cell.cell_type == "markdown" else code_pages(cell)
+        if pages and pages[0] is cell and room_below(cells, cell):
+            cell.metadata["slideshow"] = {"slide_type": "-"}  # goes on with the slide before it
+        cells += pages
     for cell in cells:
         if cell.cell_type == "markdown":
             cell.source = with_formulas(cell.source)
