@@ -344,7 +344,7 @@ def test_outliers_that_cannot_be(task, given, words, folder):
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere it is what is held now")
-def test_the_peak_of_memory_can_start_afresh():
+def test_the_peak_of_memory_can_be_reset():
     code = (
         "from pandalib.experiments.run import peak_rss_mb, reset_peak_rss\n"
         "held = bytearray(b'1') * (300 * 2**20); before = peak_rss_mb(); del held\n"

@@ -60,7 +60,7 @@ def how_to_get(name: str) -> str:
 
 
 def require(name: str, *, download: bool | None = None) -> Path:
-    """The folder of a data set, downloaded where that is asked for (None: PANDALIB_DOWNLOAD=1).
+    """The folder of a data set, downloaded if `download` (None: if PANDALIB_DOWNLOAD=1).
 
     Raises
     ------
@@ -103,7 +103,7 @@ def load_task(
     missing_masks: str = "error",
     download: bool | None = None,
 ) -> OneClassTask:
-    """A task of a public data set, with images that are read and resized when they are asked for.
+    """A task of a public data set, whose images are read and resized when they are needed.
 
     Parameters
     ----------
