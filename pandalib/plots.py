@@ -497,6 +497,6 @@ def map_rows(images, maps: dict, *, masks=None, threshold=None, scale=None, titl
         if name in maps:
             bar = fig.colorbar(drawn, ax=line, fraction=0.03, pad=0.01)
             bar.ax.tick_params(labelsize=FONT - 3)
-    for axis, title in zip(axes[0], titles or []):
+    for axis, title in zip(axes[0], () if titles is None else titles):
         axis.set_title(title, fontsize=FONT - 1, pad=3)
     return fig

@@ -245,7 +245,9 @@ def test_maps_of_a_row_share_one_scale_from_zero():
     maps, masks = {"first": MAPS, "second": 10 * MAPS}, MAPS > 8
     threshold = float(MAPS[0].max()) - 0.1
     titles = ["x", "y", "z"]
-    fig = plots.map_rows(IMAGES[:3], maps, masks=masks, threshold=threshold, titles=titles)
+    fig = plots.map_rows(
+        IMAGES[:3], maps, masks=masks, threshold=threshold, titles=np.array(titles)
+    )
     panels = [axis for axis in fig.axes if axis.images]
     pictures, truth, first, second = (panels[3 * row : 3 * row + 3] for row in range(4))
     assert [axis.get_title() for axis in pictures] == titles
