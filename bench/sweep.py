@@ -24,7 +24,6 @@ import joblib
 import torch
 
 from pandalib import load_grid, sweep
-from pandalib.experiments.sweep import in_words
 from pandalib.io import write_atomically
 
 GRID = "one_class_embedded"
@@ -62,6 +61,12 @@ drawn and what the frozen part made of them for its later runs (`pandalib.cache.
 history has the first and last moment only (`checkpoints = 1`), since every moment costs a pass over
 all images.
 """
+
+
+def in_words(seconds: float) -> str:
+    """2 min 50 s."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s"
 
 
 def part_of(grid, tasks: list[str], tiny: bool):
