@@ -1,7 +1,7 @@
 """Anomaly detection with pretrained features: the library behind the notebooks.
 
-The names below are loaded on first use, so that `import pandalib` is instant and `python -m pandalib doctor` can
-speak even where torch is broken.
+The names below are loaded on first use, so that `import pandalib` is instant and
+`python -m pandalib doctor` can speak even where torch is broken.
 """
 
 from importlib import import_module

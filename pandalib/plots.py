@@ -97,7 +97,7 @@ def slider(draw: Callable, values: Sequence, *, start, label: str) -> None:
         _display(*draw(start))
         print("sliders need ipywidgets: pip install ipywidgets")
         return
-    from IPython.display import display
+    from IPython.display import display  # comes with ipywidgets
 
     control = SelectionSlider(
         options=values,

@@ -145,7 +145,7 @@ def _unfit(exercise: Exercise, answer, tensors: list) -> str:
     if tensors and not hasattr(answer, "detach"):
         return say("not_a_tensor", key=key, type=kind)
     if tensors and exercise.given == "tensors_with_gradients":
-        import torch
+        import torch  # as above
 
         try:
             torch.autograd.grad(answer.sum(), tensors[0])
