@@ -34,9 +34,10 @@ PAGE = """# An epoch of adaptation with re-scoring
 
 Made by `python bench/adaptation.py` on {machine}; {versions}. Medians of {rounds} alternating
 rounds of four epochs (two at 224 px, one of Wide-ResNet-50-2); the centre, computed once a run,
-counts for `adapt` alone.
+counts for `fit_compactness` alone.
 
-{section} The plain loop runs the whole network on the pixels, for training and for scoring. `adapt`
+{section}
+The plain loop runs the whole network on the pixels, for training and for scoring. `fit_compactness`
 keeps the frozen part's output (computed once, not counted: {frozen}).{bf16} "Floor" is the
 trainable part's multiplications alone at the rate of convolutions measured in the same run; "rank
 agreement" is the Spearman correlation of the scores with those of the plain loop.

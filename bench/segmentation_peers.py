@@ -64,7 +64,8 @@ PAGE = """# Segmentation beside anomalib
 Made by `python bench/segmentation_peers.py{argument}` on {machine}; {versions}, anomalib
 {anomalib}. Sides take turns; medians of {rounds} rounds for {repeated}, one round for the others.
 
-{section} A line is met when pandalib is faster at scoring and no figure is lower by {equal} or
+{section}
+A line is met when pandalib is faster at scoring and no figure is lower by {equal} or
 more. Pairs of the same idea have the same layers and the same share of patches; SPADE and PaDiM are
 different methods on the same features.
 

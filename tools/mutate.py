@@ -52,8 +52,8 @@ def prepare() -> None:
         (packages,) = (BUILD / "venv").glob("lib/python*/site-packages")
         (packages / "course.pth").write_text("\n".join(site.getsitepackages()) + "\n")
         (BUILD / "venv" / VERSION).touch()
-    unwanted = shutil.ignore_patterns("__pycache__")
-    for name in ("pandalib", "tests", "data/weights"):
+    unwanted = shutil.ignore_patterns("__pycache__", "cache", "public")
+    for name in ("pandalib", "tests", "data"):
         shutil.copytree(ROOT / name, WORK / name, dirs_exist_ok=True, ignore=unwanted)
     (WORK / "pyproject.toml").write_text(SETTINGS)
 
