@@ -131,6 +131,12 @@ def test_the_format_is_decided_by_a_tool(command):
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr
 
 
+def test_no_line_escapes_the_formatter():
+    for folder in ("pandalib", "tests", "tools", "bench"):
+        for path in (ROOT / folder).rglob("*.py"):
+            assert "# " + "fmt:" not in path.read_text(), path
+
+
 # ---------------------------------------------------------------- what the texts name
 
 TEXTS = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
