@@ -128,8 +128,7 @@ def install_packages(venv, lock, index, log):
         if not pip_install(venv, where + pins):
             sys.exit(
                 "error: TORCH_INDEX=%s did not give %s; the message stands above.\nName another "
-                "index or folder of wheels, as %s."
-                % (index, " and ".join(pins), CPU_INDEX)
+                "index or folder of wheels, as %s." % (index, " and ".join(pins), CPU_INDEX)
             )
         if not needs_cuda(venv):
             packages = {name: packages[name] for name in packages if not re.match(CUDA, name)}
