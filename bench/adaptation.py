@@ -18,8 +18,9 @@ from common import Line, at_most, finish, machine, section, versions
 from torch import nn
 
 from pandalib import load_backbone, load_task
-from pandalib.adapt import adapt, compactness
+from pandalib.adapt import adapt, compactness, decide_bf16, trainable_head
 from pandalib.backbones import _stages, embedded_network, normalise, read_state, verify_embedded
+from pandalib.commands.run import BF16
 from pandalib.knn import knn_scores
 
 OVER_FLOOR = 1.5
@@ -31,7 +32,7 @@ epochs (two at 224 px, one of Wide-ResNet-50-2); the centre, computed once a run
 
 {section}
 The plain loop runs the whole network on the pixels, for training and for scoring. `adapt` keeps the stem's activations
-(computed once, not counted: {stem}). "Floor" is the head's multiplications alone at the rate of convolutions measured
+(computed once, not counted: {stem}).{bf16} "Floor" is the head's multiplications alone at the rate of convolutions measured
 in the same run; "rank agreement" is the Spearman correlation of the scores with those of the plain loop.
 
 | network, images | variant | plain, s | pandalib, s | ratio | wanted | floor, s | over floor | rank agreement |
@@ -41,11 +42,11 @@ in the same run; "rank agreement" is the Spearman correlation of the scores with
 Where the time goes (profile of the embedded line in float32): more than half of an epoch's training is the convolutions' backward pass,
 a quarter their forward pass, a twentieth the step of SGD; scoring is three tenths of the whole and close to its own floor.
 Batches of 32 on maps of 4 x 4 and 2 x 2 read and write as many weights as activations, and the gradient of the weights, which sums over
-few positions, runs far below the rate of a convolution on large maps: that is the distance to the floor. In bfloat16 the
-convolutions are faster and the step is not, since parameters stay in float32. What helped: the embedded head in PyTorch's default
-order in memory in place of channels last, which is faster on large maps only; in bfloat16 the smallest maps as one matrix product
-(`pandalib.smallmaps`). Tried without gain in float32: matrix products, for the whole convolution or for the gradient of the weights
-alone; smaller batches for scoring; the clip folded into the step. All of this depends on the processor.
+few positions, runs far below the rate of a convolution on large maps: that is the distance to the floor. In bfloat16 only the
+convolutions can be faster, on a processor with instructions for it; the step is not, since parameters stay in float32. What helped:
+the embedded head in PyTorch's default order in memory in place of channels last, which is faster on large maps only. Tried without
+gain in float32: matrix products, for the whole convolution or for the gradient of the weights alone; smaller batches for scoring;
+the clip folded into the step. All of this depends on the processor.
 """
 
 
@@ -157,11 +158,20 @@ def compare(name: str, images: np.ndarray, test: np.ndarray, variants: dict[str,
 
 
 def main() -> None:
-    options = common.arguments(__doc__, 5)
+    wanted = "a line in bfloat16 as well: off (default), on, or auto, where it pays; --bf16 alone is auto"
+    choice = dict(nargs="?", choices=tuple(BF16), const="auto", default="off", help=wanted)
+    options = common.arguments(__doc__, 5, ("--bf16", choice))
     tiny, rounds = options.tiny, options.rounds
     task = load_task("pictograms:star", **(dict(n_train=64, n_test=4) if tiny else {}))
     large = np.repeat(np.repeat(task.train[:96], 4, axis=2), 4, axis=3)[:, :, :224, :224]
-    parts = [compare("embedded", task.train, task.test, {"float32": (False, 2.5), "bf16": (True, 6.0)}, rounds, epochs=1 if tiny else 4)]
+    variants = {"float32": (False, 2.5)}
+    backbone = load_backbone()
+    head, batch = trainable_head(backbone), backbone.stem_features(task.train[:32])
+    bf16, speed = decide_bf16(BF16[options.bf16], head, backbone, batch, batch_size=32)
+    if bf16:
+        variants["bf16"] = (True, 6.0)
+    trial = f" A step in bfloat16 is {speed:.2g} times as fast as in float32." if speed else ""
+    parts = [compare("embedded", task.train, task.test, variants, rounds, epochs=1 if tiny else 4)]
     n = 4 if tiny else 64
     parts.append(compare("resnet18", large[:n], large[n : n + n // 2], {"float32": (False, 2.4)}, rounds, epochs=1 if tiny else 2))
     n = 4 if tiny else 32
@@ -170,7 +180,15 @@ def main() -> None:
     start = time.perf_counter()
     load_backbone().stem_features(np.concatenate([task.train, task.test]))
     stem = f"{time.perf_counter() - start:.2f} s for the embedded line's {len(task.train) + len(task.test)} images"
-    page = PAGE.format(machine=machine(), versions=versions("torch", "torchvision", "numpy"), rounds=rounds, section=section(lines), rows="\n".join(rows), stem=stem)
+    page = PAGE.format(
+        machine=machine(),
+        versions=versions("torch", "torchvision", "numpy"),
+        rounds=rounds,
+        section=section(lines),
+        rows="\n".join(rows),
+        stem=stem,
+        bf16=trial,
+    )
     finish("adaptation_speed.md", page, tiny)
 
 

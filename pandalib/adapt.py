@@ -16,6 +16,7 @@ import copy
 import hashlib
 import json
 import math
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -30,9 +31,11 @@ from pandalib.knn import KNN
 from pandalib.metrics import roc_auc
 from pandalib.progress import progress as bar
 from pandalib.sealed import read_tensors, write_tensors
-from pandalib.smallmaps import use_small_map_convolutions
 
 RESUME = "resume.safetensors"  # beside the checkpoints: the newest parameters with their momentum
+TRIAL = 0.5  # seconds that a trial of bfloat16 takes
+LONG_STEP = 0.25  # seconds: a step as long as that is not repeated
+PAYS = 1.2  # times as fast as float32: for less, bfloat16 is not worth its coarser numbers
 
 
 def compactness(features: torch.Tensor, centre: torch.Tensor) -> torch.Tensor:
@@ -41,11 +44,15 @@ def compactness(features: torch.Tensor, centre: torch.Tensor) -> torch.Tensor:
 
 
 class Checkpoint(NamedTuple):
-    """What a callback is given: the network after `epoch` epochs, and the mean training loss of the last of them."""
+    """What a callback is given: the network after `epoch` epochs, and the mean training loss of the last of them.
+
+    `bf16` says whether it is trained in bfloat16.
+    """
 
     epoch: int
     loss: float  # nan before training
     backbone: Backbone
+    bf16: bool = False
 
 
 class Checkpoints(Sequence):
@@ -58,10 +65,14 @@ class Checkpoints(Sequence):
     epochs : list of int, the epoch of each checkpoint.
     losses : list of float, the mean training loss of every epoch (also of those without a checkpoint).
     centre : tensor (d,), float32.
+    bf16, bf16_ratio : whether the run computed in bfloat16; how many times as fast as float32 that
+        was in the trial, None where there was none.
     """
 
     def __init__(self, backbone: Backbone, centre: torch.Tensor, folder: Path | None = None):
         self.backbone, self.centre, self.folder = backbone, centre, folder
+        self.bf16: bool = False
+        self.bf16_ratio: float | None = None
         self.epochs: list[int] = []
         self.losses: list[float] = []
         self._states: list[dict[str, torch.Tensor] | Path] = []
@@ -114,7 +125,7 @@ def adapt(
     every: int = 1,
     folder: Path | str | None = None,
     on_checkpoint: Callable[[Checkpoint], None] | None = None,
-    bf16: bool = False,
+    bf16: bool | str = False,
     progress: bool = True,
 ) -> Checkpoints:
     """Train a copy of the backbone's head on the compactness loss.
@@ -132,7 +143,10 @@ def adapt(
     every : epochs between checkpoints; the pretrained network and the last epoch are always kept.
     folder : keep the checkpoints there as safetensors, not in memory; a run that was killed goes on where it was.
     on_checkpoint : called at every checkpoint, the pretrained one included; when a run goes on, not for those before.
-    bf16 : compute in bfloat16 where that is safe (autocast): faster on processors that have it, and not the same numbers.
+    bf16 : compute in bfloat16 where that is safe (autocast); the numbers are coarser. On a
+        processor without instructions for it, it is many times slower than float32. "auto" takes
+        it where a trial of about half a second says that it is faster (`bfloat16_pays`); a run that
+        is resumed keeps the format that it began with.
 
     Raises
     ------
@@ -143,13 +157,18 @@ def adapt(
         raise ValueError("there are no images to adapt to: expected stem features (N, C, h, w) with N of at least 1.")
     check_counts(epochs=epochs, batch_size=batch_size, every=every)
     check_rates(lr=lr, clip=clip)
-    head = trainable_head(backbone, bf16=bf16)
+    check_bf16(bf16)
+    head = trainable_head(backbone)
     parameters = list(head.parameters())
     if not parameters:
         raise ValueError(f"{backbone.name} up to {backbone.last} has no stage {backbone.adapt_from!r} to adapt: choose adapt_from among its stages.")
     optimiser = torch.optim.SGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay, fused=True)
     centre = torch.from_numpy(backbone.head_features(stem_features).mean(axis=0, dtype=np.float64)).to(backbone.device, torch.float32)
     checkpoints = Checkpoints(backbone, centre, Path(folder) if folder is not None else None)
+    if bf16 == "auto" and folder is not None:
+        bf16 = _begun_with(checkpoints.folder)
+    bf16, ratio = decide_bf16(bf16, head, backbone, stem_features, batch_size=batch_size)
+    checkpoints.bf16, checkpoints.bf16_ratio = bf16, ratio
     # What makes two runs the same run. Not the number of epochs: a run may be continued for longer.
     identity = dict(
         weights_sha256=backbone.weights_sha256, centre=hashlib.sha256(centre.cpu().numpy().tobytes()).hexdigest(), n=len(stem_features),
@@ -160,7 +179,7 @@ def adapt(
     def checkpoint(epoch: int, loss: float) -> None:
         checkpoints.keep(epoch, head, identity)
         if on_checkpoint is not None:
-            on_checkpoint(Checkpoint(epoch, loss, checkpoints[-1]))
+            on_checkpoint(Checkpoint(epoch, loss, checkpoints[-1], bf16))
 
     first = _resume(checkpoints, head, optimiser, identity, epochs, every) if folder is not None else 0
     if first == 0:
@@ -189,12 +208,75 @@ def adapt(
     return checkpoints
 
 
-def trainable_head(backbone: Backbone, *, bf16: bool) -> torch.nn.Module:
+def trainable_head(backbone: Backbone) -> torch.nn.Module:
     """A copy of the backbone's head, to be trained; BatchNorm stays in evaluation mode."""
-    head = copy.deepcopy(backbone.head).requires_grad_(True)
-    if bf16 and backbone.device.type == "cpu":
-        use_small_map_convolutions(head)
-    return head
+    return copy.deepcopy(backbone.head).requires_grad_(True)
+
+
+def check_bf16(bf16: bool | str) -> None:
+    """Raise ValueError unless it is True, False or "auto"."""
+    if bf16 not in (True, False, "auto"):
+        raise ValueError(f'bf16={bf16!r}: expected True, False or "auto".')
+
+
+def decide_bf16(
+    bf16: bool | str,
+    head: torch.nn.Module,
+    backbone: Backbone,
+    *stems: torch.Tensor,
+    batch_size: int,
+) -> tuple[bool, float | None]:
+    """Whether to train in bfloat16, and the ratio of the trial; None where there was no trial.
+
+    A batch of the training has `batch_size` images of each of the stems' activations (N, C, h, w).
+    """
+    if bf16 != "auto":
+        return bool(bf16), None
+    batch = torch.cat([stem[:batch_size] for stem in stems])
+    return bfloat16_pays(head, backbone.for_head(batch), device=backbone.device)
+
+
+def bfloat16_pays(
+    head: torch.nn.Module, example: torch.Tensor, *, device: torch.device
+) -> tuple[bool, float]:
+    """Try for about half a second whether training is faster in bfloat16 here.
+
+    Training steps in the two formats alternate, and the fastest of each counts; where a step takes
+    long, there is one of each. Parameters and their gradients stay as they are.
+
+    Parameters
+    ----------
+    head : the layers to be trained.
+    example : (B, C, h, w), a batch of their input, on `device`.
+
+    Returns
+    -------
+    Whether bfloat16 pays, that is, the second value is at least 1.2; the seconds in float32 divided
+    by those in bfloat16.
+    """
+    # What is set up once, as the threads or the kernels of a GPU, is not to count.
+    first = example if device.type == "cuda" else example[:1]
+    seconds: dict[bool, list[float]] = {True: [], False: []}
+    for bf16 in seconds:
+        _step_seconds(head, first, bf16, device)
+    while True:
+        for bf16, taken in seconds.items():
+            taken.append(_step_seconds(head, example, bf16, device))
+        everything = seconds[True] + seconds[False]
+        if max(everything) > LONG_STEP or sum(everything) > TRIAL:
+            ratio = min(seconds[False]) / min(seconds[True])
+            return ratio >= PAYS, ratio
+
+
+def _step_seconds(head, example: torch.Tensor, bf16: bool, device: torch.device) -> float:
+    """Seconds of one forward and one backward pass."""
+    start = time.perf_counter()
+    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        output = head(example)
+    torch.autograd.grad(output.float().square().mean(), list(head.parameters()))
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
 
 
 def check_counts(**values) -> None:
@@ -319,6 +401,14 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
         raise FileNotFoundError(f"checkpoint {path} is missing: empty its folder and adapt again.") from None
     except ValueError:
         raise ValueError(f"checkpoint {path} is damaged or no checkpoint: empty its folder and adapt again.") from None
+
+
+def _begun_with(folder: Path) -> bool | str:
+    """`bf16` of the run that is in the folder; "auto" where there is none."""
+    path = folder / RESUME
+    if not path.exists():
+        return "auto"
+    return _read(path)[1].get("identity", {}).get("bf16", "auto")
 
 
 def _save_resume(checkpoints: Checkpoints, head, optimiser, identity: dict) -> None:

@@ -148,7 +148,8 @@ class Backbone(nn.Module):
     def head_features(self, stem_features: torch.Tensor, *, batch_size: int = 512, bf16: bool = False) -> np.ndarray:
         """From the stem's activations (N, C, h, w) to pooled features, float32 (N, d).
 
-        With `bf16` the convolutions compute in bfloat16 (autocast): faster, and features off by about 2e-3.
+        With `bf16` the convolutions compute in bfloat16 (autocast): features are off by about 2e-3,
+        and it is faster only on processors with instructions for it.
         """
         parts = (stem_features[i : i + batch_size] for i in range(0, len(stem_features), batch_size))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):

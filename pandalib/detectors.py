@@ -83,6 +83,7 @@ class Adapted:
     Attributes
     ----------
     checkpoints_, backbone_, scorer_ : all checkpoints, the last of them, and the kNN on its features.
+    bf16_, bf16_ratio_ : as of `pandalib.adapt.Checkpoints`; scores are computed in the same format.
     """
 
     def __init__(
@@ -99,11 +100,11 @@ class Adapted:
         every: int | None = None,
         folder: Path | str | None = None,
         on_checkpoint: Callable[[Checkpoint], None] | None = None,
-        bf16: bool = False,
+        bf16: bool | str = False,
         cache: FeatureCache | None = None,
         progress: bool = True,
     ):
-        self.backbone, self.k, self.bf16, self.cache = backbone, k, bf16, cache
+        self.backbone, self.k, self.cache = backbone, k, cache
         self.settings = dict(
             epochs=epochs, lr=lr, clip=clip, weight_decay=weight_decay, penalty=penalty, seed=seed, every=every or epochs,
             folder=folder, on_checkpoint=on_checkpoint, bf16=bf16, progress=progress,
@@ -113,14 +114,16 @@ class Adapted:
         """Adapt to normal images, uint8 (N, 3, H, W), and remember their new features."""
         stem = self.backbone.stem_features(normal_images, cache=self.cache)
         self.checkpoints_ = adapt(self.backbone, stem, **self.settings)
+        self.bf16_, self.bf16_ratio_ = self.checkpoints_.bf16, self.checkpoints_.bf16_ratio
         self.backbone_ = self.checkpoints_[-1]
-        self.scorer_ = KNN(self.k).fit(self.backbone_.head_features(stem, bf16=self.bf16))
+        self.scorer_ = KNN(self.k).fit(self.backbone_.head_features(stem, bf16=self.bf16_))
         return self
 
     def score(self, images) -> np.ndarray:
         """Anomaly scores (n,) of images, uint8 (n, 3, H, W)."""
         parts = stem_parts(self.backbone, images, self.cache)
-        return np.concatenate([self.scorer_.score(self.backbone_.head_features(part, bf16=self.bf16)) for part in parts])
+        features = (self.backbone_.head_features(part, bf16=self.bf16_) for part in parts)
+        return np.concatenate([self.scorer_.score(rows) for rows in features])
 
 
 class SampleWise:
@@ -136,6 +139,7 @@ class SampleWise:
     ----------
     checkpoints_, scorers_ : T checkpoints and the kNN on the features of each.
     held_out_, held_out_scores_ : numbers of the held-out images (m,), their scores (T, m).
+    bf16_, bf16_ratio_ : as of `Adapted`.
     """
 
     def __init__(
@@ -152,11 +156,11 @@ class SampleWise:
         every: int = 1,
         folder: Path | str | None = None,
         on_checkpoint: Callable[[Checkpoint], None] | None = None,
-        bf16: bool = False,
+        bf16: bool | str = False,
         cache: FeatureCache | None = None,
         progress: bool = True,
     ):
-        self.backbone, self.share, self.k, self.bf16, self.cache = backbone, share, k, bf16, cache
+        self.backbone, self.share, self.k, self.cache = backbone, share, k, cache
         self.settings = dict(
             epochs=epochs, lr=lr, clip=clip, weight_decay=weight_decay, seed=seed, every=every, folder=folder,
             on_checkpoint=on_checkpoint, bf16=bf16, progress=progress,
@@ -167,9 +171,10 @@ class SampleWise:
         stem = self.backbone.stem_features(normal_images, cache=self.cache)
         train, self.held_out_ = hold_out(len(stem), self.share, self.settings["seed"])
         self.checkpoints_ = adapt(self.backbone, stem[train], **self.settings)
+        self.bf16_, self.bf16_ratio_ = self.checkpoints_.bf16, self.checkpoints_.bf16_ratio
         self.scorers_, held_out_scores = [], []
         for network in self.checkpoints_:
-            features = network.head_features(stem, bf16=self.bf16)
+            features = network.head_features(stem, bf16=self.bf16_)
             self.scorers_.append(KNN(self.k).fit(features[train]))
             held_out_scores.append(self.scorers_[-1].score(features[self.held_out_]))
         self.held_out_scores_ = np.stack(held_out_scores)
@@ -180,7 +185,12 @@ class SampleWise:
         networks = list(self.checkpoints_)
         return np.concatenate(
             [
-                np.stack([scorer.score(network.head_features(part, bf16=self.bf16)) for scorer, network in zip(self.scorers_, networks)])
+                np.stack(
+                    [
+                        scorer.score(network.head_features(part, bf16=self.bf16_))
+                        for scorer, network in zip(self.scorers_, networks)
+                    ]
+                )
                 for part in stem_parts(self.backbone, images, self.cache)
             ],
             axis=1,

@@ -294,8 +294,8 @@ def check_hardware(tier: str, probe: dict) -> list[Finding]:
     words = f"{cores} CPU cores"
     if "threads" in probe:
         words += f", torch uses {probe['threads']} threads"
-    if "bf16" in probe:
-        words += ", bf16 in hardware" if probe["bf16"] else ", no bf16"
+    if probe.get("bf16"):
+        words += ", bfloat16 possible (run --bf16 tries whether it is faster)"
     findings = [Finding("ok", words)]
     devices = probe.get("cuda")
     if devices:

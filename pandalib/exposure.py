@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pandalib.adapt import check_counts, check_loss, check_rates, trainable_head
+from pandalib.adapt import check_bf16, check_counts, check_loss, check_rates, decide_bf16, trainable_head
 from pandalib.backbones import Backbone, normalise, pool
 from pandalib.cache import FeatureCache
 from pandalib.detectors import stem_parts
@@ -47,7 +47,8 @@ class OutlierExposure:
     batch_size : normal images in a batch; as many outliers join them.
     seed : of the linear layer and of both orders.
     on_epoch : called with an `ExposureEpoch` after each epoch.
-    bf16 : compute in bfloat16 where that is safe (autocast).
+    bf16 : compute in bfloat16 where that is safe (autocast): True, False, or "auto", as in
+        `pandalib.adapt.adapt`.
     cache : keep the stem's activations on disk for the next run.
 
     Attributes
@@ -55,6 +56,7 @@ class OutlierExposure:
     backbone_ : the network with its trained head.
     linear_ : the new layer.
     losses_ : mean loss of each epoch.
+    bf16_, bf16_ratio_ : as of `pandalib.adapt.Checkpoints`.
     """
 
     def __init__(
@@ -69,12 +71,13 @@ class OutlierExposure:
         batch_size: int = 32,
         seed: int = 0,
         on_epoch: Callable[[ExposureEpoch], None] | None = None,
-        bf16: bool = False,
+        bf16: bool | str = False,
         cache: FeatureCache | None = None,
         progress: bool = True,
     ):
         check_counts(epochs=epochs, batch_size=batch_size)
         check_rates(lr=lr, clip=clip)
+        check_bf16(bf16)
         self.backbone, self.outliers, self.epochs, self.lr, self.clip, self.momentum = backbone, outliers, epochs, lr, clip, momentum
         self.batch_size, self.seed, self.on_epoch, self.bf16, self.cache, self.progress = batch_size, seed, on_epoch, bf16, cache, progress
 
@@ -95,7 +98,10 @@ class OutlierExposure:
         """As `fit`, from what the backbone's stem made of the images: (N, C, h, w) and (M, C, h, w)."""
         _check_some(normal, outliers)
         network = self.backbone
-        head = trainable_head(network, bf16=self.bf16)
+        head = trainable_head(network)
+        self.bf16_, self.bf16_ratio_ = decide_bf16(
+            self.bf16, head, network, normal, outliers, batch_size=min(self.batch_size, len(normal))
+        )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             linear = nn.Linear(network.head_features(normal[:1]).shape[1], 1).to(network.device)
@@ -109,7 +115,7 @@ class OutlierExposure:
             total = 0.0
             for rows in order.split(self.batch_size):
                 others = torch.from_numpy(np.fromiter(strangers, np.int64, len(rows)))
-                with torch.autocast(network.device.type, torch.bfloat16, enabled=self.bf16):
+                with torch.autocast(network.device.type, torch.bfloat16, enabled=self.bf16_):
                     feature_map = head(network.for_head(torch.cat([normal[rows], outliers[others]])))
                 logits = linear(pool(feature_map.float()))[:, 0]
                 target = torch.arange(2 * len(rows), device=logits.device) >= len(rows)
@@ -139,7 +145,7 @@ class OutlierExposure:
 
     def score_stems(self, stem_features: torch.Tensor) -> np.ndarray:
         """As `score`, from the stem's activations (n, C, h, w)."""
-        return self.score_features(self.backbone_.head_features(stem_features, bf16=self.bf16))
+        return self.score_features(self.backbone_.head_features(stem_features, bf16=self.bf16_))
 
     @torch.no_grad()
     def score_features(self, features: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ from pandalib.tasks import OneClassTask
 
 
 def adaptation_recorder(
-    backbone: Backbone, data: OneClassTask, history: list[dict], *, cache, bf16: bool, k: int, every: int, last: int
+    backbone: Backbone, data: OneClassTask, history: list[dict], *, cache, k: int, every: int, last: int
 ) -> Callable[[Checkpoint], None]:
     """A callback of `adapt` that measures every `every`-th epoch, the first and the `last` on the test images."""
     train, test = (backbone.stem_features(images, cache=cache) for images in (data.train, data.test))
@@ -28,16 +28,20 @@ def adaptation_recorder(
         nonlocal centre
         if not _due(checkpoint.epoch, every, last):
             return
-        gallery, features = (checkpoint.backbone.head_features(stem, bf16=bf16) for stem in (train, test))
+        bf16 = checkpoint.bf16
+        gallery, features = (
+            checkpoint.backbone.head_features(stem, bf16=bf16) for stem in (train, test)
+        )
         if centre is None:  # the first checkpoint is the pretrained network; a run that goes on elsewhere starts later
-            centre = gallery.mean(axis=0) if checkpoint.epoch == 0 else backbone.head_features(train, bf16=bf16).mean(axis=0)
+            first = gallery if checkpoint.epoch == 0 else backbone.head_features(train, bf16=bf16)
+            centre = first.mean(axis=0)
         history.append(dict(epoch=checkpoint.epoch) | diagnose(gallery, features, data.labels, centre=centre, k=k))
 
     return record
 
 
 def exposure_recorder(
-    backbone: Backbone, data: OneClassTask, history: list[dict], *, cache, bf16: bool, every: int, last: int
+    backbone: Backbone, data: OneClassTask, history: list[dict], *, cache, every: int, last: int
 ) -> Callable[[ExposureEpoch], None]:
     """The same for outlier exposure: the loss is that of training, and the ROC-AUC that of the detector's own scores."""
     train, test = (backbone.stem_features(images, cache=cache) for images in (data.train, data.test))
@@ -45,7 +49,8 @@ def exposure_recorder(
     def record(done: ExposureEpoch) -> None:
         if not _due(done.epoch, every, last):
             return
-        gallery, features = (done.detector.backbone_.head_features(stem, bf16=bf16) for stem in (train, test))
+        network, bf16 = done.detector.backbone_, done.detector.bf16_
+        gallery, features = (network.head_features(stem, bf16=bf16) for stem in (train, test))
         found = diagnose(gallery, features, data.labels) | dict(loss=done.loss, roc_auc=roc_auc(data.labels, done.detector.score_features(features)))
         history.append(dict(epoch=done.epoch) | found)
 

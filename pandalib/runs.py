@@ -64,7 +64,7 @@ def run(
     kappa: int = 1,
     sigma: float = 4.0,
     balanced: bool = False,
-    bf16: bool = False,
+    bf16: bool | str = False,
     checkpoints: int = 10,
     memory: Memory | None = None,
 ) -> dict:
@@ -89,15 +89,17 @@ def run(
         of images that are not normal. No test image may be among them.
     n_outliers : None: 2000 drawn ones, or all of the folder.
     n_images, kappa, sigma, balanced : of `pandalib.segment.SPADE`; sigma also of the memory bank.
-    bf16 : adapt and score in bfloat16.
+    bf16 : adapt and score in bfloat16: True, False, or "auto", which takes it where a trial of half
+        a second says that it is faster on this machine (`pandalib.adapt.bfloat16_pays`).
     checkpoints : about so many moments go into the history, besides the first; 0: none, which saves scoring at each of them.
     memory : what this process keeps from one run to the next (drawn images, activations of the stem); changes no number.
 
     Returns
     -------
     dict with the keys task, method, tier, backbone, weights_sha256, seed, n_train, n_test, roc_auc, pixel_roc_auc,
-    pro, seconds, peak_rss_mb, history. What does not apply is None; history is a list, one record per checkpoint.
-    pixel_roc_auc and pro are those of spade and bank, where masks tell anomalous from normal pixels.
+    pro, bf16, bf16_ratio, seconds, peak_rss_mb, history. What does not apply is None; history is a list, one record per
+    checkpoint. bf16 says whether the run computed in bfloat16, bf16_ratio how many times as fast as float32 that was in
+    the trial (None without one). pixel_roc_auc and pro are those of spade and bank, where masks tell anomalous from normal pixels.
 
     Raises
     ------
@@ -148,6 +150,8 @@ def run(
         n_test=len(data.test),
         roc_auc=roc_auc(data.labels, scores),
         **pixels,
+        bf16=getattr(detector, "bf16_", False),
+        bf16_ratio=getattr(detector, "bf16_ratio_", None),
         seconds=round(time.perf_counter() - start, 3),
         peak_rss_mb=round(peak_rss_mb(), 1),
         history=history,
@@ -197,7 +201,9 @@ def _training(work, usual_lr, *, backbone, data, history, pace, k, epochs, lr, c
     """How a head is adapted. `apart`: every epoch is a checkpoint for the method itself, whatever the history keeps."""
     epochs = epochs_for(getattr(pace, work), len(data.train)) if epochs is None else epochs
     every = max(1, epochs // checkpoints) if checkpoints else epochs
-    record = adaptation_recorder(backbone, data, history, cache=cache, bf16=bf16, k=k, every=every, last=epochs) if checkpoints else None
+    record = None
+    if checkpoints:
+        record = adaptation_recorder(backbone, data, history, cache=cache, k=k, every=every, last=epochs)
     return dict(
         epochs=epochs, lr=getattr(pace, usual_lr) if lr is None else lr, clip=pace.clip if clip is None else clip, k=k, every=1 if apart else every,
         seed=seed, bf16=bf16, cache=cache, on_checkpoint=record,
@@ -207,10 +213,20 @@ def _training(work, usual_lr, *, backbone, data, history, pace, k, epochs, lr, c
 def _oe(*, backbone, data, history, outliers, pace, epochs, lr, clip, seed, bf16, cache, checkpoints, **_):
     epochs = epochs_for(pace.exposure, len(data.train)) if epochs is None else epochs
     every = max(1, epochs // checkpoints) if checkpoints else epochs
+    record = None
+    if checkpoints:
+        record = exposure_recorder(backbone, data, history, cache=cache, every=every, last=epochs)
     return OutlierExposure(
-        backbone, outliers, epochs=epochs, lr=pace.exposure_lr if lr is None else lr, clip=pace.exposure_clip if clip is None else clip, seed=seed,
-        on_epoch=exposure_recorder(backbone, data, history, cache=cache, bf16=bf16, every=every, last=epochs) if checkpoints else None, bf16=bf16, cache=cache,
-    )  # fmt: skip
+        backbone,
+        outliers,
+        epochs=epochs,
+        lr=pace.exposure_lr if lr is None else lr,
+        clip=pace.exposure_clip if clip is None else clip,
+        seed=seed,
+        on_epoch=record,
+        bf16=bf16,
+        cache=cache,
+    )
 
 
 def _svdd(*, data, history, epochs, lr, seed, checkpoints, **_):

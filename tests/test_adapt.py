@@ -9,7 +9,10 @@ import torch
 from small import images, normalised, plain_network, small_backbone
 
 from pandalib import DN2, Adapted, FeatureCache, SampleWise, backbones, detectors, load_backbone, load_task
-from pandalib.adapt import Checkpoints, adapt, compactness, diagnose, effective_rank, epochs_for, feature_variance, hold_out, sample_wise
+from pandalib.adapt import (
+    Checkpoints, _step_seconds, adapt, bfloat16_pays, compactness, diagnose, effective_rank, epochs_for,
+    feature_variance, hold_out, sample_wise, trainable_head,
+)  # fmt: skip
 from pandalib.backbones import normalise, read_state, verify_embedded
 from pandalib.ewc import EWC
 from pandalib.knn import knn_scores
@@ -180,13 +183,102 @@ def test_the_bar_is_shown_unless_told_not_to(backbone, stem, monkeypatch, option
     assert seen == [([1, 2, 3], "adapting", shown)]
 
 
-def test_small_maps_have_their_own_convolution_in_bfloat16_only(backbone, stem, monkeypatch):
-    heads = []
-    monkeypatch.setattr("pandalib.adapt.use_small_map_convolutions", heads.append)
-    adapt(backbone, stem[:4], **{**SETTINGS, "epochs": 1})
-    assert not heads
-    adapt(backbone, stem[:4], bf16=True, **{**SETTINGS, "epochs": 1})
-    assert len(heads) == 1 and heads[0] is not backbone.head  # the copy that is trained
+# ---------------------------------------------------------------- bfloat16
+
+
+def test_a_trial_changes_nothing(backbone, stem):
+    head = trainable_head(backbone)
+    before = [parameter.detach().clone() for parameter in head.parameters()]
+    pays, ratio = bfloat16_pays(head, backbone.for_head(stem[:8]), device=backbone.device)
+    assert pays is (ratio >= 1.2) and 0 < ratio < math.inf
+    for parameter, old in zip(head.parameters(), before, strict=True):
+        assert torch.equal(parameter, old) and parameter.grad is None
+
+
+@pytest.mark.parametrize(
+    ("float32", "bfloat16", "pays", "ratio", "steps"),
+    [
+        ([0.06], [0.03], True, 2.0, 12),  # 0.09 s a round: half a second is over after six
+        ([0.03], [0.06], False, 0.5, 12),
+        ([0.05, 0.03, 0.05], [0.2, 0.02, 0.3], True, 1.5, 6),  # the fastest of each; 0.3 s end it
+        ([0.03], [0.27], False, 1 / 9, 2),  # one slow step is enough
+        ([0.6], [0.3], True, 2.0, 2),
+        ([0.11], [0.1], False, 1.1, 6),  # too little
+    ],
+)
+def test_the_faster_one_of_a_trial(
+    backbone, stem, monkeypatch, float32, bfloat16, pays, ratio, steps
+):
+    seen = []
+
+    def step_seconds(head, example, bf16, device):
+        seen.append((len(example), bf16))
+        number = (len(seen) - 1) // 2 - 1  # the first of each does not count
+        times = bfloat16 if bf16 else float32
+        return 99.0 if number < 0 else times[min(number, len(times) - 1)]
+
+    monkeypatch.setattr("pandalib.adapt._step_seconds", step_seconds)
+    found = bfloat16_pays(trainable_head(backbone), stem[:8], device=backbone.device)
+    assert found == (pays, pytest.approx(ratio))
+    assert seen == [(1, True), (1, False)] + [(8, True), (8, False)] * (steps // 2)
+
+
+def test_a_step_is_timed_in_the_format_asked_for(backbone, stem):
+    formats = []
+    head = trainable_head(backbone)
+    head.register_forward_hook(lambda head, inputs, output: formats.append(output.dtype))
+    for bf16 in (True, False):
+        assert _step_seconds(head, backbone.for_head(stem[:2]), bf16, backbone.device) > 0
+    assert formats == [torch.bfloat16, torch.float32]
+
+
+@pytest.mark.parametrize("pays", [True, False])
+def test_what_the_trial_decides_is_done(backbone, stem, monkeypatch, pays):
+    batches = []
+
+    def trial(head, example, *, device):
+        batches.append(len(example))
+        return pays, 3.0 if pays else 0.1
+
+    monkeypatch.setattr("pandalib.adapt.bfloat16_pays", trial)
+    settings, seen = {**SETTINGS, "epochs": 1}, []
+    look = dict(on_checkpoint=lambda done: seen.append(done.bf16))
+    found = adapt(backbone, stem, bf16="auto", **look, **settings)
+    asked, other = (adapt(backbone, stem, bf16=bf16, **settings) for bf16 in (pays, not pays))
+    assert equal(found, asked) and found.losses != other.losses
+    assert (found.bf16, found.bf16_ratio) == (pays, 3.0 if pays else 0.1)
+    assert (asked.bf16, asked.bf16_ratio) == (pays, None) and seen == [pays, pays]
+    assert batches == [16]  # as many as a step takes, and no trial where none was asked for
+
+
+@pytest.mark.parametrize("make", [Adapted, SampleWise])
+@pytest.mark.parametrize("pays", [True, False])
+def test_scores_are_computed_as_the_trial_decided(backbone, monkeypatch, make, pays):
+    monkeypatch.setattr("pandalib.adapt.bfloat16_pays", lambda *_, **__: (pays, 1.3))
+    options = dict(epochs=1, progress=False, **PACE)
+    queries = images(5, seed=5)
+    found = make(backbone, bf16="auto", **options).fit(IMAGES)
+    same, other = (make(backbone, bf16=bf16, **options).fit(IMAGES) for bf16 in (pays, not pays))
+    assert np.array_equal(found.score(queries), same.score(queries))
+    assert not np.array_equal(found.score(queries), other.score(queries))
+    assert (found.bf16_, found.bf16_ratio_) == (pays, 1.3)
+    assert (same.bf16_, same.bf16_ratio_) == (pays, None)
+
+
+def test_a_resumed_run_keeps_the_format_it_began_with(backbone, stem, tmp_path, monkeypatch):
+    monkeypatch.setattr("pandalib.adapt.bfloat16_pays", lambda *_, **__: (True, 2.0))
+    adapt(backbone, stem, bf16="auto", folder=tmp_path, **SETTINGS)
+    monkeypatch.setattr("pandalib.adapt.bfloat16_pays", lambda *_, **__: (False, 0.5))
+    longer = {**SETTINGS, "epochs": 4}
+    resumed = adapt(backbone, stem, bf16="auto", folder=tmp_path, **longer)
+    assert equal(resumed, adapt(backbone, stem, bf16=True, **longer))
+    assert (resumed.bf16, resumed.bf16_ratio) == (True, None)
+
+
+@pytest.mark.parametrize("bf16", ["on", "bfloat16", None, 2])
+def test_another_format_is_refused(backbone, stem, bf16):
+    with pytest.raises(ValueError, match=rf'bf16={bf16!r}: expected True, False or "auto"'):
+        adapt(backbone, stem, bf16=bf16, **SETTINGS)
 
 
 class Killed(Exception):
@@ -561,19 +653,19 @@ def test_scoring_in_parts_changes_nothing(backbone, make, cached, monkeypatch, t
     assert set(sizes) == {4, 1}
 
 
-def test_bf16_keeps_the_order():
-    task = load_task("pictograms:star", n_train=64, n_test=5)
-    network = load_backbone()
-    options = dict(epochs=2, lr=0.25, clip=0.1, progress=False)
-    exact, fast = (Adapted(network, bf16=bf16, **options).fit(task.train) for bf16 in (False, True))
-    one, other = exact.score(task.test), fast.score(task.test)
+def test_bf16_keeps_the_order(backbone):
+    queries = images(40, seed=7)
+    options = dict(epochs=2, progress=False, **PACE)
+    exact, fast = (Adapted(backbone, bf16=bf16, **options).fit(IMAGES) for bf16 in (False, True))
+    one, other = exact.score(queries), fast.score(queries)
     ranks = [np.argsort(np.argsort(scores)) for scores in (one, other)]
-    assert np.corrcoef(*ranks)[0, 1] > 0.99 and not np.array_equal(one, other)
+    assert np.corrcoef(*ranks)[0, 1] > 0.97 and not np.array_equal(one, other)
     assert all(parameter.dtype == torch.float32 for parameter in parameters(fast.backbone_))
     np.testing.assert_allclose(fast.checkpoints_.losses, exact.checkpoints_.losses, rtol=0.02)
     assert fast.checkpoints_.losses != exact.checkpoints_.losses
-    unrounded = knn_scores(fast.backbone_.features(task.train), fast.backbone_.features(task.test))
-    assert 1e-4 < np.abs(other / unrounded - 1).max() < 0.1  # features are in bfloat16 as well
+    unrounded = knn_scores(fast.backbone_.features(IMAGES), fast.backbone_.features(queries))
+    # The features that are scored are in bfloat16 as well.
+    assert 1e-4 < np.median(np.abs(other / unrounded - 1)) < 0.1
 
 
 def test_stem_and_head_of_a_checkpoint_are_one_network(backbone, stem):

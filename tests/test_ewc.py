@@ -431,7 +431,7 @@ def test_the_penalty_and_its_gradient(backbone, fisher, plain_l2):
 
 @pytest.mark.parametrize("plain_l2", [False, True])
 def test_the_order_in_memory_changes_no_gradient(backbone, fisher, plain_l2):
-    """A head that is trained in bfloat16 has its weights in another order than the pretrained one."""
+    """A head may have its weights in another order in memory than the pretrained one."""
     gradients = []
     for order in (torch.channels_last, torch.contiguous_format):
         head = copy.deepcopy(backbone.head).to(memory_format=order).requires_grad_(True)

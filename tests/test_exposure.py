@@ -206,7 +206,30 @@ def test_bf16_keeps_the_order(backbone, fitted):
     ranks = [np.argsort(np.argsort(detector.score(queries))) for detector in (fitted, fast)]
     assert np.corrcoef(*ranks)[0, 1] > 0.97 and fast.losses_ != fitted.losses_
     np.testing.assert_allclose(fast.losses_, fitted.losses_, rtol=0.05)
-    assert type(backbone.head.layer3[0].conv1) is torch.nn.Conv2d  # the pretrained network has kept its own
+
+
+@pytest.mark.parametrize("pays", [True, False])
+def test_what_a_trial_of_bfloat16_decides_is_done(backbone, monkeypatch, pays):
+    batches = []
+
+    def trial(head, example, *, device):
+        batches.append(len(example))
+        return pays, 1.5
+
+    monkeypatch.setattr("pandalib.adapt.bfloat16_pays", trial)
+    settings, queries = {**SETTINGS, "epochs": 1}, images(5, seed=7)
+    found, same, other = (
+        OutlierExposure(backbone, STRANGERS, bf16=bf16, **settings).fit(IMAGES)
+        for bf16 in ("auto", pays, not pays)
+    )
+    assert found.losses_ == same.losses_ != other.losses_
+    assert np.array_equal(found.score(queries), same.score(queries))
+    assert not np.array_equal(found.score(queries), other.score(queries))
+    assert (found.bf16_, found.bf16_ratio_) == (pays, 1.5)
+    assert (same.bf16_, same.bf16_ratio_) == (pays, None)
+    assert batches == [32]  # 16 normal images and 16 outliers, as in training
+    with pytest.raises(ValueError, match=r"bf16='on': expected True, False or \"auto\""):
+        OutlierExposure(backbone, STRANGERS, bf16="on", **SETTINGS)
 
 
 def test_a_loss_that_is_no_number_stops_the_run(backbone):

@@ -12,12 +12,13 @@ import pytest
 import torch
 
 from pandalib import (
-    DN2, KNN, SPADE, MemoryBank, OutlierExposure, PixelKNN, detectors, fisher_information, load_backbone, load_outliers, load_task, pixel_roc_auc, pro, runs, tiers,
+    DN2, KNN, SPADE, MemoryBank, OutlierExposure, PixelKNN, backbones, detectors, fisher_information, load_backbone, load_outliers, load_task, pixel_roc_auc, pro, runs, tiers,
 )  # fmt: skip
 from pandalib.__main__ import main
 from pandalib.adapt import adapt
 from pandalib.cache import Memory
 from pandalib.detectors import pixels
+from pandalib.grids import identity
 from pandalib.metrics import roc_auc
 from pandalib.runs import METHODS, run
 from pandalib.sources import glyphs
@@ -25,7 +26,7 @@ from pandalib.sources.images import read_image
 
 KEYS = [
     "task", "method", "tier", "backbone", "weights_sha256", "seed", "n_train", "n_test", "roc_auc", "pixel_roc_auc",
-    "pro", "seconds", "peak_rss_mb", "history",
+    "pro", "bf16", "bf16_ratio", "seconds", "peak_rss_mb", "history",
 ]  # fmt: skip
 SMALL = dict(n_train=30, n_test=5)
 
@@ -54,6 +55,7 @@ def test_record(method, small_fisher):
         assert record["backbone"] == "glyphs_resnet4" and record["weights_sha256"] == load_backbone().weights_sha256
     history = record["history"]
     assert record["pixel_roc_auc"] is None and record["pro"] is None  # there are no masks
+    assert record["bf16"] is False and record["bf16_ratio"] is None
     if method in (*ADAPTED, "oe", "svdd"):
         epochs = [1, 2] if method == "oe" else [0, 1, 2]  # before the first, the linear layer of oe means nothing
         assert [list(moment) for moment in history] == [MOMENT] * len(epochs) and [moment["epoch"] for moment in history] == epochs
@@ -255,7 +257,7 @@ def test_options_of_adaptation_on_the_command_line(small_fisher, monkeypatch, ca
     common = ["run", "--task", "pictograms:star", "--n-train", "20", "--n-test", "3", "--json", "-", "--epochs", "1"]
     free, frozen = ["--method", "compactness"], ["--method", "ewc", "--lr", str(tiers.EMBEDDED.lr), "--fisher", small_fisher, "--lambda"]
     courses = []
-    for options in (free, [*frozen, "0"], [*frozen, "1e9"], [*free, "--bf16"], [*free, "--lr", "0.01", "--clip", "0.2"]):
+    for options in (free, [*frozen, "0"], [*frozen, "1e9"], [*free, "--bf16", "on"], [*free, "--lr", "0.01", "--clip", "0.2"]):
         assert main([*common, *options]) == 0
         courses.append([moment["feature_variance"] for moment in json.loads(capsys.readouterr().out)["history"]])
     assert [settings["epochs"] for settings in calls] == [1] * 5
@@ -263,6 +265,56 @@ def test_options_of_adaptation_on_the_command_line(small_fisher, monkeypatch, ca
     assert [settings["bf16"] for settings in calls] == [False, False, False, True, False]
     assert (calls[4]["lr"], calls[4]["clip"]) == (0.01, 0.2)
     assert courses[0] == courses[1] and len(courses[0]) == 2 and courses[0] != courses[3] != courses[4]
+
+
+@pytest.mark.parametrize(("method", "batch"), [("compactness", 20), ("ses", 18), ("oe", 40)])
+def test_bfloat16_on_the_command_line(method, batch, monkeypatch, capsys, tmp_path):
+    trials, formats = [], []
+    head_features = backbones.Backbone.head_features
+
+    def trial(head, example, *, device):
+        trials.append(len(example))
+        return found
+
+    def spied(network, stem, *, bf16=False):
+        formats.append(bf16)
+        return head_features(network, stem)
+
+    monkeypatch.setattr("pandalib.adapt.bfloat16_pays", trial)
+    monkeypatch.setattr(backbones.Backbone, "head_features", spied)
+    command = ["run", "--task", "pictograms:star", "--method", method, "--epochs", "1"]
+    command += ["--n-train", "20", "--n-test", "1", "--n-outliers", "32"]
+    command += ["--json", str(tmp_path / "record.json")]
+    for choice, found, bf16, said in (
+        ([], None, False, []),
+        (["--bf16", "off"], None, False, []),
+        (["--bf16", "on"], None, True, ["bfloat16"]),
+        (["--bf16", "auto"], (True, 1.84), True, ["bfloat16 (1.8 times as fast as float32 here)"]),
+        (["--bf16"], (False, 0.13), False, ["float32 (bfloat16 would be 0.13 times as fast here)"]),
+    ):
+        trials.clear(), formats.clear()
+        assert main([*command, *choice]) == 0
+        words = [f"precision: {one}" for one in said]
+        assert capsys.readouterr().out.splitlines()[1:] == words
+        assert trials == ([batch] if found else [])
+        # In the history and the scores; before the training float32 gives the centre, or its size.
+        assert set(formats[1:]) == {bf16} and len(formats) > 3
+        record = json.loads((tmp_path / "record.json").read_text())
+        assert (record["bf16"], record["bf16_ratio"]) == (bf16, found[1] if found else None)
+
+
+def test_another_format_on_the_command_line(capsys):
+    with pytest.raises(SystemExit):
+        main(["run", "--task", "pictograms:star", "--method", "early", "--bf16", "yes"])
+    assert "choose from" in capsys.readouterr().err
+
+
+def test_the_name_of_a_run_in_a_sweep_depends_on_no_trial():
+    settings = dict(task="pictograms:star", method="early", tier="embedded", seed=0)
+    assert identity(settings | dict(bf16=False)) == identity(settings)
+    assert identity(settings | dict(bf16=True)) != identity(settings)
+    everything = set(inspect.signature(run).parameters)
+    assert "bf16" in everything and "bf16_ratio" not in everything  # what `identity` is made of
 
 
 def test_fisher_images_on_the_command_line(tmp_path, capsys, monkeypatch):

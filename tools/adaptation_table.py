@@ -29,6 +29,7 @@ from pandalib.tiers import EMBEDDED  # noqa: E402
 SEEDS = (0, 1, 2)
 TUNING = dict.fromkeys("☘☠☢☮♔♠⚙⚡✿❀")  # none of the ten
 N_TRAIN, N_TEST = 400, 60
+PRECISION = "float32"  # kept results of another one are not taken
 LONG, EARLY, SAMPLE_WISE = (epochs_for(work, N_TRAIN) for work in (EMBEDDED.long, EMBEDDED.early, EMBEDDED.sample_wise))
 
 
@@ -41,15 +42,17 @@ def measure(backbone, bare, train, test, labels, *, fisher, strength: float, see
         records = []
 
         def record(checkpoint):
-            gallery, features = (checkpoint.backbone.head_features(part, bf16=True) for part in stems)
+            gallery, features = (checkpoint.backbone.head_features(part) for part in stems)
             records.append(diagnose(gallery, features, labels) | dict(epoch=checkpoint.epoch))
 
-        adapt(network, stems[0], epochs=epochs, lr=lr, clip=EMBEDDED.clip, every=every, bf16=True, seed=seed, on_checkpoint=record, progress=False, **options)
+        settings = dict(lr=lr, clip=EMBEDDED.clip, seed=seed, progress=False, **options)
+        adapt(network, stems[0], epochs=epochs, every=every, on_checkpoint=record, **settings)
         return {key: [record[key] for record in records] for key in ("epoch", "roc_auc", "feature_variance")}
 
     found["compactness"] = course(long)
     found["whitened"] = float(roc_auc(labels, DN2(backbone, whiten=True).fit(train).score(test)))
-    sampled = SampleWise(backbone, epochs=4 * SAMPLE_WISE, lr=EMBEDDED.lr, clip=EMBEDDED.clip, seed=seed, bf16=True, progress=False).fit(train)
+    pace = dict(epochs=4 * SAMPLE_WISE, lr=EMBEDDED.lr, clip=EMBEDDED.clip)
+    sampled = SampleWise(backbone, seed=seed, progress=False, **pace).fit(train)
     curves = sampled.curves(test)
     found["ses"] = [float(roc_auc(labels, sample_wise(curves[: t + 1], sampled.held_out_scores_[: t + 1])[0])) for t in range(len(curves))]
     found["ewc"] = course(2 * long, every=long // 2, lr=EMBEDDED.ewc_lr, penalty=EWC(backbone, strength, fisher))
@@ -74,7 +77,8 @@ def measure_symbol(symbol: str, seed: int, symbols: list[str]) -> dict:
 
 def measured(symbol: str, seed: int, symbols: list[str]) -> dict:
     """`measure_symbol`, or what it found before with the same weights and settings."""
-    facts = [load_backbone().weights_sha256, EMBEDDED, N_TRAIN, N_TEST, symbol, seed, symbols]
+    weights = load_backbone().weights_sha256
+    facts = [weights, EMBEDDED, N_TRAIN, N_TEST, symbol, seed, symbols, PRECISION]
     return remembered("adaptation", facts, lambda: measure_symbol(symbol, seed, symbols))
 
 
@@ -136,7 +140,7 @@ def page(symbols: list[str], results: list[list[dict]], heading: str, note: str)
         f"# {heading}", "",
         f"Made by `python tools/adaptation_table.py{'' if symbols[0] in SYMBOLS else ' --tune'}` with the weights `{load_backbone().weights_sha256[:12]}...`.",
         "Embedded tier: these are this project's own images, not the paper's, and none of these figures may stand beside published ones.", "",
-        f"ROC-AUC at the level \"{DEFAULT_LEVEL}\", {N_TRAIN} normal training images, {N_TEST} test images of each of the ten symbols, mean over {len(results[0])} seed(s), bfloat16.",
+        f"ROC-AUC at the level \"{DEFAULT_LEVEL}\", {N_TRAIN} normal training images, {N_TEST} test images of each of the ten symbols, mean over {len(results[0])} seed(s), {PRECISION}.",
         f"SGD, momentum 0.9, batch 32, learning rate {EMBEDDED.lr:g} (EWC and L2 {EMBEDDED.ewc_lr:g}), gradient norm cut to {EMBEDDED.clip:g}, no weight decay.",
         f"Compactness {LONG} epochs; early: epoch {EARLY}; SES: checkpoints 0 to {SAMPLE_WISE}, a tenth of the images held out; EWC: {LONG} and {2 * LONG} epochs, "
         f"lambda {EMBEDDED.strength:g}; L2: the same lambda times the mean of F. \"Oracle\" is the best epoch by the test labels: a ruler, not a method.", "",

@@ -15,7 +15,7 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from adaptation_table import LONG, N_TEST, N_TRAIN, SEEDS, TUNING, remembered  # noqa: E402
+from adaptation_table import LONG, N_TEST, N_TRAIN, PRECISION, SEEDS, TUNING, remembered  # noqa: E402
 
 from pandalib import EWC, OutlierExposure, knn_scores, load_backbone, load_outliers, roc_auc, upstream_fisher  # noqa: E402
 from pandalib.adapt import adapt, epochs_for  # noqa: E402
@@ -49,22 +49,25 @@ def measure(symbol: str, seed: int, symbols: list[str]) -> dict:
         apart = knn_scores(gallery, np.concatenate([normal, backbone.head_features(outliers[:400])]))
         found["easy"][kind] = roc_auc(np.arange(len(apart)) >= len(normal), apart)
         for count in COUNTS if kind == "near" else (N_OUTLIERS,):
-            detector = OutlierExposure(
-                backbone, None, epochs=EPOCHS, lr=EMBEDDED.exposure_lr, clip=EMBEDDED.exposure_clip, seed=seed, bf16=True, progress=False
-            ).fit_stems(stem, outliers[:count])
+            pace = dict(epochs=EPOCHS, lr=EMBEDDED.exposure_lr, clip=EMBEDDED.exposure_clip)
+            detector = OutlierExposure(backbone, None, seed=seed, progress=False, **pace)
+            detector.fit_stems(stem, outliers[:count])
             result = roc_auc(labels, detector.score_stems(stem_test))
             if kind == "near":
                 found["count"][str(count)] = result
         found[kind] = result  # with all of them
     penalty = EWC(backbone, EMBEDDED.strength, upstream_fisher(backbone, progress=False))
-    held = adapt(backbone, stem, epochs=LONG, lr=EMBEDDED.ewc_lr, clip=EMBEDDED.clip, penalty=penalty, every=LONG, bf16=True, seed=seed, progress=False)[-1]
-    found["EWC"] = roc_auc(labels, knn_scores(held.head_features(stem, bf16=True), held.head_features(stem_test, bf16=True)))
+    pace = dict(epochs=LONG, every=LONG, lr=EMBEDDED.ewc_lr, clip=EMBEDDED.clip)
+    held = adapt(backbone, stem, penalty=penalty, seed=seed, progress=False, **pace)[-1]
+    pair = (held.head_features(part) for part in (stem, stem_test))
+    found["EWC"] = roc_auc(labels, knn_scores(*pair))
     return found
 
 
 def measured(symbol: str, seed: int, symbols: list[str]) -> dict:
     """`measure`, or what it found before with the same weights and settings."""
-    facts = [load_backbone().weights_sha256, EMBEDDED, N_TRAIN, N_TEST, N_OUTLIERS, COUNTS, symbol, seed, symbols]
+    weights = load_backbone().weights_sha256
+    facts = [weights, EMBEDDED, N_TRAIN, N_TEST, N_OUTLIERS, COUNTS, symbol, seed, symbols, PRECISION]
     return remembered("exposure", facts, lambda: measure(symbol, seed, symbols))
 
 
@@ -81,7 +84,7 @@ def page(symbols: list[str], seeds, results: dict) -> str:
         "# Outlier exposure on the ten pictograms", "",
         f"Made by `python tools/exposure_table.py{'' if symbols[0] in SYMBOLS else ' --tune'}` with the weights `{load_backbone().weights_sha256[:12]}...`.",
         "Embedded tier: these are this project's own images, not the paper's, and none of these figures may stand beside published ones.", "",
-        f"ROC-AUC at the level \"{DEFAULT_LEVEL}\", {N_TRAIN} normal training images, {N_TEST} test images of each of the ten symbols, mean over {len(seeds)} seed(s), bfloat16.",
+        f"ROC-AUC at the level \"{DEFAULT_LEVEL}\", {N_TRAIN} normal training images, {N_TEST} test images of each of the ten symbols, mean over {len(seeds)} seed(s), {PRECISION}.",
         f"{N_OUTLIERS} outliers of one pile: *near*, other symbols drawn as the ten are; *middle*, glyphs of the upstream task; *far*, backgrounds without a symbol;",
         f"*noise*, random pixels; *one symbol*, all outliers show the same symbol. SGD, momentum 0.9, batches of 32 + 32, learning rate {EMBEDDED.exposure_lr:g}, gradient norm",
         f"cut to {EMBEDDED.exposure_clip:g}, {EPOCHS} epochs, chosen on other symbols than the ten (`--tune`). DN2 and EWC ({LONG} epochs) see no outliers.", "",

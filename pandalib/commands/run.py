@@ -9,6 +9,7 @@ from pathlib import Path
 from pandalib.commands.export import add_task_arguments
 
 HELP = "one method on one task, one JSON object"
+BF16 = {"off": False, "on": True, "auto": "auto"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +37,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kappa", type=int, default=1, help="for spade: number of nearest positions")
     parser.add_argument("--sigma", type=float, default=4.0, help="for spade and bank: Gaussian blur of the maps, in pixels")
     parser.add_argument("--balanced", action="store_true", help="for spade: bring the layers to one scale before their mean")
-    parser.add_argument("--bf16", action="store_true", help="adapt and score in bfloat16: faster where the processor has it")
+    parser.add_argument(
+        "--bf16",
+        nargs="?",
+        choices=tuple(BF16),
+        const="auto",
+        default="off",
+        help="adapt and score in bfloat16: off (default), on, or auto, where a trial of half a second"
+        " decides; --bf16 alone is auto",
+    )
     parser.add_argument("--checkpoints", type=int, default=10, help="about so many moments in the history, besides the first; 0: none")
     parser.add_argument("--json", metavar="FILE", help="write the result there; - is standard output")
 
@@ -46,6 +55,7 @@ def main(options: dict) -> int:
     from pandalib.runs import run
 
     target = options.pop("json")
+    options["bf16"] = BF16[options["bf16"]]
     result = run(**options)
     text = json.dumps(result, allow_nan=False)
     if target == "-":
@@ -58,4 +68,16 @@ def main(options: dict) -> int:
             print(text)  # what took an hour is not lost to a full disk
             raise
     print(f"{result['task']}  {result['method']}  ROC-AUC {result['roc_auc']:.4f}  {result['seconds']:.1f} s")
+    if result["bf16_ratio"] is not None or result["bf16"]:
+        print(f"precision: {_precision(result)}")
     return 0
+
+
+def _precision(result: dict) -> str:
+    """What the run computed in, and what a trial measured."""
+    name, ratio = "bfloat16" if result["bf16"] else "float32", result["bf16_ratio"]
+    if ratio is None:
+        return name
+    if result["bf16"]:
+        return f"{name} ({ratio:.2g} times as fast as float32 here)"
+    return f"{name} (bfloat16 would be {ratio:.2g} times as fast here)"
