@@ -253,7 +253,9 @@ def test_my_folder_is_filled_once_and_its_links_lead_somewhere(tmp_path, monkeyp
 
 def test_lab_opens_the_students_copy_and_teach_the_original():
     def commands(target):
-        shown = subprocess.check_output(["make", "-n", target], cwd=ROOT, text=True)
+        shown = subprocess.check_output(
+            ["make", "--no-print-directory", "-n", target], cwd=ROOT, text=True
+        )
         return shown.replace("\\\n", " ").splitlines()
 
     *_, fill, lab = commands("lab")
