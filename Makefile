@@ -6,6 +6,8 @@ PYTHON ?= python3
 VENV ?= .venv
 TORCH_INDEX ?=
 ARGS ?=
+# As in pandalib/__init__.py: two processes on the same cores do not slow each other tenfold.
+export GOMP_SPINCOUNT ?= 1000
 
 # Quoted throughout: the folders may have spaces in their names.
 RUN = "$(VENV)/bin/python"

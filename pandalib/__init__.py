@@ -4,7 +4,13 @@ The names below are loaded on first use, so that `import pandalib` is instant an
 `python -m pandalib doctor` can speak even where torch is broken.
 """
 
+import os
 from importlib import import_module
+
+# Threads that wait for work spin on their core for a while. Where another process wants the same
+# core, each slows the other up to tenfold; waiting briefly costs nothing on a quiet machine. It is
+# read when torch is loaded, so the Makefile sets it too, for those who import torch first.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 __version__ = "0.1.0"
 
