@@ -18,7 +18,7 @@ from pandalib.datasets.folder import (
     write_images,
     write_mvtec,
 )
-from pandalib.datasets.images import ImageError, read_image
+from pandalib.datasets.images import Geometry, ImageError
 from pandalib.datasets.load import load_task as load_any_task
 from pandalib.datasets.task import OneClassTask
 
@@ -271,7 +271,7 @@ def test_images_are_written_in_their_order(tmp_path):
     folder = write_images(drawn, tmp_path / "new" / "photographs")
     files = sorted(folder.iterdir())
     assert files[0].name == "00.png" and len(files) == 12
-    assert (np.stack([read_image(file, 20) for file in files]) == drawn).all()
+    assert (np.stack([Geometry.square(20).read(file) for file in files]) == drawn).all()
     with pytest.raises(FileExistsError, match="is a file"):
         write_images(drawn, files[0])
 

@@ -29,7 +29,7 @@ from pandalib import (
     read_results,
 )
 from pandalib.cli import main
-from pandalib.datasets.images import ImageError, read_image
+from pandalib.datasets.images import Geometry, ImageError
 from pandalib.io import ROOT, read_tensors
 from pandalib.methods.panda import fit_compactness
 from pandalib.weights import read_state
@@ -99,7 +99,7 @@ def test_harmful_pickles_never_run(tmp_path):
             return shutil.copy(source, folder / name)
 
         with pytest.raises(ImageError):
-            read_image(put("image.png"), 8)
+            Geometry.square(8).read(put("image.png"))
         with pytest.raises(ValueError):
             read_state(put("weights.pth"))
         with pytest.raises(ValueError):

@@ -4,6 +4,7 @@ import io
 import multiprocessing
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import hypothesis
@@ -18,14 +19,13 @@ from PIL import Image
 from pandalib.datasets import images
 from pandalib.datasets.images import (
     ENDINGS,
+    Geometry,
     ImageArray,
     ImageError,
     ImageFolder,
     join,
     list_images,
     open_images,
-    read_image,
-    read_mask,
     take,
 )
 from pandalib.datasets.synthetic.pictograms import Pictograms
@@ -52,16 +52,17 @@ def off_the_border(length, size, resize, short):
 
 @pytest.mark.parametrize("width, height", [(40, 30), (31, 77), (61, 61), (500, 33), (7, 5)])
 @pytest.mark.parametrize("size, resize", [(24, None), (28, 32), (15, 21)])
-def test_geometry_is_resize_then_centre_crop(tmp_path, width, height, size, resize):
+def test_a_crop_is_resize_then_centre_crop(tmp_path, width, height, size, resize):
     noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    got = read_image(save(tmp_path / "a.png", noise), size, resize)
+    geometry = Geometry.square(size, resize, "crop")
+    got = geometry.read(save(tmp_path / "a.png", noise))
     assert got.shape == (3, size, size) and got.dtype == np.uint8 and got.flags["C_CONTIGUOUS"]
     resize = resize or size
     wanted = two_steps(noise, size, resize, Image.Resampling.BILINEAR).transpose(2, 0, 1)
     assert np.abs(got.astype(int) - wanted).max() <= 1
 
     marks = (noise[..., 0] > 128).astype(np.uint8) * 255
-    mask = read_mask(save(tmp_path / "m.png", marks), size, resize)
+    mask = geometry.read_mask(save(tmp_path / "m.png", marks))
     assert mask.shape == (size, size) and mask.dtype == bool
     wanted = two_steps(marks, size, resize, Image.Resampling.NEAREST) > 0
     sides = (off_the_border(side, size, resize, min(width, height)) for side in (height, width))
@@ -79,9 +80,142 @@ def test_extreme_strips_do_not_swell(tmp_path, monkeypatch):
         lambda image, size, *how, **more: made.append(size) or resize(image, size, *how, **more),
     )
     for name, pixels in (("wide", strip), ("tall", strip.transpose(1, 0, 2))):
-        image = read_image(save(tmp_path / f"{name}.png", pixels), 224)
+        image = Geometry.square(224, fit="crop").read(save(tmp_path / f"{name}.png", pixels))
         assert (image[:, 12:-12, 12:-12] == 200).all()
     assert made == [(224, 224)] * 2  # the whole strip would become 224000 x 224
+
+
+@pytest.mark.parametrize("height, width", [(40, 120), (120, 40), (64, 64), (24, 200)])
+@pytest.mark.parametrize("fit", ["stretch", "pad"])
+def test_the_whole_image_is_seen(height, width, fit):
+    """A spot at any place, corners included, lies at its place in image and mask and comes back."""
+    geometry = Geometry(64, 96, fit)
+    side = min(height, width)
+    rows, columns = (sorted({0, length // 2, length - side // 4 - 1}) for length in (height, width))
+    for row, column in [(row, column) for row in rows for column in columns]:
+        spot = np.zeros((height, width), np.uint8)
+        spot[row : row + side // 4 + 1, column : column + side // 4 + 1] = 255
+        image = geometry.read(spot)[0]
+        assert image.max() > 200
+        mask = geometry.fit_mask(spot > 0)
+        assert mask.any() and image[mask].mean() > 2 * max(1, image[~mask].mean())
+        back = geometry.restore(image, height, width)
+        assert back.shape == (height, width) and not np.isnan(back).any()
+        found = np.argwhere(back >= 0.9 * back.max()).mean(axis=0)
+        assert np.abs(found - np.argwhere(spot).mean(axis=0)).max() <= max(height, width) / 64 + 1
+
+
+def test_proportions_of_a_padded_image():
+    disc = np.hypot(*np.mgrid[-50:50, -100:100]) < 30
+    shown = Geometry(64, 64, "pad").read(np.uint8(255) * disc)[0] > 128
+    height, width = (np.ptp(place) + 1 for place in np.nonzero(shown))
+    assert height == width == round(60 * 64 / 200)
+    frame = Geometry(64, 64, "pad").read(np.uint8(255) * ~disc)  # its edges are repeated
+    assert (frame[:, :16] == 255).all() and (frame[:, -16:] == 255).all()
+    assert not Geometry(64, 64, "pad").fit_mask(~disc)[:15].any()  # but they are no anomaly
+
+
+@pytest.mark.parametrize("size", [64, 40, 7])
+def test_fits_agree_on_square_images(size):
+    noise = np.random.default_rng(0).integers(0, 256, (61, 61, 3), dtype=np.uint8)
+    one, *others = (Geometry.square(size, fit=fit) for fit in ("stretch", "pad", "crop"))
+    for other in others:
+        assert (one.read(noise) == other.read(noise)).all()
+        assert (one.fit_mask(noise[..., 0] > 99) == other.fit_mask(noise[..., 0] > 99)).all()
+        anomaly_map = noise[..., 0] / 7
+        assert np.allclose(one.restore(anomaly_map, 50, 50), other.restore(anomaly_map, 50, 50))
+
+
+def test_shrinking_averages():
+    """A narrow line in a large image is fainter, but there: no pixel is skipped."""
+    for column in range(0, 640, 31):
+        line = np.zeros((640, 640), np.uint8)
+        line[:, column] = 255
+        for fit in ("stretch", "pad", "crop"):
+            assert Geometry.square(64, fit=fit).read(line).max() >= 10
+
+
+def test_restore_is_linear_interpolation():
+    found = Geometry(2, 3).restore(np.array([[0.0, 1, 2], [4, 5, 6]]), 4, 6)
+    assert found.dtype == np.float32
+    assert np.allclose(found[0], [0, 0.25, 0.75, 1.25, 1.75, 2]) and np.allclose(
+        found[:, 0], [0, 1, 3, 4]
+    )
+
+
+def test_restored_crops_say_where_they_did_not_look():
+    noise = np.random.default_rng(0).integers(0, 256, (40, 100, 3), dtype=np.uint8)
+    found = Geometry.square(32, 40).restore(np.ones((8, 8)), 40, 100)
+    seen = ~np.isnan(found)
+    assert seen.sum() == 32 * 32 and (found[seen] == 1).all()
+    rows, columns = np.nonzero(seen)
+    window = noise[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+    assert (Geometry.square(32, 40).read(noise) == window.transpose(2, 0, 1)).all()
+
+
+def test_a_geometry_for_a_folder(tmp_path):
+    def fitted(*shapes, size=224, **options):
+        pictures = [Image.new("L", (width, height)) for height, width in shapes]
+        geometry = Geometry.for_images(pictures, size, **options)
+        return geometry.height, geometry.width
+
+    assert fitted((300, 300)) == fitted((5, 5)) == fitted((310, 300)) == fitted() == (224, 224)
+    assert fitted((400, 1200)) == (128, 384) and fitted((1200, 400)) == (384, 128)
+    assert fitted((3000, 4000), (3000, 4000), (50, 900)) == (192, 256)  # the median
+    assert fitted((300, 400), (400, 300)) == (224, 224)  # both orientations
+    assert fitted((20, 20000)) == (32, 1568)  # no larger than any other
+    assert fitted((10, 20), size=50) == (35, 71)
+    assert fitted((400, 1200), fit="crop") == fitted((400, 1200), resize=256) == (224, 224)
+    assert fitted((400, 1200), fit="pad") == (128, 384)
+
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stored = np.ascontiguousarray(np.rot90(ramp(48, 24), 1))
+    for ending in ("png", "jpg", "tif", "webp"):
+        path = save(tmp_path / f"a.{ending}", stored, exif=exif)
+        found = Geometry.for_images([tmp_path / "gone.png", path], 64)
+        assert (found.height, found.width) == (32, 128), ending
+
+
+def test_geometries_that_cannot_be():
+    for wrong in (
+        lambda: Geometry(0, 8),
+        lambda: Geometry(8, 8, "squeeze"),
+        lambda: Geometry(8, 8, "stretch", 9),
+        lambda: Geometry(8, 9, "crop"),
+        lambda: Geometry.square(8, 7),
+        lambda: Geometry(8, 8, black=9, white=9),
+        lambda: Geometry(8, 8).read(np.zeros((3, 8, 8), np.uint8)),
+        lambda: Geometry(8, 8).read(np.zeros((8, 8))),
+    ):
+        with pytest.raises(ValueError, match="expected|only") as error:
+            wrong()
+        one_sentence(error)
+    assert str(Geometry(160, 224)) == "224 x 160 pixels, the whole image"
+
+
+# ---------------------------------------------------------------- one frame in any form
+
+
+@pytest.mark.parametrize("fit", ["stretch", "pad", "crop"])
+def test_file_picture_and_array_give_the_same_bits(tmp_path, fit):
+    geometry = Geometry(32, 32, fit) if fit == "crop" else Geometry(32, 48, fit)
+    colour = np.random.default_rng(0).integers(0, 256, (61, 90, 3), dtype=np.uint8)
+    wide = np.random.default_rng(1).integers(0, 4096, (61, 90), dtype=np.uint16)
+    for name, pixels in (("c.png", colour), ("g.png", colour[..., 0]), ("w.png", wide)):
+        geometry = replace(geometry, white=4095)
+        path = save(tmp_path / name, pixels)
+        wanted = geometry.read(path)
+        assert (geometry.read(pixels) == wanted).all() and (
+            geometry.read(str(path)) == wanted
+        ).all()
+        with Image.open(path) as picture:
+            assert (geometry.read(picture) == wanted).all()
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    path = save(tmp_path / "turned.jpg", colour, exif=exif)
+    with Image.open(path) as picture:
+        assert (geometry.read(picture) == geometry.read(path)).all()
 
 
 # ---------------------------------------------------------------- colours
@@ -95,28 +229,62 @@ def test_every_ending(tmp_path, ending):
     path = save(tmp_path / f"a{ending}", pixels)
     wanted = np.broadcast_to(np.atleast_3d(pixels), (32, 32, 3)).transpose(2, 0, 1).astype(int)
     lossy = ending in (".jpg", ".jpeg", ".webp", ".gif")
-    assert np.abs(read_image(path, 32) - wanted).mean() <= 10 * lossy
+    assert np.abs(Geometry.square(32).read(path) - wanted).mean() <= 10 * lossy
     assert list_images(tmp_path) == [path]
     other = path.rename(tmp_path / "a.png")  # the content decides, not the ending
-    assert read_image(other, 8).shape == (3, 8, 8)
+    assert Geometry.square(8).read(other).shape == (3, 8, 8)
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.tif", "a.pgm"])
 def test_16_bit_grey_keeps_its_upper_byte(tmp_path, name):
     wide = (ramp(32, 32)[..., 0].astype(np.uint16) << 8) + 200
-    got = read_image(save(tmp_path / name, wide), 32)
+    got = Geometry.square(32).read(save(tmp_path / name, wide))
     assert (got == ramp(32, 32)[..., 0]).all()  # three equal channels
     dark = save(tmp_path / f"dark {name}", np.full((8, 8), 255, np.uint16))
-    assert read_image(dark, 8).max() == 0  # not stretched
+    assert Geometry.square(8).read(dark).max() == 0  # not stretched
     big = Image.frombytes("I;16B", (2, 2), np.full(4, 0x7B01, ">u2").tobytes())
-    assert (read_image(save(tmp_path / "b.tif", big), 2) == 0x7B).all()
+    assert (Geometry.square(2).read(save(tmp_path / "b.tif", big)) == 0x7B).all()
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "a.pgm"])
+def test_one_range_for_the_16_bit_files_of_a_folder(tmp_path, name, bits):
+    """10 and 12 bits fill only the lowest part of 16: a faint defect must survive reading."""
+    top = 2**bits - 1
+    parts = [np.full((16, 16), round(0.45 * top), np.uint16) for _ in range(2)]
+    parts[0][0, 0] = round(0.9 * top)
+    files = [save(tmp_path / str(number) / name, part) for number, part in enumerate(parts)]
+    geometry = Geometry.for_images([*files, flat(tmp_path / "8 bits.png", 9)], 16)
+    assert (geometry.black, geometry.white) == (0, top)
+    good = geometry.read(files[1])
+    assert (good == round(0.45 * top) * 256 // (top + 1)).all()
+    parts[1][4:8, 4:8] += round(0.024 * top)
+    assert (geometry.read(parts[1]).astype(int) - good)[0, 4:8, 4:8].min() >= 5
+    assert (geometry.read(np.full((8, 8), 65535, np.uint16)) == 255).all()  # cut off, not wrapped
+
+
+@pytest.mark.parametrize("bits", [8, 12, 16])
+def test_white_is_zero(tmp_path, bits):
+    """A TIFF may store a negative, which Pillow turns for 8 bits only."""
+    grey = ramp(16, 16)[..., 0].astype(np.uint16)
+    stored = 255 - grey
+    picture = Image.fromarray(stored.astype(np.uint8) if bits == 8 else stored << (bits - 8))
+    path = save(tmp_path / "a.tif", picture, tiffinfo={262: 0})
+    with Image.open(path) as picture:
+        assert picture.tag_v2[262] == 0
+    if bits == 8:  # Pillow writes a true negative of what it is given
+        grey = stored
+    geometry = Geometry.for_images([path], 16)
+    assert (geometry.read(path)[0] == grey).all()
+    with Image.open(path) as picture:
+        assert (geometry.read(picture)[0] == grey).all()
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.int32])
 def test_32_bits_declare_no_range(tmp_path, kind):
     path = save(tmp_path / "a.tif", np.array([[0, 1]], kind))
     with pytest.raises(ImageError, match="8 or 16 bits") as error:
-        read_image(path, 2)
+        Geometry.square(2).read(path)
     one_sentence(error, path)
 
 
@@ -128,7 +296,7 @@ def test_transparency_is_laid_on_white(tmp_path, mode, ending):
     pixels[0, 7, 3] = 128
     options = {"lossless": True} if ending == "webp" else {}
     image = Image.fromarray(pixels).convert(mode)
-    got = read_image(save(tmp_path / f"a.{ending}", image, **options), 8)
+    got = Geometry.square(8).read(save(tmp_path / f"a.{ending}", image, **options))
     assert (got[:, :, :4] == 255).all() and (got[:, 1:, 4:] == 100).all()
     assert np.abs(got[:, 0, 7].astype(int) - 177).max() <= 1
 
@@ -139,8 +307,8 @@ def test_exif_rotation(tmp_path, ending):
     exif[0x0112] = 6  # the camera was held upright
     stored = np.ascontiguousarray(np.rot90(ramp(48, 32), 1))
     options = {"quality": 100, "subsampling": 0} if ending == "jpg" else {}
-    got = read_image(save(tmp_path / f"a.{ending}", stored, exif=exif, **options), 16, 32)
-    wanted = read_image(save(tmp_path / "b.png", ramp(48, 32)), 16, 32)
+    got = Geometry.square(16, 32).read(save(tmp_path / f"a.{ending}", stored, exif=exif, **options))
+    wanted = Geometry.square(16, 32).read(save(tmp_path / "b.png", ramp(48, 32)))
     assert np.abs(got.astype(int) - wanted).max() <= (4 if ending == "jpg" else 0)
 
 
@@ -153,25 +321,33 @@ def test_mask_values(tmp_path):
     clear[:, 4:, 3] = 0
     pictures = [half, half.astype(np.uint16), half.astype(bool), palette, clear]
     for number, picture in enumerate(pictures):
-        mask = read_mask(save(tmp_path / f"{number}.png", picture), 8)
+        mask = Geometry.square(8).read_mask(save(tmp_path / f"{number}.png", picture))
         assert (mask == half.astype(bool)).all(), number
     spot = np.zeros((16, 16), np.uint8)
     spot[5:11, 3:8] = 255
     noisy = save(tmp_path / "m.jpg", spot, quality=75)
     assert ((np.asarray(Image.open(noisy)) > 0) & (spot == 0)).any()
-    assert (read_mask(noisy, 16) == (spot > 0)).all()
+    assert (Geometry.square(16).read_mask(noisy) == (spot > 0)).all()
 
 
 def test_mask_lies_on_its_image(tmp_path):
     pixels = np.zeros((90, 160, 3), np.uint8)
     pixels[20:50, 60:90] = 255
     picture = save(tmp_path / "a.png", pixels)
-    mask = read_mask(save(tmp_path / "m.png", pixels[..., 0]), 32, 40, image=picture)
-    assert 20 < mask.sum() and ((read_image(picture, 32, 40)[0] > 128) == mask).mean() > 0.95
+    mask = Geometry.square(32, 40).read_mask(
+        save(tmp_path / "m.png", pixels[..., 0]), image=picture
+    )
+    assert (
+        20 < mask.sum() and ((Geometry.square(32, 40).read(picture)[0] > 128) == mask).mean() > 0.95
+    )
     smaller = save(tmp_path / "s.png", np.zeros((45, 80), np.uint8))
-    assert not read_mask(smaller, 8, image=picture).any()  # another resolution is no harm
+    assert (
+        not Geometry.square(8).read_mask(smaller, image=picture).any()
+    )  # another resolution is no harm
     with pytest.raises(ImageError, match="160 x 90 pixels, but it has 90 x 160") as error:
-        read_mask(save(tmp_path / "t.png", np.zeros((160, 90), np.uint8)), 8, image=picture)
+        Geometry.square(8).read_mask(
+            save(tmp_path / "t.png", np.zeros((160, 90), np.uint8)), image=picture
+        )
     one_sentence(error, "t.png", "a.png")
 
 
@@ -188,9 +364,9 @@ def test_not_images(tmp_path):
         "page.png": "none of PNG",
         "never.png": "no such file",
     }.items():
-        for read in (read_image, read_mask):
+        for read in (Geometry.square(8).read, Geometry.square(8).read_mask):
             with pytest.raises(ImageError) as error:
-                read(tmp_path / name, 8)
+                read(tmp_path / name)
             one_sentence(error, tmp_path / name, cause, error.value.cause)
 
 
@@ -199,7 +375,7 @@ def test_too_many_pixels(tmp_path, monkeypatch, limit, recwarn):
     path = save(tmp_path / "a.png", ramp(40, 30))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
     with pytest.raises(ImageError, match=f"more than {limit} pixels"):
-        read_image(path, 16)
+        Geometry.square(16).read(path)
     assert not recwarn.list
 
 
@@ -270,8 +446,11 @@ def test_damaged_files(tmp_path, name, other, changes):
             del content[max(1, place) :]
     path = tmp_path / name
     path.write_bytes(content)
-    readers = [lambda: read_image(path, 32, 40), lambda: read_mask(path, 32, image=path)]
-    for read in [*readers, lambda: ImageFolder([path], 32)[:1][0]]:
+    readers = [
+        lambda: Geometry.square(32, 40).read(path),
+        lambda: Geometry.square(32).read_mask(path, image=path),
+    ]
+    for read in [*readers, lambda: ImageFolder([path], Geometry.square(32))[:1][0]]:
         try:
             found = read()
         except ImageError as error:
@@ -321,7 +500,7 @@ def test_open_images(tmp_path):
     )
     good = flat(tmp_path / "train" / "good" / "c.png", 3)
     found, names = open_images(tmp_path / "test", 4)
-    assert names == ["a.png"] and isinstance(found, ImageFolder) and found.size == 4
+    assert names == ["a.png"] and isinstance(found, ImageFolder) and found.shape[2:] == (4, 4)
     assert open_images(str(tmp_path), 4, recursive=True)[1] == [
         "test/a.png",
         "test/in/b.png",
@@ -329,9 +508,12 @@ def test_open_images(tmp_path):
     ]
     assert open_images(tmp_path, 4, normal=True)[1] == ["train/good/c.png"]
     assert open_images(second, 4)[1] == ["b.png"]
-    found, names = open_images([first, str(second)], 4, 6)
-    assert names == ["a.png", "in/b.png"] and found.resize == 6
-    assert open_images(ImageFolder([good], 8), 4)[1] == ["c.png"]
+    found, names = open_images([first, str(second)], Geometry(4, 6))
+    assert names == ["a.png", "in/b.png"] and found.shape == (2, 3, 4, 6)
+    pictures = [Image.open(first), Image.open(second)]
+    assert (open_images(pictures, Geometry(4, 6))[0] == found[:]).all()
+    assert (open_images(pictures[1], Geometry(4, 6))[0] == found[1:]).all()
+    assert open_images(ImageFolder([good], Geometry.square(8)), 4)[1] == ["c.png"]
     drawn = Pictograms("star", 3)
     assert open_images(drawn, 4) == (drawn, ["image 0", "image 1", "image 2"])
     strange = flat(tmp_path / "line\nbreak\u202e é.png", 1)
@@ -346,7 +528,7 @@ def test_open_images(tmp_path):
 
 @pytest.fixture
 def five(tmp_path):
-    return ImageFolder([flat(tmp_path / f"{i}.png", 10 * i) for i in range(5)], 6)
+    return ImageFolder([flat(tmp_path / f"{i}.png", 10 * i) for i in range(5)], Geometry.square(6))
 
 
 def test_indexing_is_numpys(five):
@@ -366,18 +548,20 @@ def test_indexing_is_numpys(five):
 
 def test_fingerprint(tmp_path, five):
     whole = five.fingerprint()
-    assert whole == ImageFolder(five.files, 6, 6).fingerprint()
+    assert whole == ImageFolder(iter(five.files), Geometry(6, 6)).fingerprint()
     moved = [shutil.copy(file, tmp_path / f"copy {i}.png") for i, file in enumerate(five.files)]
-    assert ImageFolder(moved, 6).fingerprint() == whole  # names and places do not matter
+    assert (
+        ImageFolder(moved, Geometry.square(6)).fingerprint() == whole
+    )  # names and places do not matter
     pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
     others = [
-        ImageFolder(five.files, 7),
-        ImageFolder(five.files, 6, 8),
-        ImageFolder(five.files[::-1], 6),
-        ImageArray(pixels, 16),
-        ImageArray(pixels, 16, 20),
-        ImageArray(pixels[::-1], 16),
-        ImageArray(pixels[..., 0], 16),
+        ImageFolder(five.files, Geometry.square(7)),
+        ImageFolder(five.files, Geometry.square(6, 8)),
+        ImageFolder(five.files[::-1], Geometry.square(6)),
+        ImageArray(pixels, Geometry.square(16)),
+        ImageArray(pixels, Geometry.square(16, 20)),
+        ImageArray(pixels[::-1], Geometry.square(16)),
+        ImageArray(pixels[..., 0], Geometry.square(16)),
     ]
     prints = {whole, *(other.fingerprint() for other in others)}
     flat(five.files[2], 21)
@@ -389,21 +573,26 @@ def test_fingerprint(tmp_path, five):
 
 @pytest.mark.parametrize("size, resize", [(32, None), (24, None), (50, None), (28, 32)])
 def test_arrays_have_the_geometry_of_files(tmp_path, size, resize):
+    geometry = Geometry.square(size, resize)
     pixels = np.random.default_rng(0).integers(0, 256, (4, 32, 40, 3), dtype=np.uint8)
     files = [save(tmp_path / f"{number}.png", image) for number, image in enumerate(pixels)]
-    arrays, folder = ImageArray(pixels, size, resize), ImageFolder(files, size, resize)
+    arrays, folder = ImageArray(pixels, geometry), ImageFolder(files, geometry)
     assert (arrays[:] == folder[:]).all()
-    assert (ImageArray(pixels[..., 0], size, resize)[2] == folder[2][0]).all()
+    assert (ImageArray(pixels[..., 0], geometry)[2] == folder[2][0]).all()
     for wrong in (pixels.transpose(0, 3, 1, 2), pixels.astype(float)):
         with pytest.raises(ValueError, match="expected uint8"):
-            ImageArray(wrong, size)
+            ImageArray(wrong, geometry)
 
 
 def test_parts_can_be_taken_and_joined(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)
     files = [save(tmp_path / f"{number}.png", image) for number, image in enumerate(pixels)]
     whole = pixels.transpose(0, 3, 1, 2)
-    for some in (ImageFolder(files, 8), ImageArray(pixels, 8), whole):
+    for some in (
+        ImageFolder(files, Geometry.square(8)),
+        ImageArray(pixels, Geometry.square(8)),
+        whole,
+    ):
         other = join([take(some, [3, 1]), take(some, [0])])
         assert type(other) is type(some) and (other[:] == whole[[3, 1, 0]]).all()
 

@@ -13,7 +13,7 @@ from sklearn.exceptions import NotFittedError
 from small import images, small_backbone
 
 from pandalib import SPADE, Inspector, load_backbone
-from pandalib.datasets.images import ImageError, ImageFolder
+from pandalib.datasets.images import Geometry, ImageError, ImageFolder
 from pandalib.inspection import inspector
 from pandalib.inspection.inspector import _sample, _scale, counted
 from pandalib.methods.distances import image_scores
@@ -218,7 +218,7 @@ def test_folder_list_sequence_and_array_are_one(backbone, fitted, tmp_path):
     folder = write(tmp_path / "train" / "good", NORMAL)
     files = sorted(folder.iterdir())
     pillow = [Image.open(file) for file in files]
-    mvtec, lazy = tmp_path, ImageFolder(files, SIDE)
+    mvtec, lazy = tmp_path, ImageFolder(files, Geometry.square(SIDE, fit="crop"))
     for given in (folder, mvtec, files, lazy, torch.from_numpy(NORMAL), pillow):
         detector = new(backbone).fit(given)
         same(detector, fitted)
@@ -229,8 +229,8 @@ def test_folder_list_sequence_and_array_are_one(backbone, fitted, tmp_path):
     np.testing.assert_allclose(detector.score(queries / "002.png"), expected[2:3], rtol=1e-3)
     maps = detector.maps(str(tmp_path), recursive=True)[:6]
     np.testing.assert_allclose(maps, detector.maps(QUERIES), rtol=1e-3, atol=1e-4)
-    with pytest.raises(ValueError, match=r"\(32, 40\).*expected .*\(32, 32\)"):
-        detector.score(ImageFolder(files, SIDE, 40))
+    with pytest.raises(ValueError, match="resized to 40.*expected .*resized to 32"):
+        detector.score(ImageFolder(files, Geometry.square(SIDE, 40)))
 
 
 def test_unreadable_files(backbone, fitted, tmp_path):

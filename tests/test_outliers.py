@@ -5,7 +5,7 @@ import pytest
 from pictures import one_sentence, save
 
 from pandalib import load_outliers, load_task
-from pandalib.datasets.images import ImageError, read_image
+from pandalib.datasets.images import Geometry, ImageError
 from pandalib.datasets.outliers import KINDS, check_unseen, outlier_folder
 from pandalib.datasets.synthetic import glyphs
 from pandalib.datasets.synthetic.drawing import FONT_FILES, glyph_mask
@@ -89,35 +89,35 @@ def folder(tmp_path):
 
 
 def test_a_folder_of_outliers(folder):
-    found = outlier_folder(folder, size=32, resize=40)
+    found = outlier_folder(folder, geometry=Geometry.square(32, 40))
     assert found[:].shape == (18, 3, 32, 32)
     names = [file.relative_to(folder).as_posix() for file in found.files]
     assert names[5:8] == ["15.png", "a/01.png", "a/04.png"]
-    assert (found[6] == read_image(folder / "a" / "01.png", 32, 40)).all()
+    assert (found[6] == Geometry.square(32, 40).read(folder / "a" / "01.png")).all()
     few, more, other = (
-        set(outlier_folder(str(folder), n, size=32, seed=seed).files)
+        set(outlier_folder(str(folder), n, geometry=Geometry.square(32), seed=seed).files)
         for n, seed in ((5, 1), (9, 1), (5, 2))
     )
     assert len(few) == 5 and few < more and few != other and more < set(found.files)
     with pytest.raises(ValueError, match="nor do the folders in it"):
-        outlier_folder(folder / "b" / "deeper", size=32)
+        outlier_folder(folder / "b" / "deeper", geometry=Geometry.square(32))
     with pytest.raises(FileNotFoundError):
-        outlier_folder(folder / "nowhere", size=32)
+        outlier_folder(folder / "nowhere", geometry=Geometry.square(32))
     with pytest.raises(ValueError, match="n=0"):
-        outlier_folder(folder, 0, size=32)
+        outlier_folder(folder, 0, geometry=Geometry.square(32))
 
 
 def test_a_test_image_among_the_outliers_is_named(folder):
     task = load_task("pictograms:star", n_train=2, n_test=2)
-    check_unseen(outlier_folder(folder, size=64), task)
+    check_unseen(outlier_folder(folder, geometry=Geometry.square(64)), task)
     save(folder / "a" / "trained.png", np.ascontiguousarray(task.train[0].transpose(1, 2, 0)))
-    check_unseen(outlier_folder(folder, size=64), task)
+    check_unseen(outlier_folder(folder, geometry=Geometry.square(64)), task)
     save(folder / "a" / "tested.bmp", np.ascontiguousarray(task.test[5].transpose(1, 2, 0)))
     with pytest.raises(ValueError) as error:
-        check_unseen(outlier_folder(folder, size=64), task)
+        check_unseen(outlier_folder(folder, geometry=Geometry.square(64)), task)
     one_sentence(error, folder / "a" / "tested.bmp", "'5' (plane)", "remove it")
     with pytest.raises(ValueError, match="outlier '1' is test image '5'"):
         check_unseen(np.stack([task.train[0], task.test[5]]), task)
     (folder / "broken.png").write_bytes(b"")
     with pytest.raises(ImageError, match="broken.png"):
-        check_unseen(outlier_folder(folder, size=64), task)
+        check_unseen(outlier_folder(folder, geometry=Geometry.square(64)), task)

@@ -18,7 +18,7 @@ from torchvision import datasets
 
 from pandalib import load_task, sibling_tasks
 from pandalib.datasets import public
-from pandalib.datasets.images import ImageArray, read_image
+from pandalib.datasets.images import Geometry, ImageArray
 from pandalib.io import ROOT
 
 # Fine label -> coarse label, as the files of CIFAR-100 have it.
@@ -206,7 +206,7 @@ def test_train_on_the_normal_class_test_on_all(put, spec, train, test):
     assert task.labels.tolist() == [int(kind != normal) for kind in task.kinds]
     if task.files is not None:
         for file, image in zip(task.files[:5], task.test[:5], strict=True):
-            assert (read_image(file, 20) == image).all()
+            assert (Geometry.square(20).read(file) == image).all()
 
 
 def test_fine_and_coarse_classes(put):

@@ -26,7 +26,7 @@ from pandalib import (
     roc_auc,
 )
 from pandalib.cache import Memory
-from pandalib.datasets.images import read_image
+from pandalib.datasets.images import Geometry
 from pandalib.experiments import run as running
 from pandalib.experiments.config import METHODS, TIERS, make_options
 from pandalib.experiments.run import run
@@ -270,10 +270,10 @@ def folder(tmp_path):
     return tmp_path
 
 
-def outliers_of(task, given=None, n=None, *, resize=None, seed=0, recall=None, **options):
+def outliers_of(task, given=None, n=None, *, seed=0, recall=None, **options):
     """What a run shows to outlier exposure."""
     recall = recall or (lambda function, *a, **b: function(*a, **b))
-    setup = running.Setup(task, None, seed, None, recall, resize, None, None, False)
+    setup = running.Setup(task, None, seed, None, recall, None, None, False)
     options |= dict(outlier_images=given, n_outliers=n)
     return setup.outliers(make_options("oe", options))
 
@@ -291,9 +291,10 @@ def test_drawn_outliers():
 def test_outliers_of_a_folder_have_the_geometry_of_the_task(folder):
     """Outliers with another border could be told apart by it."""
     task = load_task(f"folder:{folder / 'task'}:good", size=32, resize=40)
-    found = outliers_of(task, str(folder / "others"), resize=40)
+    found = outliers_of(task, str(folder / "others"))
+    assert found.geometry == task.train.geometry == Geometry.square(32, 40)
     assert len(found) == 9
-    assert np.array_equal(found[0], read_image(folder / "others" / "one" / "0.png", 32, 40))
+    assert np.array_equal(found[0], task.train.geometry.read(folder / "others" / "one" / "0.png"))
     assert len(outliers_of(task, str(folder / "others"), 4)) == 4
 
 

@@ -12,11 +12,10 @@ import numpy as np
 from PIL import Image
 
 from pandalib.datasets.images import (
+    Geometry,
     ImageFolder,
-    check_geometry,
     image_files,
     list_images,
-    read_mask,
     subfolders,
 )
 from pandalib.datasets.task import OneClassTask, choose, split_80_20
@@ -37,6 +36,7 @@ def load_task(
     *,
     size: int = 224,
     resize: int | None = None,
+    fit: str | None = None,
     seed: int = 0,
     n_train: int | None = None,
     n_test: int | None = None,
@@ -58,7 +58,7 @@ def load_task(
     ----------
     path_spec : str or path-like
         "PATH" or "PATH:CLASS", where CLASS is normal. A PATH with colons that exists stays whole.
-    size, resize, seed, n_train, n_test, missing_masks
+    size, resize, fit, seed, n_train, n_test, missing_masks
         As in `pandalib.load_task`.
 
     Raises
@@ -70,7 +70,7 @@ def load_task(
     ValueError
         A class that is missing or not named, too few images, a missing mask.
     """
-    size, resize = check_geometry(size, resize)
+    Geometry.square(size, resize, fit)  # raises for a wrong one, before any file is read
     if missing_masks not in ("error", "drop", "none"):
         raise ValueError(f"missing_masks={missing_masks!r}: expected 'error', 'drop' or 'none'.")
     root, named, split, mvtec = layout = find_layout(path_spec)
@@ -91,19 +91,20 @@ def load_task(
             kind: files if kind == normal else [file for file in files if masks[file]]
             for kind, files in tests.items()
         }
+    geometry = Geometry.for_images(train, size, fit, resize)
     train, test, kinds = choose(
         train, tests, normal, seed=seed, n_train=n_train, n_test=n_test, where=repr(str(root))
     )
     stack = None
     if masks:
-        stack = np.zeros((len(test), size, size), bool)
+        stack = np.zeros((len(test), geometry.height, geometry.width), bool)
         for row, file in enumerate(test):
             if masks.get(file):
-                stack[row] = read_mask(masks[file], size, resize, image=file)
+                stack[row] = geometry.read_mask(masks[file], image=file)
     return OneClassTask(
         name=f"folder:{layout.root}" + ("" if mvtec else f":{normal}"),
-        train=ImageFolder(train, size, resize),
-        test=ImageFolder(test, size, resize),
+        train=ImageFolder(train, geometry),
+        test=ImageFolder(test, geometry),
         labels=np.array([kind != normal for kind in kinds], np.int64),
         kinds=kinds,
         masks=stack,
@@ -112,7 +113,7 @@ def load_task(
 
 
 def labelled_images(
-    path, *, size: int, resize: int | None = None
+    path, *, size: int, resize: int | None = None, fit: str | None = None
 ) -> tuple[ImageFolder, np.ndarray]:
     """Images and class numbers of a folder with one folder of images per class.
 
@@ -132,7 +133,8 @@ def labelled_images(
     if len(files) < 2:
         raise ValueError(f"{str(root)!r} holds {len(files)} class folder(s): expected at least 2.")
     labels = np.repeat(np.arange(len(files)), [len(names) for names in files.values()])
-    return ImageFolder([file for names in files.values() for file in names], size, resize), labels
+    files = [file for names in files.values() for file in names]
+    return ImageFolder(files, Geometry.for_images(files, size, fit, resize)), labels
 
 
 def class_specs(path_spec) -> list[str]:

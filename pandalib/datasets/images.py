@@ -1,31 +1,34 @@
-"""Image files: each becomes uint8 (3, size, size), many of them a lazy sequence.
+"""Image files: each becomes uint8 (3, height, width), many of them a lazy sequence.
 
-One geometry everywhere, the paper's "resize, then centre crop": the shorter side becomes `resize`
-pixels and the central size x size square is kept. Only that part of the source is
-resampled, so a strip of 20000 x 20 pixels is never enlarged to 224000 x 224.
+`Geometry` says how. By default the whole image is seen, at one height and width for a folder; the
+paper's "resize, then centre crop" is one of three ways to fit an image into them.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import multiprocessing
 import operator
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from pandalib.validation import as_images
+from pandalib.validation import as_array, as_images
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm")
 # Pillow chooses a reader by content, not by name, and some readers start other programs.
 _READERS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
 # Part of every fingerprint: to be raised when the same file would give other pixels.
-_READING_RULES = "pandalib folder images 1"
+_READING_RULES = "pandalib images 2"
+_ORIENTATION, _PHOTOMETRIC = 0x0112, 0x0106  # tags of EXIF and TIFF
+FITS = ("stretch", "pad", "crop")
 FEW = 500  # images below which no worker processes are started to decode them
 
 
@@ -35,83 +38,276 @@ class ImageError(ValueError):
     cause = ""
 
 
-def read_image(path, size: int, resize: int | None = None) -> np.ndarray:
-    """Read one picture file.
+@dataclass(frozen=True)
+class Geometry:
+    """How an image of any size becomes height x width pixels, and how a map goes back.
 
-    Grey becomes three equal channels; 16-bit grey keeps its upper 8 bits, since a stretch would
-    hide that an image is too dark. Transparent parts are laid on white, CMYK is converted without
-    a colour profile, EXIF rotation is applied. Of several frames or pages the first is read.
+    Grey becomes three equal channels. Transparent parts are laid on white, CMYK is converted
+    without a colour profile, EXIF rotation is applied. Of several frames or pages the first is
+    read. When an image shrinks, each new pixel averages all the old ones that it covers.
 
     Parameters
     ----------
-    path : path-like
-        PNG, JPEG, BMP, TIFF, WebP, GIF, PPM or PGM.
-    size : int
-        Side of the result in pixels.
+    height, width : int
+        Of the result, in pixels.
+    fit : {"stretch", "pad", "crop"}
+        "stretch": the whole image, at the proportions of the result. "pad": the whole image at its
+        own proportions, in the middle, its edges repeated. "crop", the paper's: the shorter side
+        becomes `resize` pixels and the central square is kept.
     resize : int, optional
-        Shorter side before the centre crop (default: `size`; the paper: 256 for 224).
-
-    Returns
-    -------
-    image : uint8 array (3, size, size), RGB
-
-    Raises
-    ------
-    ImageError
-        Naming the file and the cause: missing, damaged, no image, too many pixels, 32 bits.
-    """
-    size, resize = check_geometry(size, resize)
-    with _naming(path):
-        return _to_square(_open(path), size, resize)
-
-
-def read_mask(path, size: int, resize: int | None = None, *, image=None) -> np.ndarray:
-    """Read the mask of anomalous pixels, with the geometry of `read_image` and nearest neighbours.
-
-    Anomalous is every pixel that is not black (label images count), except in JPEG, which leaves
-    noise in the black: there it is 128 and above. Transparent pixels are normal.
-
-    Parameters
-    ----------
-    path, size, resize
-        As in `read_image`.
-    image : path-like, optional
-        The image that the mask belongs to, whose proportions it must have.
-
-    Returns
-    -------
-    mask : bool array (size, size)
+        For "crop" (default: the height; the paper: 256 for 224).
+    black, white : int
+        Values of 16-bit grey files that become 0 and 255. They belong to a folder, not to an image,
+        since a stretch per image would hide that one is too dark.
 
     Raises
     ------
-    ImageError
-        As `read_image`, and for a mask without the proportions of `image`.
+    ValueError
+        Sides below 1, an unknown fit, a crop that is not square or is larger than `resize`.
+
+    Examples
+    --------
+    >>> Geometry(64, 192).read(np.zeros((200, 600), np.uint8)).shape
+    (3, 64, 192)
     """
-    size, resize = check_geometry(size, resize)
-    if image is not None:
-        with _naming(image):
-            width, height = _open(image).size
-    with _naming(path):
-        mask = _open(path)
-        if image is not None:
-            off = abs(mask.width - mask.height * width / height)
-            if off > max(1, 0.01 * mask.width):
+
+    height: int
+    width: int
+    fit: str = "stretch"
+    resize: int | None = None
+    black: int = 0
+    white: int = 65535
+
+    def __post_init__(self):
+        for name in ("height", "width", "black", "white"):
+            object.__setattr__(self, name, operator.index(getattr(self, name)))
+        if self.fit not in FITS:
+            raise ValueError(f"fit={self.fit!r}: expected {', '.join(map(repr, FITS))}.")
+        if min(self.height, self.width) < 1:
+            raise ValueError(f"{self.height} x {self.width} pixels: expected at least 1 x 1.")
+        if self.black >= self.white:
+            raise ValueError(f"black={self.black}, white={self.white}: expected black < white.")
+        if self.fit == "crop":
+            resize = self.height if self.resize is None else operator.index(self.resize)
+            object.__setattr__(self, "resize", resize)
+            if not self.height == self.width <= resize:
                 raise ValueError(
-                    f"as a mask of {Path(image).name!r} it must have the image's proportions, "
-                    f"{width} x {height} pixels, but it has {mask.width} x {mask.height}"
+                    f"size={self.height} x {self.width}, resize={resize}: expected a square and "
+                    "size <= resize, in pixels."
                 )
-        anomalous = Image.fromarray(_not_black(mask).astype(np.uint8))
-        box = _crop_box(*mask.size, size, resize)
-        return np.asarray(anomalous.resize((size, size), Image.Resampling.NEAREST, box=box)) > 0
+        elif self.resize is not None:
+            raise ValueError(f"resize={self.resize} with fit={self.fit!r}: it is for 'crop' only.")
+
+    @classmethod
+    def square(cls, size: int, resize: int | None = None, fit: str | None = None) -> Geometry:
+        """size x size pixels; `fit` is "crop" if `resize` is given, else "stretch"."""
+        return cls(size, size, fit or ("stretch" if resize is None else "crop"), resize)
+
+    @classmethod
+    def for_images(
+        cls, images: Iterable, size: int, fit: str | None = None, resize: int | None = None
+    ) -> Geometry:
+        """The geometry for images of one kind, by their headers alone (of 16-bit files: by pixels).
+
+        Proportions are the median of the images', the area is about size x size, and the sides are
+        multiples of 32 if `size` is: square images become size x size. White is the smallest
+        2**bits - 1 that holds the values of all 16-bit files: cameras of 10 or 12 bits fill only
+        the lowest part of 16. Files that cannot be read are passed over.
+
+        Parameters
+        ----------
+        images : iterable
+            Paths, PIL images or arrays, all of them normal.
+        size, fit, resize
+            As in `square`.
+        """
+        square = cls.square(size, resize, fit)
+        ratios, largest = [], 0
+        for image in images:
+            with suppress(ImageError), _opened(image) as picture:
+                width, height = _upright_size(picture)
+                ratios.append(math.log(width / height))
+                if _is_wide(picture) and largest < 2**15:
+                    largest = max(largest, int(np.max(_grey_16(picture))))
+        white = 2 ** max(8, largest.bit_length()) - 1 if largest else square.white
+        if square.fit == "crop" or not ratios:
+            return replace(square, white=white)
+        ratio = math.exp(np.median(ratios))
+        step = 32 if size % 32 == 0 else 1
+        short = step * max(1, round(size * min(ratio, 1 / ratio) ** 0.5 / step))
+        long = step * max(1, round(size * size / short / step))
+        height, width = (short, long) if ratio > 1 else (long, short)
+        return replace(square, height=height, width=width, white=white)
+
+    def read(self, source) -> np.ndarray:
+        """Read an image.
+
+        Parameters
+        ----------
+        source : path-like, PIL image or array
+            A PNG, JPEG, BMP, TIFF, WebP, GIF, PPM or PGM file; or what it holds, as a PIL image,
+            as uint8 (H, W, 3), or as uint8 or uint16 (H, W): the result is the same to the bit.
+
+        Returns
+        -------
+        image : uint8 array (3, height, width), RGB
+
+        Raises
+        ------
+        ImageError
+            Naming the file and the cause: missing, damaged, no image, too many pixels, 32 bits.
+        """
+        with _opened(source) as picture:
+            image = self._rgb(_upright(picture))
+            if self.fit == "pad":
+                (above, below), (left, right) = self._margins(image.height, image.width)
+                inner = self.width - left - right, self.height - above - below
+                pixels = np.asarray(image.resize(inner, Image.Resampling.BILINEAR))
+                pixels = np.pad(pixels, ((above, below), (left, right), (0, 0)), "edge")
+            else:
+                shape, box = (self.width, self.height), self._window(image.height, image.width)
+                pixels = np.asarray(image.resize(shape, Image.Resampling.BILINEAR, box=box))
+            return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+    def read_mask(self, path, *, image=None) -> np.ndarray:
+        """Read the mask of anomalous pixels, placed as the image is, by nearest neighbours.
+
+        Anomalous is every pixel that is not black (label images count), except in JPEG, which
+        leaves noise in the black: there it is 128 and above. Transparent pixels are normal, and so
+        is what "pad" adds.
+
+        Parameters
+        ----------
+        path : path-like
+        image : path-like, optional
+            The image that the mask belongs to, whose proportions it must have.
+
+        Returns
+        -------
+        mask : bool array (height, width)
+
+        Raises
+        ------
+        ImageError
+            As `read`, and for a mask without the proportions of `image`.
+        """
+        if image is not None:
+            with _opened(image) as picture:
+                width, height = _upright(picture).size
+        with _opened(path) as picture:
+            mask = _upright(picture)
+            if image is not None:
+                off = abs(mask.width - mask.height * width / height)
+                if off > max(1, 0.01 * mask.width):
+                    raise ValueError(
+                        f"as a mask of {Path(image).name!r} it must have the image's proportions, "
+                        f"{width} x {height} pixels, but it has {mask.width} x {mask.height}"
+                    )
+            return self.fit_mask(_not_black(mask))
+
+    def fit_mask(self, mask: np.ndarray) -> np.ndarray:
+        """A bool array (H, W) in the geometry of an image of its size, by nearest neighbours."""
+        image, nearest = Image.fromarray(mask.astype(np.uint8)), Image.Resampling.NEAREST
+        if self.fit == "pad":
+            (above, below), (left, right) = margins = self._margins(*mask.shape)
+            inner = self.width - left - right, self.height - above - below
+            return np.pad(np.asarray(image.resize(inner, nearest)) > 0, margins)
+        box = self._window(*mask.shape)
+        return np.asarray(image.resize((self.width, self.height), nearest, box=box)) > 0
+
+    def restore(self, anomaly_map: np.ndarray, height: int, width: int) -> np.ndarray:
+        """A map of an image of height x width pixels, laid on it by linear interpolation.
+
+        Parameters
+        ----------
+        anomaly_map : array (h, w)
+            Of what the geometry shows, at any resolution.
+        height, width : int
+            Of the original image, upright.
+
+        Returns
+        -------
+        restored : float32 array (height, width)
+            NaN where a crop did not look.
+        """
+        values = np.asarray(anomaly_map, np.float32)
+        left, top, right, bottom = self._window(height, width)
+        for axis, length, start, end in ((0, height, top, bottom), (1, width, left, right)):
+            n = values.shape[axis]
+            centres = np.arange(length) + 0.5
+            at = np.clip((centres - start) / (end - start) * n - 0.5, 0, n - 1)
+            below = at.astype(int)
+            weight = (at - below).astype(np.float32)
+            weight[(centres < start) | (centres > end)] = np.nan
+            weight = np.expand_dims(weight, 1 - axis)
+            lower = values.take(below, axis)
+            upper = values.take(np.minimum(below + 1, n - 1), axis)
+            values = lower + weight * (upper - lower)
+        return values
+
+    def __str__(self) -> str:
+        how = {
+            "stretch": "the whole image",
+            "pad": "the whole image, padded",
+            "crop": f"the central square, shorter side resized to {self.resize}",
+        }[self.fit]
+        grey = "" if self.white == 65535 else f", 16-bit values {self.black} to {self.white}"
+        return f"{self.width} x {self.height} pixels, {how}{grey}"
+
+    def _window(self, height: int, width: int) -> tuple[float, float, float, float]:
+        """Left, top, right and bottom of what is shown, in pixels of the original."""
+        if self.fit == "stretch":
+            return 0, 0, width, height
+        if self.fit == "pad":
+            (above, below), (left, right) = self._margins(height, width)
+            x = width / (self.width - left - right)
+            y = height / (self.height - above - below)
+            return -left * x, -above * y, width + right * x, height + below * y
+        short = min(width, height)  # rounded as by torchvision's Resize and CenterCrop
+        new_width, new_height = int(self.resize * width / short), int(self.resize * height / short)
+        left, top = round((new_width - self.width) / 2), round((new_height - self.height) / 2)
+        # Only this part of the source is resampled: a strip of 20000 x 20 pixels is never enlarged.
+        x, y = width / new_width, height / new_height
+        right, bottom = min((left + self.width) * x, width), min((top + self.height) * y, height)
+        return left * x, top * y, right, bottom
+
+    def _margins(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Rows above and below, columns left and right, that "pad" adds."""
+        scale = min(self.height / height, self.width / width)
+        rows = self.height - max(1, round(height * scale))
+        columns = self.width - max(1, round(width * scale))
+        return (rows // 2, rows - rows // 2), (columns // 2, columns - columns // 2)
+
+    def _rgb(self, image: Image.Image) -> Image.Image:
+        if _is_wide(image):
+            # With black 0 and white 65535 this keeps the upper 8 bits.
+            levels = (_grey_16(image).astype(np.int32) - self.black) * 256
+            levels = np.clip(levels // (self.white - self.black + 1), 0, 255)
+            if image.info.get("white is zero"):  # Pillow inverts 8 bits only
+                levels = 255 - levels
+            image = Image.fromarray(levels.astype(np.uint8))
+        elif image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        return image.convert("RGB")
 
 
-def check_geometry(size, resize) -> tuple[int, int]:
-    """`size` and `resize` as integers, `resize` filled in."""
-    size = operator.index(size)
-    resize = size if resize is None else operator.index(resize)
-    if not 1 <= size <= resize:
-        raise ValueError(f"size={size}, resize={resize}: expected 1 <= size <= resize, in pixels.")
-    return size, resize
+@contextmanager
+def _opened(source) -> Iterator[Image.Image]:
+    """A PIL image of a path, a PIL image or an array. Any failure with a path is an ImageError."""
+    if isinstance(source, (str, os.PathLike)):
+        with _naming(source), Image.open(source, formats=_READERS) as image:
+            yield image
+    elif isinstance(source, Image.Image):
+        yield source
+    else:
+        array = as_array(source)
+        if array.dtype not in (np.uint8, np.uint16) or array.shape[2:] not in ((), (3,)):
+            raise ValueError(
+                f"an image is {array.dtype} {array.shape}: expected uint8 (H, W, 3), or uint8 or "
+                "uint16 (H, W)."
+            )
+        yield Image.fromarray(np.ascontiguousarray(array))
 
 
 @contextmanager
@@ -142,34 +338,21 @@ def _cause(path, error: Exception) -> str:
     return " ".join(str(error).split()).rstrip(".") or type(error).__name__
 
 
-def _open(path) -> Image.Image:
+def _upright(picture: Image.Image) -> Image.Image:
     """The first frame, decoded and turned upright; `.format` is kept."""
-    with Image.open(path, formats=_READERS) as image:
-        upright = ImageOps.exif_transpose(image)  # always a decoded copy, never the open file
-        upright.format = image.format
+    upright = ImageOps.exif_transpose(picture)  # always a decoded copy, never the open file
+    upright.format = picture.format
+    tags = getattr(picture, "tag_v2", {})
+    upright.info["white is zero"] = tags.get(_PHOTOMETRIC) == 0
     return upright
 
 
-def _crop_box(width: int, height: int, size: int, resize: int) -> tuple[float, ...]:
-    """Left, top, right and bottom of the part of an image that becomes the square."""
-    short = min(width, height)  # rounded as by torchvision's Resize and CenterCrop
-    new_width, new_height = int(resize * width / short), int(resize * height / short)
-    left, top = round((new_width - size) / 2), round((new_height - size) / 2)
-    x, y = width / new_width, height / new_height
-    return left * x, top * y, min((left + size) * x, width), min((top + size) * y, height)
-
-
-def _to_square(image: Image.Image, size: int, resize: int) -> np.ndarray:
-    if _is_wide(image):
-        if image.mode == "F" or image.mode == "I" and image.format not in ("PNG", "PPM"):
-            raise ValueError("its 32-bit values declare no range: expected 8 or 16 bits")
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    elif image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    box = _crop_box(*image.size, size, resize)
-    image = image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR, box=box)
-    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+def _upright_size(picture: Image.Image) -> tuple[int, int]:
+    """Width and height as `_upright` gives them, without decoding."""
+    # A PNG's own method would decode it; a TIFF has turned its size already.
+    orientation = Image.Image.getexif(picture).get(_ORIENTATION, 1)
+    turned = orientation in (5, 6, 7, 8) and picture.format != "TIFF"
+    return picture.size[::-1] if turned else picture.size
 
 
 def _not_black(mask: Image.Image) -> np.ndarray:
@@ -183,6 +366,12 @@ def _not_black(mask: Image.Image) -> np.ndarray:
 def _is_wide(image: Image.Image) -> bool:
     """Grey of 16 or 32 bits."""
     return image.mode in ("I", "F") or image.mode.startswith("I;16")
+
+
+def _grey_16(image: Image.Image) -> np.ndarray:
+    if image.mode == "F" or image.mode == "I" and image.format not in ("PNG", "PPM"):
+        raise ValueError("its 32-bit values declare no range: expected 8 or 16 bits")
+    return np.asarray(image)
 
 
 # ---------------------------------------------------------------- folders
@@ -233,16 +422,21 @@ def _visible(folder) -> list[Path]:
 
 
 def open_images(
-    images, size: int, resize: int | None = None, *, recursive: bool = False, normal: bool = False
+    images,
+    geometry: Geometry | int,
+    *,
+    fit: str | None = None,
+    recursive: bool = False,
+    normal: bool = False,
 ) -> tuple[Sequence, list[str]]:
     """Images in any form, as one sequence with a name for each.
 
     Parameters
     ----------
-    images : path-like, list of paths, or sequence of images
+    images : path-like, list of paths, PIL image, list of PIL images, or sequence of images
         A folder, a file, a list of files, or what `pandalib.validation.as_images` takes.
-    size, resize : int
-        Of files, as in `read_image`.
+    geometry : Geometry or int
+        Of files and PIL images; a number is the size for `Geometry.for_images` with `fit`.
     recursive : bool
         Search subfolders too.
     normal : bool
@@ -251,6 +445,7 @@ def open_images(
     Returns
     -------
     images : sequence whose slices are uint8 (n, 3, H, W)
+        For files an `ImageFolder`, whose geometry new images of the same kind need.
     names : list of str
 
     Raises
@@ -264,10 +459,18 @@ def open_images(
         top = root if root.is_dir() else root.parent
         if normal and (root / "train" / "good").is_dir():
             root = root / "train" / "good"
-        images = ImageFolder(list_images(root, recursive=recursive), size, resize)
-    elif isinstance(images, (list, tuple)) and images:
-        if all(isinstance(file, (str, os.PathLike)) for file in images):
-            images = ImageFolder([Path(file).expanduser() for file in images], size, resize)
+        images = list_images(root, recursive=recursive)
+    if isinstance(images, Image.Image):
+        images = [images]
+    if isinstance(images, (list, tuple)) and images:
+        pictures = all(isinstance(image, Image.Image) for image in images)
+        if pictures or all(isinstance(image, (str, os.PathLike)) for image in images):
+            if not isinstance(geometry, Geometry):
+                geometry = Geometry.for_images(images, geometry, fit)
+            if pictures:
+                images = np.stack([geometry.read(image) for image in images])
+            else:
+                images = ImageFolder([Path(file).expanduser() for file in images], geometry)
     images = as_images(images)
     if not isinstance(images, ImageFolder):
         return images, [f"image {number}" for number in range(len(images))]
@@ -285,16 +488,12 @@ def _printable(name: str) -> str:
 
 
 class LazyImages(Sequence):
-    """Images that are made when they are needed; a subclass has `size`, `__len__` and `_read`.
+    """Images that are made when they are needed; a subclass has `shape`, `__len__` and `_read`.
 
-    `images[3]` is uint8 (3, size, size); `images[10:20]` and `images[[4, 1]]` have four dimensions.
+    `images[3]` is uint8 (3, H, W); `images[10:20]` and `images[[4, 1]]` have four dimensions.
     """
 
-    size: int
-
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        return len(self), 3, self.size, self.size
+    shape: tuple[int, int, int, int]
 
     def __getitem__(self, index) -> np.ndarray:
         numbers = np.arange(len(self))[index]  # numpy's own rules for masks, negatives and errors
@@ -306,10 +505,12 @@ class LazyImages(Sequence):
         return np.stack(images) if images else np.empty((0, *self.shape[1:]), np.uint8)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({len(self)} images, {self.size} x {self.size} pixels)"
+        return (
+            f"{type(self).__name__}({len(self)} images, {self.shape[2]} x {self.shape[3]} pixels)"
+        )
 
     def iter_batches(self, batch_size: int, *, workers: int | None = None) -> Iterator[np.ndarray]:
-        """Yield uint8 (n, 3, size, size) in order, decoded ahead while the caller computes.
+        """Yield uint8 (n, 3, H, W) in order, decoded ahead while the caller computes.
 
         Parameters
         ----------
@@ -334,7 +535,7 @@ class LazyImages(Sequence):
         Yields
         ------
         numbers : list of int
-        images : uint8 array (n, 3, size, size), those with these numbers
+        images : uint8 array (n, 3, H, W), those with these numbers
         errors : dict of int to ImageError, of the other numbers of the batch
         """
         import torch  # takes a second or two, and a list of files does not need it
@@ -383,75 +584,81 @@ def _default_workers(n_images: int) -> int:
     return min(4, (os.cpu_count() or 1) - 1)
 
 
-class ImageFolder(LazyImages):
+class _FittedImages(LazyImages):
+    geometry: Geometry
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        return len(self), 3, self.geometry.height, self.geometry.width
+
+
+class ImageFolder(_FittedImages):
     """Image files, each decoded when it is needed and not kept in memory.
 
     Parameters
     ----------
     files : iterable of path-like
         An unreadable one raises ImageError when it is reached.
-    size, resize : int
-        As in `read_image`.
+    geometry : Geometry
 
     Examples
     --------
-    >>> ImageFolder(["a.png", "b.png"], 224).shape
-    (2, 3, 224, 224)
+    >>> ImageFolder(["a.png", "b.png"], Geometry(160, 288)).shape
+    (2, 3, 160, 288)
     """
 
-    def __init__(self, files: Iterable, size: int, resize: int | None = None):
+    def __init__(self, files: Iterable, geometry: Geometry):
         self.files = tuple(Path(file) for file in files)
-        self.size, self.resize = check_geometry(size, resize)
+        self.geometry = geometry
 
     def __len__(self) -> int:
         return len(self.files)
 
     def _read(self, number: int) -> np.ndarray:
-        return read_image(self.files[number], self.size, self.resize)
+        return self.geometry.read(self.files[number])
 
     def fingerprint(self) -> str:
         """SHA-256 of the files' bytes in order and of the geometry: a key for caches.
 
         Names and places do not matter. Computed again on each call, because files may change.
         """
-        whole = hashlib.sha256(f"{_READING_RULES} {self.size} {self.resize}".encode())
+        whole = hashlib.sha256(f"{_READING_RULES} {self.geometry!r}".encode())
         for path in self.files:
             with _naming(path), open(path, "rb") as file:
                 whole.update(hashlib.file_digest(file, "sha256").digest())
         return whole.hexdigest()
 
 
-class ImageArray(LazyImages):
+class ImageArray(_FittedImages):
     """Small images held at their own size: 50,000 of 32 x 32 are 150 MB, at 224 x 224 7.5 GB.
 
     Parameters
     ----------
     pixels : uint8 array (N, h, w, 3), or (N, h, w) for grey
-    size, resize : int
-        As in `read_image`.
+    geometry : Geometry
 
     Examples
     --------
-    >>> ImageArray(np.zeros((5, 32, 32, 3), np.uint8), 224)[:2].shape
+    >>> ImageArray(np.zeros((5, 32, 32, 3), np.uint8), Geometry.square(224))[:2].shape
     (2, 3, 224, 224)
     """
 
-    def __init__(self, pixels, size: int, resize: int | None = None):
+    def __init__(self, pixels, geometry: Geometry):
         self.pixels = np.asarray(pixels)
         if self.pixels.dtype != np.uint8 or self.pixels.shape[3:] not in ((), (3,)):
             given = f"{self.pixels.dtype} {self.pixels.shape}"
             raise ValueError(f"pixels are {given}: expected uint8 (N, h, w, 3) or (N, h, w).")
-        self.size, self.resize = check_geometry(size, resize)
+        self.geometry = geometry
 
     def __len__(self) -> int:
         return len(self.pixels)
 
     def _read(self, number: int) -> np.ndarray:
-        return _to_square(Image.fromarray(self.pixels[number]), self.size, self.resize)
+        return self.geometry.read(self.pixels[number])
 
     def fingerprint(self) -> str:
         """SHA-256 of the pixels and of the geometry: a key for caches."""
-        kind = f"{_READING_RULES} array {self.size} {self.resize} {self.pixels.shape}"
+        kind = f"{_READING_RULES} array {self.geometry!r} {self.pixels.shape}"
         whole = hashlib.sha256(kind.encode())
         whole.update(np.ascontiguousarray(self.pixels))
         return whole.hexdigest()
@@ -460,19 +667,19 @@ class ImageArray(LazyImages):
 def take(images, numbers: Sequence[int]):
     """Some images of an array, an ImageFolder or an ImageArray, as one of the same kind."""
     if isinstance(images, ImageFolder):
-        return ImageFolder([images.files[n] for n in numbers], images.size, images.resize)
+        return ImageFolder([images.files[n] for n in numbers], images.geometry)
     if isinstance(images, ImageArray):
-        return ImageArray(images.pixels[np.asarray(numbers, int)], images.size, images.resize)
+        return ImageArray(images.pixels[np.asarray(numbers, int)], images.geometry)
     return images[np.asarray(numbers, int)]
 
 
-def join(parts: Sequence):
-    """Arrays, ImageFolders or ImageArrays of one geometry, one after the other."""
+def join(parts: Sequence, geometry: Geometry | None = None):
+    """Arrays, ImageFolders or ImageArrays one after the other, in the geometry of the first."""
     first = parts[0]
     if isinstance(first, ImageFolder):
         files = [file for part in parts for file in part.files]
-        return ImageFolder(files, first.size, first.resize)
+        return ImageFolder(files, geometry or first.geometry)
     if isinstance(first, ImageArray):
         pixels = np.concatenate([part.pixels for part in parts])
-        return ImageArray(pixels, first.size, first.resize)
+        return ImageArray(pixels, geometry or first.geometry)
     return np.concatenate(parts)

@@ -47,6 +47,7 @@ def load_task(
     n_test: int | None = None,
     size: int | None = None,
     resize: int | None = None,
+    fit: str | None = None,
     missing_masks: str = "error",
     level: str | None = None,
     defects: Sequence[str] | None = None,
@@ -66,9 +67,12 @@ def load_task(
         Number of training images of each normal class, and of test images per class or defect.
     size : int, optional
         Side of the square image in pixels: 224 for files, 64 to 256 for surfaces (default 128).
-        Pictograms are 64.
+        Pictograms are 64. Files that are not square become a rectangle of about this area.
     resize : int, optional
-        Of the shorter side before the centre crop (default `size`; the paper: 256 for 224).
+        Of the shorter side before the centre crop (the paper: 256 for 224).
+    fit : {"stretch", "pad", "crop"}, optional
+        How files become images of one height and width, see `pandalib.datasets.images.Geometry`:
+        the whole image by default, its centre if `resize` is given.
     missing_masks : {"error", "drop", "none"}
         For folders in MVTec's layout, what to do if anomalous images lack a mask: raise an error,
         leave these images out, or use no masks at all.
@@ -99,6 +103,7 @@ def load_task(
         n_test=n_test,
         size=size,
         resize=resize,
+        fit=fit,
         missing_masks=None if missing_masks == "error" else missing_masks,
         level=level,
         defects=defects,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pandalib.datasets.images import ImageFolder, image_files, subfolders
+from pandalib.datasets.images import Geometry, ImageFolder, image_files, subfolders
 from pandalib.datasets.synthetic.drawing import generator
 from pandalib.datasets.synthetic.glyphs import draw_batch
 from pandalib.datasets.synthetic.pictograms import DEFAULT_LEVEL, OUTLIERS, Pictograms
@@ -72,9 +72,7 @@ def load_outliers(
     return np.stack([drawn[number % len(drawn)][number] for number in range(n)])
 
 
-def outlier_folder(
-    path, n: int | None = None, *, size: int, resize: int | None = None, seed: int = 0
-) -> ImageFolder:
+def outlier_folder(path, n: int | None = None, *, geometry: Geometry, seed: int = 0) -> ImageFolder:
     """The images in a folder and in the folders directly in it.
 
     Parameters
@@ -82,8 +80,8 @@ def outlier_folder(
     path : path-like
     n : int, optional
         At most this many, drawn with `seed`; a smaller sample is part of a larger one.
-    size, resize : int
-        In pixels, as in `pandalib.datasets.images.read_image`.
+    geometry : Geometry
+        Of the task's images.
 
     Raises
     ------
@@ -99,7 +97,7 @@ def outlier_folder(
     files = [file for folder in folders for file in image_files(folder)]
     if not files:
         raise ValueError(f"the folder {str(path)!r} holds no images, nor do the folders in it.")
-    return ImageFolder(sample(files, n, seed, "outliers"), size, resize)
+    return ImageFolder(sample(files, n, seed, "outliers"), geometry)
 
 
 def check_unseen(outliers, task: OneClassTask) -> None:

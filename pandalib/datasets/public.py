@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from pandalib.datasets import folder as folders
-from pandalib.datasets.images import ImageArray, ImageFolder, LazyImages, take
+from pandalib.datasets.images import Geometry, ImageArray, ImageFolder, take
 from pandalib.datasets.task import OneClassTask, choose
 from pandalib.io import ROOT, atomic_folder, data_folder
 
@@ -97,6 +97,7 @@ def load_task(
     *,
     size: int = 224,
     resize: int | None = None,
+    fit: str | None = None,
     seed: int = 0,
     n_train: int | None = None,
     n_test: int | None = None,
@@ -111,7 +112,7 @@ def load_task(
         One of `SETS`.
     name : str
         The normal class, by its name or its number.
-    size, resize, seed, n_train, n_test, missing_masks, download
+    size, resize, fit, seed, n_train, n_test, missing_masks, download
         As in `pandalib.load_task`.
 
     Raises
@@ -127,21 +128,22 @@ def load_task(
     sample = dict(seed=seed, n_train=n_train, n_test=n_test)
     if "folder" in row:
         spec = row["folder"].format(place=place, name=name)
-        task = folders.load_task(
-            spec, size=size, resize=resize, missing_masks=missing_masks, **sample
-        )
+        fitting = dict(size=size, resize=resize, fit=fit)
+        task = folders.load_task(spec, missing_masks=missing_masks, **fitting, **sample)
         return replace(task, name=f"{source}:{name}")
 
     (train_images, train_labels), (test_images, test_labels) = (
-        _read(source, place, split, size, resize) for split in row["splits"]
+        _read(source, place, split) for split in row["splits"]
     )
     train = np.flatnonzero(train_labels == names.index(name))
+    geometry = Geometry.for_images([train_images[number] for number in train], size, fit, resize)
     tests = {kind: np.flatnonzero(test_labels == label) for label, kind in enumerate(names)}
     train, test, kinds = choose(train, tests, name, where=source, **sample)
-    test_images = take(test_images, test)
+    made = ImageFolder if isinstance(train_images, list) else ImageArray
+    test_images = take(made(test_images, geometry), test)
     return OneClassTask(
         name=f"{source}:{name}",
-        train=take(train_images, train),
+        train=take(made(train_images, geometry), train),
         test=test_images,
         labels=np.array([kind != name for kind in kinds], np.int64),
         kinds=kinds,
@@ -166,10 +168,8 @@ def _class_name(source: str, given: str, names: Sequence[str]) -> str:
     return wanted
 
 
-def _read(
-    source: str, place: Path, split: dict, size: int, resize: int | None
-) -> tuple[LazyImages, np.ndarray]:
-    """All training or all test images of a set that torchvision reads, and their labels."""
+def _read(source: str, place: Path, split: dict) -> tuple[list | np.ndarray, np.ndarray]:
+    """The files, or the pixels, of all training or test images that torchvision finds; labels."""
     row = row_of(source)
     try:
         data = _torchvision(row, place, split)
@@ -184,9 +184,7 @@ def _read(
     if source == "cifar100":  # torchvision knows the fine labels, in alphabetical order
         coarse = {fine: group for group, fines in row["groups"].items() for fine in fines}
         labels = np.array([row["classes"].index(coarse[fine]) for fine in sorted(coarse)])[labels]
-    if isinstance(images, list):
-        return ImageFolder(images, size, resize), labels
-    return ImageArray(np.asarray(images), size, resize), labels
+    return images if isinstance(images, list) else np.asarray(images), labels
 
 
 def _torchvision(row: dict, place: Path, split: dict, **options):

@@ -20,7 +20,7 @@ import psutil
 
 from pandalib.backbones import Backbone, load_backbone
 from pandalib.cache import FeatureCache, Memory
-from pandalib.datasets.images import join, take
+from pandalib.datasets.images import Geometry, join, take
 from pandalib.datasets.load import load_task, sibling_tasks
 from pandalib.datasets.outliers import KINDS, check_unseen, load_outliers, outlier_folder
 from pandalib.datasets.public import SETS
@@ -96,7 +96,6 @@ def run(
         seed=seed,
         cache=cache,
         recall=recall,
-        resize=resize,
         checkpoint_every=recorder and recorder.every,
         on_checkpoint=recorder,
         progress=progress,
@@ -170,7 +169,6 @@ class Setup:
     seed: int
     cache: object  # `FeatureCache`, `Memory` or None
     recall: Callable  # `Memory.recall`, which draws images once for several runs
-    resize: int | None
     checkpoint_every: int | None
     on_checkpoint: Callable | None
     progress: bool
@@ -193,12 +191,12 @@ class Setup:
         if kind in KINDS:
             n = N_OUTLIERS if n is None else n
             return self._drawn_outliers(kind, n, options.level)
-        size = np.shape(self.task.train[:1])[-1]
-        how = dict(size=size, resize=self.resize, seed=self.seed)
+        height, width = np.shape(self.task.train[:1])[-2:]
+        geometry = getattr(self.task.train, "geometry", None) or Geometry(height, width)
         if kind in SETS:
-            images = self._outliers_of_set(kind, n, **how)
+            images = self._outliers_of_set(kind, n, geometry)
         elif Path(kind).expanduser().exists():
-            images = outlier_folder(kind, n, **how)
+            images = outlier_folder(kind, n, geometry=geometry, seed=self.seed)
         else:
             raise ValueError(
                 f"outlier_images={kind!r} is unknown: choose one of {', '.join(KINDS)}, a folder "
@@ -216,7 +214,7 @@ class Setup:
         levels = {} if level is None else {"level": level}
         return self.recall(load_outliers, kind, n, seed=self.seed, **levels)
 
-    def _outliers_of_set(self, name: str, n: int | None, **how) -> Sequence:
+    def _outliers_of_set(self, name: str, n: int | None, geometry: Geometry) -> Sequence:
         """At most n training images, equally many of each class where possible."""
         if SETS[name] == SETS.get(self.task.name.partition(":")[0]):
             raise ValueError(
@@ -225,7 +223,8 @@ class Setup:
             )
         siblings = sibling_tasks(name)
         each = None if n is None else max(2, math.ceil(n / len(siblings)))
-        images = join([load_task(one, n_train=each, n_test=1, **how).train for one in siblings])
+        how = dict(n_train=each, n_test=1, size=geometry.height, seed=self.seed)
+        images = join([load_task(one, **how).train for one in siblings], geometry)
         if n is None or n >= len(images):
             return images
         return take(images, np.random.default_rng(self.seed).permutation(len(images))[:n])

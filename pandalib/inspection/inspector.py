@@ -28,7 +28,7 @@ import numpy as np
 from sklearn.base import BaseEstimator
 
 from pandalib.backbones import PIXELS_PER_BATCH, Backbone
-from pandalib.datasets.images import ImageFolder, LazyImages, check_geometry, open_images
+from pandalib.datasets.images import Geometry, ImageFolder, LazyImages, open_images
 from pandalib.inspection import storage
 from pandalib.methods.distances import height_and_width, image_scores
 from pandalib.methods.knn import KNN
@@ -80,7 +80,7 @@ class Inspector(BaseEstimator):
     backbone : Backbone
         The pretrained network, which is not adapted.
     size, resize : int or None
-        Size in pixels of files, as in `pandalib.datasets.images.read_image`; None: 128 for the
+        Size in pixels of files and of the shorter side before the centre crop; None: 128 for the
         embedded network, 224 for others. Arrays keep their own size.
     layers : sequence of str or None
         For the maps; None: those of layer1 to layer3 that the network has.
@@ -178,11 +178,9 @@ class Inspector(BaseEstimator):
         """
         fitted = copy.copy(self)
         fitted.prepare()
-        images, names = open_images(
-            images, fitted.size_, fitted.resize_, recursive=recursive, normal=True
-        )
-        if isinstance(images, ImageFolder):
-            fitted.size_, fitted.resize_ = images.size, images.resize
+        images, names = open_images(images, fitted.geometry_, recursive=recursive, normal=True)
+        fitted.geometry_ = getattr(images, "geometry", fitted.geometry_)
+        fitted.size_, fitted.resize_ = fitted.geometry_.height, fitted.geometry_.resize
         fitted.image_size_ = height_and_width(images)
         fitted.digests_ = np.empty(0, np.uint64)
         fitted.n_copies_ = 0
@@ -196,9 +194,7 @@ class Inspector(BaseEstimator):
         Parameters and errors as in `fit`.
         """
         check_fitted(self, "features_")
-        images, names = open_images(
-            images, self.size_, self.resize_, recursive=recursive, normal=True
-        )
+        images, names = open_images(images, self.geometry_, recursive=recursive, normal=True)
         self._check_size(images)
         fitted = copy.copy(self)
         pyramids = self.spade_.normal_
@@ -219,7 +215,8 @@ class Inspector(BaseEstimator):
         size = self.size
         if size is None:
             size = 128 if self.backbone.name == EMBEDDED else 224
-        self.size_, self.resize_ = check_geometry(size, self.resize)
+        self.geometry_ = Geometry.square(size, self.resize, "crop")
+        self.size_, self.resize_ = self.geometry_.height, self.geometry_.resize
         self.layers_ = self.layers
         if self.layers is None:
             parts = (self.backbone.frozen, self.backbone.trainable)
@@ -346,7 +343,7 @@ class Inspector(BaseEstimator):
         `unreadable` collects name and reason of each file that is not an image; None: ImageError.
         """
         check_fitted(self, "features_")
-        images, names = open_images(images, self.size_, self.resize_, recursive=recursive)
+        images, names = open_images(images, self.geometry_, recursive=recursive)
         self._check_size(images)
         for numbers, batch in _batches(images, names, self.spade_._images_at_once(), unreadable):
             pyramids = Pyramids.of(self.backbone, batch, self.layers_, dtype=np.float32)
@@ -393,12 +390,12 @@ class Inspector(BaseEstimator):
     def _check_size(self, images) -> None:
         given, expected = [height_and_width(images)], [self.image_size_]
         if isinstance(images, ImageFolder):
-            given.append((images.size, images.resize))
-            expected.append((self.size_, self.resize_))
+            given.append(str(images.geometry))
+            expected.append(str(self.geometry_))
         if given != expected:
             raise ValueError(
-                f"images have height and width {given[0]}, and files size and resize {given[1:]}: "
-                f"expected {expected[0]} and {expected[1:]}, as the normal images."
+                f"images have height and width {given[0]}, and files {given[1:]}: expected "
+                f"{expected[0]} and {expected[1:]}, as the normal images."
             )
 
     def save(self, folder) -> None:

@@ -87,6 +87,10 @@ class Pictograms(LazyImages):
         self.seed = seed
         self.level = level
 
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        return len(self), 3, self.size, self.size
+
     def __len__(self) -> int:
         return self.n
 

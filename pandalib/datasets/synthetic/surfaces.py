@@ -100,6 +100,10 @@ class Surfaces(LazyImages):
         self.level = level
         self.size = size
 
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        return len(self), 3, self.size, self.size
+
     def __len__(self) -> int:
         return self.n
 
