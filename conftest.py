@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
@@ -14,3 +15,10 @@ def pytest_collection_modifyitems(items):
         name = item.nodeid.partition("[")[0]
         if type(item).__name__ == "IPyNbCell" or {name, name.partition("::")[0]} & set(SLOW):
             item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(autouse=True)
+def own_environment():
+    """Dask, for one, leaves OMP_NUM_THREADS=1 behind, which the kernels of all lessons inherit."""
+    with patch.dict(os.environ):
+        yield
