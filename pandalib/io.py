@@ -13,6 +13,7 @@ import json
 import os
 import secrets
 import shutil
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -36,6 +37,19 @@ def sha256_of(path: Path | str) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def printable(name: str) -> str:
+    """A file's name for a terminal or a page: what would be invisible there is escaped.
+
+    Control characters and line ends are escaped, formatting characters, some of which turn text
+    around, and bytes that are no text. Spaces of all kinds, accents and emoji stay. Data files hold
+    the real name.
+    """
+    hidden = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
+    return "".join(
+        repr(letter)[1:-1] if unicodedata.category(letter) in hidden else letter for letter in name
+    )
 
 
 @contextmanager

@@ -10,15 +10,15 @@ import pytest
 from pictures import flat, one_sentence, real, save
 from PIL import Image
 
-from pandalib.datasets import images
+from pandalib.datasets import listing
 from pandalib.datasets.folder import (
-    class_specs,
     labelled_images,
     load_task,
     write_images,
     write_mvtec,
 )
 from pandalib.datasets.images import Geometry, ImageError
+from pandalib.datasets.layouts import class_specs
 from pandalib.datasets.load import load_task as load_any_task
 from pandalib.datasets.task import OneClassTask
 
@@ -159,8 +159,8 @@ def test_samples(tmp_path, monkeypatch):
     assert names(load_task(spec, size=8, n_train=5, n_test=3, seed=7).test) != names(small.test)
     assert len(load_task(spec, size=8, n_train=1000, n_test=1000).train) == 24
 
-    iterdir = images.Path.iterdir  # another file system lists in another order
-    monkeypatch.setattr(images.Path, "iterdir", lambda path: reversed(sorted(iterdir(path))))
+    iterdir = listing.Path.iterdir  # another file system lists in another order
+    monkeypatch.setattr(listing.Path, "iterdir", lambda path: reversed(sorted(iterdir(path))))
     again = load_task(spec, size=8, n_train=5, n_test=3)
     assert (names(again.train), names(again.test)) == (names(small.train), names(small.test))
 

@@ -2,33 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from pandalib.datasets.images import (
-    Geometry,
-    ImageFolder,
-    image_files,
-    list_images,
-    subfolders,
-)
-from pandalib.datasets.task import OneClassTask, choose, split_80_20
+from pandalib.datasets.images import Geometry, ImageFolder
+from pandalib.datasets.layouts import CLASSES, Found, counted, plain_classes, read_layout
+from pandalib.datasets.listing import describe, find_images
+from pandalib.datasets.task import OneClassTask, choose
 from pandalib.io import atomic_folder
-
-
-class Layout(NamedTuple):
-    """A folder, the class named, whether it has train/ and test/, whether it is MVTec's layout."""
-
-    root: Path
-    named: str | None
-    split: bool
-    mvtec: bool
 
 
 def load_task(
@@ -44,15 +28,17 @@ def load_task(
 ) -> OneClassTask:
     """Make a one-class task of a folder in one of three layouts, tried in this order.
 
-    1. MVTec: PATH/train/good, PATH/test/good, PATH/test/DEFECT and, optionally,
-       PATH/ground_truth/DEFECT with the mask of NAME.jpg as NAME_mask.png or NAME.png.
-       The normal class is "good".
+    1. A published one, see `pandalib.datasets.layouts`: MVTec AD, as PATH/train/good,
+       PATH/test/good, PATH/test/DEFECT and, optionally, PATH/ground_truth/DEFECT with the mask of
+       NAME.jpg as NAME_mask.png or NAME.png; MVTec LOCO, BTAD or VisA.
     2. PATH/train/CLASS and PATH/test/CLASS, with the normal class named.
     3. PATH/CLASS, with the normal class named: a seeded 80 % of it is for training, the rest and
        all other classes for testing.
 
-    Images are decoded when they are needed, masks at once. Test images come with the normal
-    class first, then the others by name; in a class, by file name.
+    A folder `mask`, `masks` or `ground_truth` is never a class. Images are decoded when they are
+    needed, masks at once. Test images come with the normal class first, then the others by name;
+    in a class, by file name. Height and width follow from all training images, before a sample of
+    `n_train` is drawn.
 
     Parameters
     ----------
@@ -73,43 +59,68 @@ def load_task(
     Geometry.square(size, resize, fit)  # raises for a wrong one, before any file is read
     if missing_masks not in ("error", "drop", "none"):
         raise ValueError(f"missing_masks={missing_masks!r}: expected 'error', 'drop' or 'none'.")
-    root, named, split, mvtec = layout = find_layout(path_spec)
-    where = root / "test" if split else root
-    normal = "good" if mvtec else _known_class(named, root / "train" if split else root)
-    tests = {kind: list_images(where / kind) for kind in subfolders(where)}
-    if split:
-        train = list_images(root / "train" / normal)
-    else:
-        train, tests[normal] = split_80_20(tests[normal], seed)
-
-    masks = {}
-    if mvtec and missing_masks != "none" and _holds_masks(root):
-        masks = _pair_masks(root, tests, normal)
-        if missing_masks == "error":
-            _require_masks(root, masks)
+    found = read_layout(path_spec, seed=seed)
+    normal, tests = found.normal, found.tests
+    masks = {} if found.masks is None or missing_masks == "none" else found.masks
+    if masks and missing_masks == "error":
+        _require_masks(masks, found.masks_folder)
+    if masks:
         tests = {
             kind: files if kind == normal else [file for file in files if masks[file]]
             for kind, files in tests.items()
         }
-    geometry = Geometry.for_images(train, size, fit, resize)
     train, test, kinds = choose(
-        train, tests, normal, seed=seed, n_train=n_train, n_test=n_test, where=repr(str(root))
+        found.train,
+        tests,
+        normal,
+        seed=seed,
+        n_train=n_train,
+        n_test=n_test,
+        where=repr(str(found.root)),
     )
+    geometry = Geometry.for_images(found.train, size, fit, resize)
     stack = None
     if masks:
         stack = np.zeros((len(test), geometry.height, geometry.width), bool)
         for row, file in enumerate(test):
-            if masks.get(file):
-                stack[row] = geometry.read_mask(masks[file], image=file)
+            for mask in masks.get(file, ()):
+                stack[row] |= geometry.read_mask(mask, image=file)
     return OneClassTask(
-        name=f"folder:{layout.root}" + ("" if mvtec else f":{normal}"),
+        name=f"folder:{found.root}" + (f":{normal}" if found.layout == CLASSES else ""),
         train=ImageFolder(train, geometry),
         test=ImageFolder(test, geometry),
         labels=np.array([kind != normal for kind in kinds], np.int64),
         kinds=kinds,
         masks=stack,
         files=tuple(map(str, test)),
+        note=_note(found, len(train), test, missing_masks, geometry),
     )
+
+
+def _note(found: Found, n_train: int, test: list[Path], missing_masks: str, geometry) -> str:
+    """How the folder was read, in one line, with the reason if there are no masks."""
+    if found.masks is None:
+        masks = "no masks (no folder ground_truth or masks holds any), hence no pixel metrics"
+    elif missing_masks == "none":
+        masks = "no masks (missing_masks='none'), hence no pixel metrics"
+    else:
+        masks = counted(sum(bool(found.masks.get(file)) for file in test), "mask")
+        without = sum(not files for files in found.masks.values())
+        if without:
+            masks += f"; {counted(without, 'anomalous image')} without a mask left out"
+    seen = f"{n_train} training and {counted(len(test), 'test image')}, {masks}; {geometry}"
+    warning = describe(found.left_out)
+    return f"read as {found.layout}: {seen}" + (f"; {warning}" if warning else "")
+
+
+def _require_masks(masks: dict[Path, list[Path]], folder: Path) -> None:
+    missing = sorted(image for image, files in masks.items() if not files)
+    if missing:
+        expected = folder / missing[0].parent.name / f"{missing[0].stem}_mask.png"
+        raise ValueError(
+            f"{len(missing)} of {len(masks)} anomalous images have no mask: add {str(expected)!r} "
+            "and so on, or pass missing_masks='drop' or 'none'."
+        )
 
 
 def labelled_images(
@@ -129,97 +140,12 @@ def labelled_images(
         There are fewer than two classes.
     """
     root = Path(path).expanduser()
-    files = {kind: list_images(root / kind) for kind in subfolders(root)}
+    files = {kind: find_images(root / kind).files for kind in plain_classes(root)}
     if len(files) < 2:
         raise ValueError(f"{str(root)!r} holds {len(files)} class folder(s): expected at least 2.")
     labels = np.repeat(np.arange(len(files)), [len(names) for names in files.values()])
     files = [file for names in files.values() for file in names]
     return ImageFolder(files, Geometry.for_images(files, size, fit, resize)), labels
-
-
-def class_specs(path_spec) -> list[str]:
-    """The tasks of a folder, each class normal in turn, as "PATH:CLASS"; for MVTec's layout "PATH".
-
-    A class in `path_spec` makes no difference. Raises as `load_task`.
-    """
-    root, named, split, mvtec = find_layout(path_spec)
-    if mvtec:
-        return [str(root)]
-    folder = root / "train" if split else root
-    if named is not None or not subfolders(folder):
-        _known_class(named, folder)  # raises where there is no such class
-    return [f"{root}:{name}" for name in subfolders(folder)]
-
-
-def find_layout(path_spec) -> Layout:
-    """What "PATH" or "PATH:CLASS" means, where the longest part that exists is the path."""
-    spec = path = os.path.expanduser(path_spec)
-    colon = ":"
-    while colon and not os.path.exists(path):
-        path, colon, _ = path.rpartition(":")
-    path = path or spec
-    subfolders(path)  # raises where it is no folder
-    root, named = Path(path), spec[len(path) + 1 :] or None
-
-    train, test = root / "train", root / "test"
-    split = any(folder.is_dir() and subfolders(folder) for folder in (train, test))
-    if split and not (train.is_dir() and test.is_dir()):
-        raise ValueError(
-            f"{path!r} has only one of train/ and test/: expected both, with a folder per class."
-        )
-    mvtec = bool(split) and (train / "good").is_dir() and named in (None, "good")
-    return Layout(root, named, bool(split), mvtec)
-
-
-def _known_class(named: str | None, folder: Path) -> str:
-    """The class folder meant; typed and stored names may differ in their Unicode form."""
-    classes = subfolders(folder)
-    if not classes:
-        raise ValueError(
-            f"the folder {str(folder)!r} holds no class folders: expected train/good and "
-            "test/DEFECT (MVTec's layout), train/CLASS and test/CLASS, or one folder per class."
-        )
-    there = f"Classes in {str(folder)!r}: {', '.join(classes)}."
-    if named is None:
-        raise ValueError(f"which class is normal? Write PATH:CLASS. {there}")
-    for name in classes:
-        if unicodedata.normalize("NFC", name) == unicodedata.normalize("NFC", named):
-            return name
-    raise ValueError(f"there is no class {named!r}. {there}")
-
-
-def _holds_masks(root: Path) -> bool:
-    truth = root / "ground_truth"
-    return truth.is_dir() and any(image_files(truth / kind) for kind in subfolders(truth))
-
-
-def _pair_masks(root: Path, tests: dict[str, list[Path]], normal: str) -> dict[Path, Path | None]:
-    """Anomalous image -> mask by name, never by position: NAME_mask or NAME, any ending."""
-    pairs = {}
-    for kind in (kind for kind in tests if kind != normal):
-        folder = root / "ground_truth" / kind
-        masks = _by_stem(image_files(folder) if folder.is_dir() else [])
-        for stem, file in _by_stem(tests[kind]).items():
-            pairs[file] = masks.get(f"{stem}_mask") or masks.get(stem)
-    return pairs
-
-
-def _by_stem(files: Iterable[Path]) -> dict[str, Path]:
-    stems = {}
-    for file in files:
-        if (other := stems.setdefault(file.stem, file)) != file:
-            raise ValueError(f"{str(other)!r} and {file.name!r} share a name: masks are ambiguous.")
-    return stems
-
-
-def _require_masks(root: Path, masks: dict[Path, Path | None]) -> None:
-    missing = sorted(image for image, mask in masks.items() if mask is None)
-    if missing:
-        expected = root / "ground_truth" / missing[0].parent.name / f"{missing[0].stem}_mask.png"
-        raise ValueError(
-            f"{len(missing)} of {len(masks)} anomalous images have no mask: add {str(expected)!r} "
-            "and so on, or pass missing_masks='drop' or 'none'."
-        )
 
 
 # ---------------------------------------------------------------- writing

@@ -20,11 +20,17 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from pandalib.validation import as_array, as_images
+from pandalib.datasets.layouts import images_to_fit, images_to_score
+from pandalib.datasets.listing import HEIC, Listing, common_folder
+from pandalib.validation import as_array, as_images, check_counts
 
-ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm")
 # Pillow chooses a reader by content, not by name, and some readers start other programs.
 _READERS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
+if HEIC:
+    from pillow_heif import register_heif_opener  # an extra, which may be absent
+
+    register_heif_opener()
+    _READERS += ("HEIF",)
 # Part of every fingerprint: to be raised when the same file would give other pixels.
 _READING_RULES = "pandalib images 2"
 _ORIENTATION, _PHOTOMETRIC = 0x0112, 0x0106  # tags of EXIF and TIFF
@@ -101,6 +107,7 @@ class Geometry:
     @classmethod
     def square(cls, size: int, resize: int | None = None, fit: str | None = None) -> Geometry:
         """size x size pixels; `fit` is "crop" if `resize` is given, else "stretch"."""
+        check_counts(size=size)
         return cls(size, size, fit or ("stretch" if resize is None else "crop"), resize)
 
     @classmethod
@@ -374,53 +381,6 @@ def _grey_16(image: Image.Image) -> np.ndarray:
     return np.asarray(image)
 
 
-# ---------------------------------------------------------------- folders
-
-
-def subfolders(folder) -> list[str]:
-    """Names of the folders in a folder, hidden ones left out, sorted by code points."""
-    return [path.name for path in _visible(folder) if path.is_dir()]
-
-
-def image_files(folder, *, recursive: bool = False) -> list[Path]:
-    """Paths of the image files in a folder, sorted by code points: the same order on every machine.
-
-    Hidden files are left out. Broken links count, so that reading reports them; with `recursive`,
-    links to folders are not followed, since they may form a loop.
-    """
-    files = [
-        path
-        for path in _visible(folder)
-        if path.name.lower().endswith(ENDINGS) and not path.is_dir()
-    ]
-    for path in _visible(folder) if recursive else ():
-        if path.is_dir() and not path.is_symlink():
-            files += image_files(path, recursive=True)
-    return sorted(files, key=lambda path: path.parts)
-
-
-def list_images(path, *, recursive: bool = False) -> list[Path]:
-    """As `image_files`, or the file itself; ValueError if there are no images."""
-    path = Path(path).expanduser()
-    files = [path] if path.is_file() else image_files(path, recursive=recursive)
-    if not files:
-        hint = "" if recursive else " Subfolders are searched with recursive=True (--recursive)."
-        endings = " ".join(ENDINGS)
-        raise ValueError(
-            f"{str(path)!r} holds no images: expected files ending in {endings}.{hint}"
-        )
-    return files
-
-
-def _visible(folder) -> list[Path]:
-    if not os.path.exists(folder):  # not Path(folder): an empty name is no folder
-        raise FileNotFoundError(f"there is no folder {str(folder)!r}: check the path.")
-    if not os.path.isdir(folder):
-        raise NotADirectoryError(f"{str(folder)!r} is a file: expected a folder of images.")
-    visible = [path for path in Path(folder).iterdir() if not path.name.startswith(".")]
-    return sorted(visible, key=lambda path: path.name)
-
-
 def open_images(
     images,
     geometry: Geometry | int,
@@ -433,19 +393,22 @@ def open_images(
 
     Parameters
     ----------
-    images : path-like, list of paths, PIL image, list of PIL images, or sequence of images
-        A folder, a file, a list of files, or what `pandalib.validation.as_images` takes.
+    images : path-like, list of them, Listing, PIL image, list of them, or sequence of images
+        Files as for `pandalib.datasets.listing.find_images`; or what
+        `pandalib.validation.as_images` takes.
     geometry : Geometry or int
         Of files and PIL images; a number is the size for `Geometry.for_images` with `fit`.
     recursive : bool
         Search subfolders too.
     normal : bool
-        Of a folder in MVTec's layout take train/good.
+        Of a folder in a known layout, as MVTec's, take the normal images to learn from; else the
+        test images.
 
     Returns
     -------
     images : sequence whose slices are uint8 (n, 3, H, W)
-        For files an `ImageFolder`, whose geometry new images of the same kind need.
+        For files an `ImageFolder`: new images of the same kind need its `geometry`, and its
+        `listing` says what was left out.
     names : list of str
 
     Raises
@@ -453,35 +416,30 @@ def open_images(
     FileNotFoundError, ValueError
         There are no images, or something else was given.
     """
-    top = None
-    if isinstance(images, (str, os.PathLike)):
-        root = Path(images).expanduser()
-        top = root if root.is_dir() else root.parent
-        if normal and (root / "train" / "good").is_dir():
-            root = root / "train" / "good"
-        images = list_images(root, recursive=recursive)
+    listing = None
     if isinstance(images, Image.Image):
         images = [images]
-    if isinstance(images, (list, tuple)) and images:
-        pictures = all(isinstance(image, Image.Image) for image in images)
-        if pictures or all(isinstance(image, (str, os.PathLike)) for image in images):
-            if not isinstance(geometry, Geometry):
-                geometry = Geometry.for_images(images, geometry, fit)
-            if pictures:
-                images = np.stack([geometry.read(image) for image in images])
-            else:
-                images = ImageFolder([Path(file).expanduser() for file in images], geometry)
+    if isinstance(images, Listing):
+        listing = images
+    elif isinstance(images, (str, os.PathLike)) or _all_are(images, (str, os.PathLike)):
+        listing = (images_to_fit if normal else images_to_score)(images, recursive=recursive)
+    if listing is not None or _all_are(images, Image.Image):
+        sources = images if listing is None else listing.files
+        if not isinstance(geometry, Geometry):
+            geometry = Geometry.for_images(sources, geometry, fit)
+        if listing is not None:
+            return ImageFolder(sources, geometry, listing), listing.names
+        images = np.stack([geometry.read(image) for image in sources])
     images = as_images(images)
-    if not isinstance(images, ImageFolder):
-        return images, [f"image {number}" for number in range(len(images))]
-    files = [os.path.abspath(file) for file in images.files]
-    top = top or os.path.commonpath([os.path.dirname(file) for file in files])
-    return images, [_printable(Path(os.path.relpath(file, top)).as_posix()) for file in files]
+    if isinstance(images, ImageFolder):
+        return images, images.listing.names
+    return images, [f"image {number}" for number in range(len(images))]
 
 
-def _printable(name: str) -> str:
-    """The name with all characters escaped that a terminal or a page could not show."""
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in name)
+def _all_are(images, kind) -> bool:
+    """Whether this is a list, not an empty one, of nothing else."""
+    some = isinstance(images, (list, tuple)) and len(images) > 0
+    return some and all(isinstance(image, kind) for image in images)
 
 
 # ---------------------------------------------------------------- lazy sequences
@@ -600,6 +558,8 @@ class ImageFolder(_FittedImages):
     files : iterable of path-like
         An unreadable one raises ImageError when it is reached.
     geometry : Geometry
+    listing : Listing, optional
+        Where the files come from, for their names.
 
     Examples
     --------
@@ -607,9 +567,10 @@ class ImageFolder(_FittedImages):
     (2, 3, 160, 288)
     """
 
-    def __init__(self, files: Iterable, geometry: Geometry):
+    def __init__(self, files: Iterable, geometry: Geometry, listing: Listing | None = None):
         self.files = tuple(Path(file) for file in files)
         self.geometry = geometry
+        self.listing = listing or Listing(list(self.files), [], common_folder(self.files))
 
     def __len__(self) -> int:
         return len(self.files)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pandalib.datasets import folder, public
+from pandalib.datasets import folder, layouts, public
 from pandalib.datasets.images import join, take
 from pandalib.datasets.synthetic import pictograms, surfaces
 from pandalib.datasets.task import OneClassTask
@@ -30,7 +30,7 @@ class Source(NamedTuple):
 SOURCES = {
     "pictograms": Source(pictograms.load_task, lambda name: list(pictograms.SYMBOLS)),
     "surfaces": Source(surfaces.load_task, lambda name: surfaces.KINDS),
-    "folder": Source(folder.load_task, folder.class_specs),
+    "folder": Source(folder.load_task, layouts.class_specs),
 }
 for _name in public.SETS:
     SOURCES[_name] = Source(

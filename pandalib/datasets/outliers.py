@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pandalib.datasets.images import Geometry, ImageFolder, image_files, subfolders
+from pandalib.datasets.images import Geometry, ImageFolder
+from pandalib.datasets.listing import image_files, subfolders
 from pandalib.datasets.synthetic.drawing import generator
 from pandalib.datasets.synthetic.glyphs import draw_batch
 from pandalib.datasets.synthetic.pictograms import DEFAULT_LEVEL, OUTLIERS, Pictograms

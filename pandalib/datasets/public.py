@@ -23,6 +23,7 @@ import numpy as np
 
 from pandalib.datasets import folder as folders
 from pandalib.datasets.images import Geometry, ImageArray, ImageFolder, take
+from pandalib.datasets.layouts import class_specs
 from pandalib.datasets.task import OneClassTask, choose
 from pandalib.io import ROOT, atomic_folder, data_folder
 
@@ -156,7 +157,7 @@ def names_of(source: str) -> tuple[str, ...]:
     row = row_of(source)
     if "classes" in row:
         return tuple(row["classes"])
-    return tuple(spec.rpartition(":")[2] for spec in folders.class_specs(require(source)))
+    return tuple(spec.rpartition(":")[2] for spec in class_specs(require(source)))
 
 
 def _class_name(source: str, given: str, names: Sequence[str]) -> str:

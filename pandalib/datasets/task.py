@@ -29,6 +29,8 @@ class OneClassTask:
         The anomalous pixels, where they are known.
     files : tuple of str, optional
         The path of each test image.
+    note : str, optional
+        How a folder was read, in one line.
 
     Examples
     --------
@@ -45,6 +47,7 @@ class OneClassTask:
     kinds: tuple[str, ...]
     masks: np.ndarray | None = None
     files: tuple[str, ...] | None = None
+    note: str | None = None
 
 
 def sample(items: Sequence, limit: int | None, seed: int, stream: str) -> list:

@@ -9,6 +9,7 @@ measured at its checkpoints. Its ROC-AUC is only for plotting: nothing is chosen
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -84,6 +85,8 @@ def run(
     recall = _call if memory is None else memory.recall
     resize = defaults.resize if chosen.size is None and not task.startswith(DRAWN) else None
     data = _load_images(task, chosen, defaults.size, resize, seed, recall)
+    if data.note and progress:
+        print(data.note, file=sys.stderr)
     chosen = chosen.at_pace(defaults.pace, len(data.train))
     network = load_network(chosen, defaults, seed)
     cache = memory if tier == "embedded" else FeatureCache()

@@ -1,0 +1,196 @@
+"""Which files are images: by folder, file, pattern or table, and what is left out, with reasons."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import importlib.util
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+ENDINGS = tuple(".png .jpg .jpeg .jfif .bmp .tif .tiff .webp .gif .ppm .pgm".split())
+HEIC = importlib.util.find_spec("pillow_heif") is not None  # the extra [heic]
+if HEIC:
+    ENDINGS += (".heic", ".heif")
+COLUMNS = ("file", "path", "filename", "image")  # of a table of images, one of these
+
+
+class Listing(NamedTuple):
+    """Image files, and what was passed over on the way to them."""
+
+    files: list[Path]
+    left_out: list[tuple[str, str]]  # name and reason
+    top: Path  # the folder that names begin at
+    note: str = ""  # how the folder was read, for example "read as MVTec AD: 24 test images"
+
+    @property
+    def names(self) -> list[str]:
+        """The files' names below `top`, exactly as they are; see `pandalib.io.printable`."""
+        return [Path(os.path.relpath(file, self.top)).as_posix() for file in self.files]
+
+    @property
+    def warning(self) -> str:
+        """What was left out, in one line; "" if nothing was."""
+        return describe(self.left_out)
+
+
+def describe(left_out: list[tuple[str, str]]) -> str:
+    """Names and reasons in one line; of many names the first three."""
+    reasons = {}
+    for name, reason in left_out:
+        reasons.setdefault(reason, []).append(name)
+    parts = []
+    for reason, names in reasons.items():
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        parts.append(f"{', '.join(map(repr, names[:3]))}{more} ({reason})")
+    return f"left out: {'; '.join(parts)}" if parts else ""
+
+
+def find_images(arguments, *, recursive: bool = False) -> Listing:
+    """The image files that are meant by what someone typed.
+
+    Parameters
+    ----------
+    arguments : path-like or iterable of path-like
+        Each a folder; a file; a pattern as "*.png" or "**/*.png"; or a table, FILE.csv, whose
+        column `file`, `path`, `filename` or `image` (without such a header, its first column) names
+        files, relative to the table.
+    recursive : bool
+        Search the folders in a folder too.
+
+    Returns
+    -------
+    listing : Listing
+        In a folder sorted by code points, the same order on every machine. Hidden files are left
+        out without a word. Links to folders are not followed, since they may form a loop.
+
+    Raises
+    ------
+    FileNotFoundError
+        Something named is not there.
+    ValueError
+        There are no images.
+    """
+    if isinstance(arguments, (str, os.PathLike)):
+        arguments = [arguments]
+    files, left_out, paths = [], [], []
+    for argument in arguments:
+        path = Path(argument).expanduser()
+        paths.append(path)
+        there = os.fspath(argument) and os.path.lexists(path)  # Path("") is the current folder
+        if there and path.is_dir():
+            found, others = _search(path, path, recursive)
+            files += found
+            left_out += others
+        elif there and path.suffix.lower() == ".csv":
+            files += _in_table(path)
+        elif there:  # a broken link too: reading it says so
+            files.append(path)
+        elif glob.has_magic(str(path)):
+            matches = [Path(match) for match in glob.glob(str(path), recursive=True)]
+            found, others = _sort_out([file for file in matches if not file.is_dir()])
+            files += sorted(found, key=lambda file: file.parts)
+            left_out += others
+        else:
+            raise FileNotFoundError(
+                f"there is no file or folder {str(argument)!r}: check the path."
+            )
+    files = list({os.path.abspath(file): file for file in files}.values())
+    if not files:
+        listing = Listing([], left_out, Path())
+        raise ValueError(
+            f"{', '.join(repr(str(path)) for path in paths) or 'an empty list'} holds no "
+            f"images: expected files ending in {' '.join(ENDINGS)}"
+            + (f"; {listing.warning}." if left_out else ".")
+        )
+    if len(paths) == 1 and paths[0].is_dir():
+        top = paths[0]
+    else:
+        top = common_folder(files)
+    return Listing(files, left_out, top)
+
+
+def common_folder(files: Iterable[Path]) -> Path:
+    """The deepest folder that holds all of these files."""
+    parents = {os.path.dirname(os.path.abspath(file)) for file in files}
+    return Path(os.path.commonpath(parents) if parents else ".")
+
+
+def image_files(folder, *, recursive: bool = False) -> list[Path]:
+    """Paths of the image files in a folder, as in `find_images`; [] if there are none."""
+    return _search(Path(folder), Path(folder), recursive)[0]
+
+
+def subfolders(folder) -> list[str]:
+    """Names of the folders in a folder, hidden ones left out, sorted by code points."""
+    return [path.name for path in _visible(folder) if path.is_dir()]
+
+
+def _search(folder: Path, top: Path, recursive: bool) -> tuple[list[Path], list[tuple[str, str]]]:
+    """Image files and what was left out."""
+    inside = _visible(folder)
+    files, left_out = _sort_out([path for path in inside if not path.is_dir()], top)
+    for path in inside:
+        if not path.is_dir():
+            continue
+        name = f"{path.relative_to(top).as_posix()}/"
+        if path.is_symlink():
+            left_out.append((name, "a linked folder: name it itself"))
+        elif recursive:
+            found, others = _search(path, top, recursive)
+            files += found
+            left_out += others
+        elif any(file.name.lower().endswith(ENDINGS) for file in _visible(path)):
+            left_out.append((name, "a folder of images in it: --recursive, recursive=True"))
+    return sorted(files, key=lambda path: path.parts), left_out
+
+
+def _sort_out(
+    files: Iterable[Path], top: Path | None = None
+) -> tuple[list[Path], list[tuple[str, str]]]:
+    """Image files by their endings, and the others."""
+    found, left_out = [], []
+    for file in files:
+        ending = file.suffix.lower()
+        if ending in ENDINGS:
+            found.append(file)
+        else:
+            heic = ending in (".heic", ".heif")
+            reason = "needs pip install pillow-heif" if heic else "no image by its ending"
+            name = str(file) if top is None else file.relative_to(top).as_posix()
+            left_out.append((name, reason))
+    return found, left_out
+
+
+def _visible(folder) -> list[Path]:
+    if not os.path.exists(folder):  # not Path(folder): an empty name is no folder
+        raise FileNotFoundError(f"there is no folder {str(folder)!r}: check the path.")
+    if not os.path.isdir(folder):
+        raise NotADirectoryError(f"{str(folder)!r} is a file: expected a folder of images.")
+    visible = [path for path in Path(folder).iterdir() if not path.name.startswith(".")]
+    return sorted(visible, key=lambda path: path.name)
+
+
+def _in_table(path: Path) -> list[Path]:
+    text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
+    first = text.partition("\n")[0]
+    rows = [row for row in csv.reader(text.splitlines(), delimiter=_delimiter(first)) if any(row)]
+    header = [cell.strip().lower() for cell in rows[0]] if rows else []
+    column = next((header.index(name) for name in COLUMNS if name in header), None)
+    files = []
+    for number, row in enumerate(rows if column is None else rows[1:], start=1):
+        name = row[column or 0].strip() if len(row) > (column or 0) else ""
+        file = path.parent / Path(name).expanduser()
+        if not name or not file.is_file():
+            raise FileNotFoundError(
+                f"{str(path)!r} names {name!r} in row {number}, which is not there: expected paths "
+                f"relative to the table in a column called {', '.join(COLUMNS)}, or in the first."
+            )
+        files.append(file)
+    return files
+
+
+def _delimiter(line: str) -> str:
+    return max(",;\t", key=line.count)
