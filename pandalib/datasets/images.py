@@ -132,7 +132,7 @@ class Geometry:
         ratios, largest = [], 0
         for image in images:
             with suppress(ImageError), _opened(image) as picture:
-                width, height = _upright_size(picture)
+                width, height = _size(picture)
                 ratios.append(math.log(width / height))
                 if _is_wide(picture) and largest < 2**15:
                     largest = max(largest, int(np.max(_grey_16(picture))))
@@ -176,6 +176,11 @@ class Geometry:
                 pixels = np.asarray(image.resize(shape, Image.Resampling.BILINEAR, box=box))
             return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
+    def pixels(self, source) -> np.ndarray:
+        """The whole image at its own size, uint8 (H, W, 3): upright, in 8 bits, on white."""
+        with _opened(source) as picture:
+            return np.asarray(self._rgb(_upright(picture)))
+
     def read_mask(self, path, *, image=None) -> np.ndarray:
         """Read the mask of anomalous pixels, placed as the image is, by nearest neighbours.
 
@@ -186,7 +191,7 @@ class Geometry:
         Parameters
         ----------
         path : path-like
-        image : path-like, optional
+        image : path-like, PIL image or array, optional
             The image that the mask belongs to, whose proportions it must have.
 
         Returns
@@ -199,15 +204,14 @@ class Geometry:
             As `read`, and for a mask without the proportions of `image`.
         """
         if image is not None:
-            with _opened(image) as picture:
-                width, height = _upright(picture).size
+            width, height = upright_size(image)
         with _opened(path) as picture:
             mask = _upright(picture)
             if image is not None:
                 off = abs(mask.width - mask.height * width / height)
                 if off > max(1, 0.01 * mask.width):
                     raise ValueError(
-                        f"as a mask of {Path(image).name!r} it must have the image's proportions, "
+                        f"as a mask of {_name(image)} it must have the image's proportions, "
                         f"{width} x {height} pixels, but it has {mask.width} x {mask.height}"
                     )
             return self.fit_mask(_not_black(mask))
@@ -345,6 +349,10 @@ def _cause(path, error: Exception) -> str:
     return " ".join(str(error).split()).rstrip(".") or type(error).__name__
 
 
+def _name(source) -> str:
+    return repr(Path(source).name) if isinstance(source, (str, os.PathLike)) else "the image"
+
+
 def _upright(picture: Image.Image) -> Image.Image:
     """The first frame, decoded and turned upright; `.format` is kept."""
     upright = ImageOps.exif_transpose(picture)  # always a decoded copy, never the open file
@@ -354,8 +362,13 @@ def _upright(picture: Image.Image) -> Image.Image:
     return upright
 
 
-def _upright_size(picture: Image.Image) -> tuple[int, int]:
-    """Width and height as `_upright` gives them, without decoding."""
+def upright_size(source) -> tuple[int, int]:
+    """Width and height of an image as it is read, by its header; raises as `Geometry.read`."""
+    with _opened(source) as picture:
+        return _size(picture)
+
+
+def _size(picture: Image.Image) -> tuple[int, int]:
     # A PNG's own method would decode it; a TIFF has turned its size already.
     orientation = Image.Image.getexif(picture).get(_ORIENTATION, 1)
     turned = orientation in (5, 6, 7, 8) and picture.format != "TIFF"
