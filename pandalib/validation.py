@@ -108,7 +108,7 @@ def as_images(images) -> Sequence:
     if isinstance(images, (str, os.PathLike)):
         raise ValueError(
             f"images are the path {str(images)!r}: {expected}; "
-            "pandalib.datasets.images.open_images(path, size) reads a folder."
+            "pandalib.datasets.folder.open_images(path, size) reads a folder."
         )
     if isinstance(images, (list, tuple)) and images:
         images = _stacked(images)

@@ -14,12 +14,14 @@ from pandalib.datasets import listing
 from pandalib.datasets.folder import (
     labelled_images,
     load_task,
+    open_images,
     write_images,
     write_mvtec,
 )
-from pandalib.datasets.images import Geometry, ImageError
+from pandalib.datasets.images import Geometry, ImageError, ImageFolder
 from pandalib.datasets.layouts import class_specs
 from pandalib.datasets.load import load_task as load_any_task
+from pandalib.datasets.synthetic.pictograms import Pictograms
 from pandalib.datasets.task import OneClassTask
 
 
@@ -240,6 +242,37 @@ def test_labelled_images(tmp_path):
     assert names(found) == ["ape/00", "cat/00", "cat/01"] and labels.tolist() == [0, 1, 1]
     with pytest.raises(ValueError, match="1 class folder"):
         labelled_images(classes(tmp_path / "b", cat=2), size=4)
+
+
+# ---------------------------------------------------------------- images in any form
+
+
+def test_open_images(tmp_path):
+    first, second = (
+        flat(tmp_path / "test" / "a.png", 1),
+        flat(tmp_path / "test" / "in" / "b.png", 2),
+    )
+    good = flat(tmp_path / "train" / "good" / "c.png", 3)
+    found, names = open_images(tmp_path / "test", 4)
+    assert names == ["a.png"] and isinstance(found, ImageFolder) and found.shape[2:] == (4, 4)
+    assert "'in/'" in found.listing.warning
+    assert open_images(str(tmp_path / "test"), 4, recursive=True)[1] == ["a.png", "in/b.png"]
+    assert open_images(tmp_path, 4)[1] == ["test/in/b.png"]  # MVTec's layout: its test images
+    assert open_images(tmp_path, 4, normal=True)[1] == ["train/good/c.png"]
+    assert open_images(second, 4)[1] == ["b.png"]
+    found, names = open_images([first, str(second)], Geometry(4, 6))
+    assert names == ["a.png", "in/b.png"] and found.shape == (2, 3, 4, 6)
+    pictures = [Image.open(first), Image.open(second)]
+    assert (open_images(pictures, Geometry(4, 6))[0] == found[:]).all()
+    assert (open_images(pictures[1], Geometry(4, 6))[0] == found[1:]).all()
+    assert open_images(ImageFolder([good], Geometry.square(8)), 4)[1] == ["c.png"]
+    drawn = Pictograms("star", 3)
+    assert open_images(drawn, 4) == (drawn, ["image 0", "image 1", "image 2"])
+    strange = flat(tmp_path / "line\nbreak\u202e\u202f é.png", 1)
+    assert open_images([strange], 4)[1] == [strange.name]  # as it is: data files need the real one
+    for wrong in (tmp_path / "train", [], None, 3, {"a": 1}):
+        with pytest.raises(ValueError):
+            open_images(wrong, 4)
 
 
 # ---------------------------------------------------------------- writing

@@ -1,4 +1,4 @@
-"""Every kind of picture file reads right or fails in one sentence; folders, sequences, batches."""
+"""Every kind of picture file reads right or fails in one sentence; sequences, batches."""
 
 import io
 import multiprocessing
@@ -23,11 +23,9 @@ from pandalib.datasets.images import (
     ImageError,
     ImageFolder,
     join,
-    open_images,
     take,
 )
 from pandalib.datasets.listing import ENDINGS, find_images
-from pandalib.datasets.synthetic.pictograms import Pictograms
 from pandalib.validation import as_images
 
 # ---------------------------------------------------------------- geometry
@@ -457,37 +455,6 @@ def test_damaged_files(tmp_path, name, other, changes):
             assert "\n" not in str(error)
         else:
             assert (found.dtype, found.shape[-2:]) in ((np.uint8, (32, 32)), (bool, (32, 32)))
-
-
-# ---------------------------------------------------------------- folders
-
-
-def test_open_images(tmp_path):
-    first, second = (
-        flat(tmp_path / "test" / "a.png", 1),
-        flat(tmp_path / "test" / "in" / "b.png", 2),
-    )
-    good = flat(tmp_path / "train" / "good" / "c.png", 3)
-    found, names = open_images(tmp_path / "test", 4)
-    assert names == ["a.png"] and isinstance(found, ImageFolder) and found.shape[2:] == (4, 4)
-    assert "'in/'" in found.listing.warning
-    assert open_images(str(tmp_path / "test"), 4, recursive=True)[1] == ["a.png", "in/b.png"]
-    assert open_images(tmp_path, 4)[1] == ["test/in/b.png"]  # MVTec's layout: its test images
-    assert open_images(tmp_path, 4, normal=True)[1] == ["train/good/c.png"]
-    assert open_images(second, 4)[1] == ["b.png"]
-    found, names = open_images([first, str(second)], Geometry(4, 6))
-    assert names == ["a.png", "in/b.png"] and found.shape == (2, 3, 4, 6)
-    pictures = [Image.open(first), Image.open(second)]
-    assert (open_images(pictures, Geometry(4, 6))[0] == found[:]).all()
-    assert (open_images(pictures[1], Geometry(4, 6))[0] == found[1:]).all()
-    assert open_images(ImageFolder([good], Geometry.square(8)), 4)[1] == ["c.png"]
-    drawn = Pictograms("star", 3)
-    assert open_images(drawn, 4) == (drawn, ["image 0", "image 1", "image 2"])
-    strange = flat(tmp_path / "line\nbreak\u202e\u202f é.png", 1)
-    assert open_images([strange], 4)[1] == [strange.name]  # as it is: data files need the real one
-    for wrong in (tmp_path / "train", [], None, 3, {"a": 1}):
-        with pytest.raises(ValueError):
-            open_images(wrong, 4)
 
 
 # ---------------------------------------------------------------- sequences

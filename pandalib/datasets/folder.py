@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,10 +10,19 @@ import numpy as np
 from PIL import Image
 
 from pandalib.datasets.images import Geometry, ImageFolder
-from pandalib.datasets.layouts import CLASSES, Found, counted, plain_classes, read_layout
-from pandalib.datasets.listing import describe, find_images
+from pandalib.datasets.layouts import (
+    CLASSES,
+    Found,
+    counted,
+    images_to_fit,
+    images_to_score,
+    plain_classes,
+    read_layout,
+)
+from pandalib.datasets.listing import Listing, describe, find_images
 from pandalib.datasets.task import OneClassTask, choose
 from pandalib.io import atomic_folder
+from pandalib.validation import as_images
 
 
 def load_task(
@@ -146,6 +156,67 @@ def labelled_images(
     labels = np.repeat(np.arange(len(files)), [len(names) for names in files.values()])
     files = [file for names in files.values() for file in names]
     return ImageFolder(files, Geometry.for_images(files, size, fit, resize)), labels
+
+
+def open_images(
+    images,
+    geometry: Geometry | int,
+    *,
+    fit: str | None = None,
+    recursive: bool = False,
+    normal: bool = False,
+) -> tuple[Sequence, list[str]]:
+    """Images in any form, as one sequence with a name for each.
+
+    Parameters
+    ----------
+    images : path-like, list of them, Listing, PIL image, list of them, or sequence of images
+        Files as for `pandalib.datasets.listing.find_images`; or what
+        `pandalib.validation.as_images` takes.
+    geometry : Geometry or int
+        Of files and PIL images; a number is the size for `Geometry.for_images` with `fit`.
+    recursive : bool
+        Search subfolders too.
+    normal : bool
+        Of a folder in a known layout, as MVTec's, take the normal images to learn from; else the
+        test images.
+
+    Returns
+    -------
+    images : sequence whose slices are uint8 (n, 3, H, W)
+        For files an `ImageFolder`: new images of the same kind need its `geometry`, and its
+        `listing` says what was left out.
+    names : list of str
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        There are no images, or something else was given.
+    """
+    listing = None
+    if isinstance(images, Image.Image):
+        images = [images]
+    if isinstance(images, Listing):
+        listing = images
+    elif isinstance(images, (str, os.PathLike)) or _all_are(images, (str, os.PathLike)):
+        listing = (images_to_fit if normal else images_to_score)(images, recursive=recursive)
+    if listing is not None or _all_are(images, Image.Image):
+        sources = images if listing is None else listing.files
+        if not isinstance(geometry, Geometry):
+            geometry = Geometry.for_images(sources, geometry, fit)
+        if listing is not None:
+            return ImageFolder(sources, geometry, listing), listing.names
+        images = np.stack([geometry.read(image) for image in sources])
+    images = as_images(images)
+    if isinstance(images, ImageFolder):
+        return images, images.listing.names
+    return images, [f"image {number}" for number in range(len(images))]
+
+
+def _all_are(images, kind) -> bool:
+    """Whether this is a list, not an empty one, of nothing else."""
+    some = isinstance(images, (list, tuple)) and len(images) > 0
+    return some and all(isinstance(image, kind) for image in images)
 
 
 # ---------------------------------------------------------------- writing

@@ -20,9 +20,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from pandalib.datasets.layouts import images_to_fit, images_to_score
 from pandalib.datasets.listing import HEIC, Listing, common_folder
-from pandalib.validation import as_array, as_images, check_counts
+from pandalib.validation import as_array, check_counts
 
 # Pillow chooses a reader by content, not by name, and some readers start other programs.
 _READERS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
@@ -392,67 +391,6 @@ def _grey_16(image: Image.Image) -> np.ndarray:
     if image.mode == "F" or image.mode == "I" and image.format not in ("PNG", "PPM"):
         raise ValueError("its 32-bit values declare no range: expected 8 or 16 bits")
     return np.asarray(image)
-
-
-def open_images(
-    images,
-    geometry: Geometry | int,
-    *,
-    fit: str | None = None,
-    recursive: bool = False,
-    normal: bool = False,
-) -> tuple[Sequence, list[str]]:
-    """Images in any form, as one sequence with a name for each.
-
-    Parameters
-    ----------
-    images : path-like, list of them, Listing, PIL image, list of them, or sequence of images
-        Files as for `pandalib.datasets.listing.find_images`; or what
-        `pandalib.validation.as_images` takes.
-    geometry : Geometry or int
-        Of files and PIL images; a number is the size for `Geometry.for_images` with `fit`.
-    recursive : bool
-        Search subfolders too.
-    normal : bool
-        Of a folder in a known layout, as MVTec's, take the normal images to learn from; else the
-        test images.
-
-    Returns
-    -------
-    images : sequence whose slices are uint8 (n, 3, H, W)
-        For files an `ImageFolder`: new images of the same kind need its `geometry`, and its
-        `listing` says what was left out.
-    names : list of str
-
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        There are no images, or something else was given.
-    """
-    listing = None
-    if isinstance(images, Image.Image):
-        images = [images]
-    if isinstance(images, Listing):
-        listing = images
-    elif isinstance(images, (str, os.PathLike)) or _all_are(images, (str, os.PathLike)):
-        listing = (images_to_fit if normal else images_to_score)(images, recursive=recursive)
-    if listing is not None or _all_are(images, Image.Image):
-        sources = images if listing is None else listing.files
-        if not isinstance(geometry, Geometry):
-            geometry = Geometry.for_images(sources, geometry, fit)
-        if listing is not None:
-            return ImageFolder(sources, geometry, listing), listing.names
-        images = np.stack([geometry.read(image) for image in sources])
-    images = as_images(images)
-    if isinstance(images, ImageFolder):
-        return images, images.listing.names
-    return images, [f"image {number}" for number in range(len(images))]
-
-
-def _all_are(images, kind) -> bool:
-    """Whether this is a list, not an empty one, of nothing else."""
-    some = isinstance(images, (list, tuple)) and len(images) > 0
-    return some and all(isinstance(image, kind) for image in images)
 
 
 # ---------------------------------------------------------------- lazy sequences

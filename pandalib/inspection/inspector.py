@@ -28,7 +28,8 @@ import numpy as np
 from sklearn.base import BaseEstimator
 
 from pandalib.backbones import PIXELS_PER_BATCH, Backbone
-from pandalib.datasets.images import Geometry, ImageFolder, LazyImages, open_images
+from pandalib.datasets.folder import open_images
+from pandalib.datasets.images import Geometry, ImageFolder, LazyImages
 from pandalib.inspection import storage
 from pandalib.methods.distances import height_and_width, image_scores
 from pandalib.methods.knn import KNN
