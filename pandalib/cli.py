@@ -282,7 +282,7 @@ def score(options: argparse.Namespace) -> int:
     """score images with a saved detector: a ranking, alarms, a report"""
     from pandalib.inspection.inspector import Inspector, counted
     from pandalib.inspection.report import ranked_rows, write_report
-    from pandalib.io import write_atomically
+    from pandalib.io import printable, write_atomically
 
     inspector = Inspector.load(options.model, weights=options.weights)
     threshold = inspector.threshold(options.rate)  # first, since it may raise
@@ -300,7 +300,8 @@ def score(options: argparse.Namespace) -> int:
         writer = csv.DictWriter(buffer, rows[0], lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-        write_atomically(Path(options.csv).expanduser(), buffer.getvalue().encode())
+        content = buffer.getvalue().encode(errors="surrogateescape")  # names as they are
+        write_atomically(Path(options.csv).expanduser(), content)
     if options.json:
         found = dict(
             threshold=threshold,
@@ -320,7 +321,7 @@ def score(options: argparse.Namespace) -> int:
         print("rank  score / threshold  alarm  file")
         for row in rows[: options.top]:
             alarm = "yes" if row["alarm"] else "no "
-            print(f"{row['rank']:4}  {row['relative']:17.3f}  {alarm:>5}  {row['file']}")
+            print(f"{row['rank']:4}  {row['relative']:17.3f}  {alarm:>5}  {printable(row['file'])}")
         if len(rows) > options.top:
             print(f"... and {len(rows) - options.top} more")
         raising = (

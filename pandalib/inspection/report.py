@@ -22,7 +22,7 @@ from PIL import Image
 from scipy.ndimage import binary_dilation
 
 from pandalib.experiments.config import versions
-from pandalib.io import atomic_file
+from pandalib.io import atomic_file, printable
 from pandalib.methods.distances import enlargement
 
 TEMPLATE = "report.html.j2"
@@ -75,6 +75,7 @@ def write_report(
         trim_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
+    pages.filters["printable"] = printable
     page = pages.get_template(TEMPLATE).generate(
         title=title,
         n=len(relative),
