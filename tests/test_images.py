@@ -4,6 +4,8 @@ import io
 import multiprocessing
 import os
 import shutil
+import struct
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -258,6 +260,30 @@ def test_one_range_for_the_16_bit_files_of_a_folder(tmp_path, name, bits):
     parts[1][4:8, 4:8] += round(0.024 * top)
     assert (geometry.read(parts[1]).astype(int) - good)[0, 4:8, 4:8].min() >= 5
     assert (geometry.read(np.full((8, 8), 65535, np.uint16)) == 255).all()  # cut off, not wrapped
+
+
+@pytest.mark.parametrize("bits", [10, 12, 13, 16])
+def test_16_bit_colour(tmp_path, bits):
+    """Pillow keeps the upper byte: of 12 bits 4 would be left, so they are refused."""
+
+    def chunk(kind, data):
+        check = struct.pack(">I", zlib.crc32(kind + data))
+        return struct.pack(">I", len(data)) + kind + data + check
+
+    pixels = np.full((8, 25), 2**bits - 1, ">u2")
+    pixels[:, 0] = 0  # the filter of each row, and a byte more than is needed
+    rows = b"".join(b"\0" + row[1:].tobytes() for row in pixels)
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 8, 16, 2, 0, 0, 0))
+    data = header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + data)
+    files = [tmp_path / "a.png", flat(tmp_path / "b.png", 3)]
+    if bits > 12:
+        geometry = Geometry.for_images(files, 8)
+        assert (geometry.read(files[0]) == 2 ** (bits - 8) - 1).all()
+    else:
+        with pytest.raises(ImageError) as error:
+            Geometry.for_images(files, 8)
+        one_sentence(error, "a.png", "12 of their 16 bits")
 
 
 @pytest.mark.parametrize("bits", [8, 12, 16])

@@ -613,6 +613,7 @@ def real_maps():
             n_test=2,
             size=size,
             resize=resize,
+            fit="crop",
             missing_masks="drop",
         )
         yield f"magnetic_tile, images {size} of {resize}", sketch(task.test)

@@ -126,15 +126,28 @@ class Geometry:
             Paths, PIL images or arrays, all of them normal.
         size, fit, resize
             As in `square`.
+
+        Raises
+        ------
+        ImageError
+            All 16-bit colour files use only the lowest 12 bits, of which Pillow keeps 4.
         """
         square = cls.square(size, resize, fit)
-        ratios, largest = [], 0
+        ratios, largest, dark, bright = [], 0, None, False
         for image in images:
             with suppress(ImageError), _opened(image) as picture:
                 width, height = _size(picture)
                 ratios.append(math.log(width / height))
                 if _is_wide(picture) and largest < 2**15:
                     largest = max(largest, int(np.max(_grey_16(picture))))
+                elif not bright and ";16" in str(getattr(picture, "tile", "")):  # colour
+                    bright = np.asarray(picture.convert("RGB")).max() > 15
+                    dark = dark or image
+        if dark is not None and not bright:
+            raise ImageError(
+                f"{_name(dark)} and all other 16-bit colour images fill at most 12 of their 16 "
+                "bits, of which 4 would be read: convert them to 8 bits, or to grey."
+            )
         white = 2 ** max(8, largest.bit_length()) - 1 if largest else square.white
         if square.fit == "crop" or not ratios:
             return replace(square, white=white)
