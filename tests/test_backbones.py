@@ -10,7 +10,7 @@ from small import plain_network, small_backbone
 from torch import nn
 
 from pandalib import DN2, backbones, load_backbone
-from pandalib.backbones import EMBEDDED, MEAN, STD, fold_batchnorm, normalise
+from pandalib.backbones import EMBEDDED, MEAN, STD, Backbone, fold_batchnorm, normalise
 from pandalib.cache import FeatureCache
 from pandalib.datasets.synthetic import glyphs
 from pandalib.datasets.synthetic.pictograms import Pictograms
@@ -108,7 +108,7 @@ def test_cached_features_are_found_again_for_the_same_content_only(embedded, tmp
     assert len(list(tmp_path.iterdir())) == 3
     seen = []
     monkeypatch.setattr(
-        backbones, "normalise", lambda images: seen.append(len(images)) or normalise(images)
+        backbones, "normalise", lambda images, *how: seen.append(len(images)) or normalise(images)
     )
     assert torch.equal(embedded.frozen_features(IMAGES.copy(), cache=cache), first)
     assert seen == [1]  # one image for the shape, none for the features
@@ -161,21 +161,35 @@ def test_folding_batchnorm_is_exact():
         assert torch.allclose(network(x), expected, rtol=1e-4, atol=1e-4 * expected.abs().max())
 
 
-@pytest.mark.parametrize("name", ["resnet18", "squeezenet1_0", "squeezenet1_1"])
-def test_the_stages_of_each_family_are_the_whole_network(name):
+@pytest.mark.parametrize(
+    ("name", "cut", "kept"),
+    [("resnet18", "layer2", 3), ("mobilenet_v2", "features.6", 7)],
+)
+def test_the_stages_of_each_family_are_the_whole_network(name, cut, kept):
     torch.manual_seed(3)
     plain = torchvision.models.get_model(name, weights=None).eval()
-    staged = load_backbone(name, "random", seed=3, adapt_from="layer2")
-    x = normalise(IMAGES[:2])
+    rng = torch.Generator().manual_seed(0)
+    for module in plain.modules():  # statistics of some training, so that no logit vanishes
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1, generator=rng)
+            module.running_var.uniform_(0.02, 0.1, generator=rng)
+    x = normalise(IMAGES[:2]).double()  # rounding would grow from layer to layer
+    stages, classifier = backbones.cut_stages(plain.double(), name)
     with torch.inference_mode():
         expected = plain(x)
-    assert torch.allclose(logits(staged, IMAGES[:2]), expected, atol=1e-4 * expected.abs().max())
-    assert list(dict(staged.frozen.named_children())) == ["conv", "layer1"]
-    cut = load_backbone(name, "random", seed=3, truncate_after="layer2")
-    assert cut.truncate_after == "layer2" and cut.classifier is None and len(cut.trainable) == 0
-    found = next(staged.iter_layers(IMAGES[:2], ["layer2"]))["layer2"].mean(dim=(2, 3))
-    assert np.allclose(cut.features(IMAGES[:2]), found, rtol=1e-3, atol=1e-5)
-    assert cut.weights_sha256 == staged.weights_sha256  # the same weights, cut elsewhere
+        staged = Backbone(stages, classifier, name=name, weights_sha256="", adapt_from=cut)
+        found = staged.classifier(staged.trainable(staged.frozen(x)))  # BatchNorm is folded now
+    assert torch.allclose(found, expected, atol=1e-9 * float(expected.abs().max()))
+    assert staged.stages == tuple(stages) and len(staged.frozen) == kept - 1
+    whole, part = (
+        load_backbone(name, "random", seed=3, truncate_after=last) for last in (None, cut)
+    )
+    assert part.truncate_after == cut and part.classifier is None and len(part.trainable) == 0
+    assert part.stages == whole.stages[:kept]
+    found = next(whole.iter_layers(IMAGES[:2], [cut]))[cut].mean(dim=(2, 3))
+    assert np.allclose(part.features(IMAGES[:2]), found, rtol=1e-3, atol=1e-5)
+    assert part.weights_sha256 == whole.weights_sha256  # the same weights, cut elsewhere
+    assert set(part.map_layers) == set(whole.map_layers) & set(part.stages)
 
 
 def test_random_weights_follow_the_seed_and_leave_the_global_generator_alone():
@@ -211,9 +225,16 @@ def test_another_trainable_part_shares_the_rest():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (dict(name="resnet19"), "'resnet19' is unknown: choose one of glyphs_resnet4, resnet101"),
+        (
+            dict(name="resnet19"),
+            "'resnet19' is unknown: choose one of glyphs_resnet4, mobilenet_v2",
+        ),
         (dict(name="resnet18"), "embedded weights belong to glyphs_resnet4, not to resnet18"),
         (dict(weights="imagenet"), "glyphs_resnet4 has no ImageNet weights"),
+        (
+            dict(name="mobilenet_v2", weights="random", truncate_after="layer2"),
+            "has no stage 'layer2': choose one of",
+        ),
         (dict(truncate_after="layer9"), "no stage 'layer9': choose one of conv, layer1"),
     ],
 )

@@ -35,7 +35,7 @@ def asked_for(*extras):
 
 
 def test_lock_holds_what_pyproject_asks_for():
-    for requirement in asked_for("test", "cluster", "book"):
+    for requirement in asked_for("test", "photographs", "timm", "cluster", "book"):
         version = LOCKED[requirement.name.lower()]
         assert requirement.specifier.contains(version), f"make lock: {requirement}"
 
@@ -49,12 +49,14 @@ def test_lock_is_pinned_hashed_and_of_no_machine():
 
 def test_environment_names_the_packages_of_pyproject():
     text = (ROOT / "environment.yml").read_text()
-    found = re.findall(r"^  - ([a-z][a-z0-9-]*)([^\s#]*)\s*$", text.split("dependencies:")[1], re.M)
+    found = re.findall(
+        r"^ +- ([a-z][a-z0-9-]*)([^\s#:]*)\s*$", text.split("dependencies:")[1], re.M
+    )
     conda = dict(found)
     # conda-forge has its own name for the CPU build, and its own pace.
-    for name in ("python", "pytorch-cpu", "torchvision"):
-        assert conda.pop(name)
-    asked = {one.name: str(one.specifier) for one in asked_for("test")}
+    for name in ("python", "pytorch-cpu", "torchvision", "pip"):
+        assert conda.pop(name) or name == "pip"
+    asked = {one.name: str(one.specifier) for one in asked_for("test", "photographs", "timm")}
     del asked["torch"], asked["torchvision"]
     assert conda == asked
 

@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from photographs import needs_photographs
 from safetensors.torch import save_file
 
-from pandalib import load_backbone
+from pandalib import load_backbone, weights
+from pandalib.backbones import normalise
 from pandalib.io import data_folder, sha256_of
-from pandalib.weights import read_state, verify_embedded
+from pandalib.weights import imagenet_file, read_state, verify_embedded
 
 IMAGES = np.random.default_rng(0).integers(0, 256, size=(2, 3, 64, 64), dtype=np.uint8)
 
@@ -209,3 +211,31 @@ def test_imagenet_weights_that_cannot_be_fetched(server, fault):
     with pytest.raises(ConnectionError, match=sentence):
         load_backbone("resnet18", "imagenet")
     assert not list(path.parent.iterdir())
+
+
+@needs_photographs
+def test_the_packaged_weights_are_torchvisions_own_and_verified(server, monkeypatch, tmp_path):
+    path = server("gone")  # no cache and no internet
+    url = "https://download.pytorch.org/models/mobilenet_v2-b0353104.pth"
+    found = {"IMAGENET1K_V1": SimpleNamespace(url=url)}
+    monkeypatch.setattr(torchvision.models, "get_model_weights", lambda name: found)
+    network = load_backbone("mobilenet_v2", "imagenet", device="cpu")
+    assert network.source == "imagenet" and network.weights_sha256.startswith("b0353104")
+    plain = torchvision.models.mobilenet_v2()
+    plain.load_state_dict(torch.load(imagenet_file("mobilenet_v2"), weights_only=True))
+    with torch.inference_mode():
+        expected = plain.eval().features(normalise(IMAGES)).mean(dim=(2, 3))
+    assert np.allclose(network.features(IMAGES), expected, rtol=1e-3, atol=1e-4)
+    assert not path.parent.exists()  # nothing was fetched
+    content = bytearray(imagenet_file("mobilenet_v2").read_bytes())
+    content[1000] ^= 1
+    (tmp_path / "package" / "weights").mkdir(parents=True)
+    (tmp_path / "package" / "weights" / "mobilenet_v2-b0353104.pth").write_bytes(content)
+    spec = SimpleNamespace(submodule_search_locations=[str(tmp_path / "package")])
+    monkeypatch.setattr(weights.importlib.util, "find_spec", lambda name: spec)
+    with pytest.raises(ValueError, match="mobilenet_v2-b0353104.pth is damaged"):
+        load_backbone("mobilenet_v2", "imagenet")
+    monkeypatch.setattr(weights.importlib.util, "find_spec", lambda name: None)
+    found["IMAGENET1K_V1"].url = f"http://127.0.0.1:1/{path.name}"
+    with pytest.raises(ConnectionError, match=r"install the extra \[photographs\]"):
+        load_backbone("mobilenet_v2", "imagenet")
