@@ -49,6 +49,9 @@ def test_what_was_left_out(tmp_path):
     assert dict(find_images(tmp_path, recursive=True).left_out).keys() - {"d.heic"} == {
         *("e.txt", "f.txt", "g.txt", "h.txt", "link/")
     }
+    flat(tmp_path / "in" / "mask" / "b.png", 1)
+    assert ("in/mask/", "masks") in find_images(tmp_path, recursive=True).left_out
+    assert find_images(tmp_path / "in" / "mask").names == ["b.png"]
     assert find_images([tmp_path / "link"]).names == ["b.png"]  # named itself
     assert Listing([], [], tmp_path).warning == ""
 

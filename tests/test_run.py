@@ -298,6 +298,15 @@ def test_outliers_of_a_folder_have_the_geometry_of_the_task(folder):
     assert len(outliers_of(task, str(folder / "others"), 4)) == 4
 
 
+def test_how_a_folder_was_read_is_said(folder, capsys):
+    record = running.run(f"folder:{folder / 'task'}:good", "pixels", size=32)
+    said = capsys.readouterr().err
+    assert record["pixel_roc_auc"] is None and "hence no pixel metrics" in said
+    assert "read as one folder per class: 10 training and 14 test images" in said
+    running.run(f"folder:{folder / 'task'}:good", "pixels", size=32, progress=False)
+    assert capsys.readouterr().err == ""
+
+
 def test_outliers_of_a_data_set(monkeypatch):
     """As many training images of each class; never of the data set that is tested."""
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from pandalib.datasets.listing import Listing, find_images, image_files, subfolders
+from pandalib.datasets.listing import MASKS, Listing, find_images, image_files, subfolders
 from pandalib.datasets.task import split_80_20
 
 
@@ -33,7 +33,6 @@ LAYOUTS = (
 )
 KNOWN = ", ".join(layout.name for layout in LAYOUTS)
 CLASSES = "one folder per class"
-MASKS = ("mask", "masks", "ground_truth", "groundtruth")  # never a class
 
 
 class Found(NamedTuple):

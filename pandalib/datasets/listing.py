@@ -14,6 +14,7 @@ ENDINGS = tuple(".png .jpg .jpeg .jfif .bmp .tif .tiff .webp .gif .ppm .pgm".spl
 HEIC = importlib.util.find_spec("pillow_heif") is not None  # the extra [heic]
 if HEIC:
     ENDINGS += (".heic", ".heif")
+MASKS = ("mask", "masks", "ground_truth", "groundtruth")  # folders that hold no images of objects
 COLUMNS = ("file", "path", "filename", "image")  # of a table of images, one of these
 
 
@@ -138,6 +139,8 @@ def _search(folder: Path, top: Path, recursive: bool) -> tuple[list[Path], list[
         name = f"{path.relative_to(top).as_posix()}/"
         if path.is_symlink():
             left_out.append((name, "a linked folder: name it itself"))
+        elif path.name.lower() in MASKS:
+            left_out.append((name, "masks"))
         elif recursive:
             found, others = _search(path, top, recursive)
             files += found
