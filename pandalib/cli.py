@@ -116,7 +116,8 @@ def _add_options(parser: argparse.ArgumentParser, names) -> None:
         if one.metadata["choices"]:
             how = {"choices": list(one.metadata["choices"])}
         else:
-            how = {"action": "store_true"} if kind is bool else {"type": kind, "metavar": "X"}
+            how = {"type": kind, "metavar": "X"}
+            how = {"action": argparse.BooleanOptionalAction} if kind is bool else how
         flag = f"--{name.replace('_', '-')}"
         parser.add_argument(flag, default=argparse.SUPPRESS, help=words, **how)
 

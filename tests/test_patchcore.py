@@ -42,7 +42,7 @@ def plain_patches(pictures, layers) -> np.ndarray:
 )
 def test_maps_are_those_of_the_definition(backbone, layers, ratio, height):
     normal, pictures = IMAGES[:, :, :height], QUERIES[:, :, :height]
-    detector = PatchCore(backbone, layers=layers, coreset_ratio=ratio, progress=False).fit(normal)
+    detector = PatchCore(backbone, layers=layers, coreset_ratio=ratio).fit(normal)
     patches = plain_patches(normal, layers)
     _, high, wide, channels = patches.shape
     patches = patches.reshape(-1, channels)
@@ -81,13 +81,13 @@ def test_patchcore_is_an_estimator(backbone):
 
 def test_coreset_is_greedy():
     features = torch.randn(150, 9, generator=torch.Generator().manual_seed(0))
-    chosen = coreset(features, 40, seed=3, progress=False).tolist()
+    chosen = coreset(features, 40, seed=3).tolist()
     distances = cdist(features, features)
     for number in range(1, 40):
         farthest = distances[:, chosen[:number]].min(axis=1).argmax()
         assert chosen[number] == farthest
-    assert coreset(features, 15, seed=3, progress=False).tolist() == chosen[:15]
-    assert len({coreset(features, 1, seed=seed, progress=False).item() for seed in range(9)}) > 3
+    assert coreset(features, 15, seed=3).tolist() == chosen[:15]
+    assert len({coreset(features, 1, seed=seed).item() for seed in range(9)}) > 3
 
 
 @pytest.mark.parametrize("width", [16, 300])
@@ -97,7 +97,7 @@ def test_coreset_covers_better_than_chance(width):
     spread = torch.randn(600, 6, generator=generator).exp()  # a dense middle and thin borders
     features = 50 + spread @ torch.randn(6, width, generator=generator)
     distances = cdist(features, features)
-    chosen = coreset(features, 60, progress=False)
+    chosen = coreset(features, 60)
     assert chosen.dtype == torch.int64 and len(set(chosen.tolist())) == 60
     radius = distances[:, chosen].min(axis=1).max()
     draws = [np.random.default_rng(seed).choice(600, 60, replace=False) for seed in range(20)]
@@ -107,10 +107,10 @@ def test_coreset_covers_better_than_chance(width):
 @pytest.mark.parametrize("width", [5, 200])
 def test_no_patch_is_chosen_twice(width):
     distinct = torch.randn(12, width, generator=torch.Generator().manual_seed(0))
-    chosen = coreset(distinct.repeat(10, 1) + 100, 120, progress=False).tolist()
+    chosen = coreset(distinct.repeat(10, 1) + 100, 120).tolist()
     assert sorted(chosen) == list(range(120))
     assert len({number % 12 for number in chosen[:12]}) == 12  # different ones first
-    assert sorted(coreset(torch.ones(7, width), 7, progress=False).tolist()) == list(range(7))
+    assert sorted(coreset(torch.ones(7, width), 7).tolist()) == list(range(7))
     for n_kept in (0, 121):
         with pytest.raises(ValueError, match=f"n_kept={n_kept}: expected 1 to 12"):
             coreset(distinct, n_kept)

@@ -491,7 +491,7 @@ def bank():
         yield from named(name, of_maps(detector, task))
         yield f"{name}, bank", sketch(detector.memory_bank_)[:40]
     rows = torch.from_numpy(np.random.default_rng(4).normal(size=(200, 150))).float()
-    yield "coreset", coreset(rows, 30, progress=False)
+    yield "coreset", coreset(rows, 30)
 
 
 def runs():

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pandalib.datasets import folder, layouts, public
+from pandalib.datasets import elpv, folder, layouts, public
 from pandalib.datasets.images import join, take
 from pandalib.datasets.synthetic import pictograms, surfaces
 from pandalib.datasets.task import OneClassTask
@@ -30,6 +30,7 @@ class Source(NamedTuple):
 SOURCES = {
     "pictograms": Source(pictograms.load_task, lambda name: list(pictograms.SYMBOLS)),
     "surfaces": Source(surfaces.load_task, lambda name: surfaces.KINDS),
+    "elpv": Source(elpv.load_task, lambda name: elpv.CLASSES),
     "folder": Source(folder.load_task, layouts.class_specs),
 }
 for _name in public.SETS:
@@ -51,6 +52,7 @@ def load_task(
     missing_masks: str = "error",
     level: str | None = None,
     defects: Sequence[str] | None = None,
+    doubtful: str | None = None,
     download: bool | None = None,
 ) -> OneClassTask:
     """Load a task by name. An option that is None keeps the source's default.
@@ -59,6 +61,7 @@ def load_task(
     ----------
     spec : str
         "pictograms:star" (any of the ten symbols), "surfaces:weave" (any of the six kinds),
+        "elpv:mono" or "elpv:poly" (solar cells),
         "folder:PATH" (MVTec's layout), "folder:PATH:CLASS" (one folder per class), or a class of a
         public data set, as "cifar10:airplane". With + several classes are normal.
     seed : int
@@ -80,6 +83,8 @@ def load_task(
         Difficulty of the pictograms, or how visible the defects of surfaces are.
     defects : sequence of str, optional
         Which defects of a surface to test on; None: all but the logical ones.
+    doubtful : {"out", "anomalous"}, optional
+        What becomes of solar cells about which experts were in doubt.
     download : bool, optional
         Download a public data set that is not here; None: only if PANDALIB_DOWNLOAD=1.
 
@@ -107,6 +112,7 @@ def load_task(
         missing_masks=None if missing_masks == "error" else missing_masks,
         level=level,
         defects=defects,
+        doubtful=doubtful,
         download=download,
     )
     options = {name: value for name, value in options.items() if value is not None}

@@ -131,7 +131,10 @@ def load_task(
         spec = row["folder"].format(place=place, name=name)
         fitting = dict(size=size, resize=resize, fit=fit)
         task = folders.load_task(spec, missing_masks=missing_masks, **fitting, **sample)
-        return replace(task, name=f"{source}:{name}")
+        return replace(task, name=f"{source}:{name}", credit=credit(row))
+    if (place / "train" / name).is_dir():  # copies as files, in train/CLASS and test/CLASS
+        task = folders.load_task(f"{place}:{name}", size=size, resize=resize, fit=fit, **sample)
+        return replace(task, name=f"{source}:{name}", credit=f"{credit(row)}; copies as files")
 
     (train_images, train_labels), (test_images, test_labels) = (
         _read(source, place, split) for split in row["splits"]
@@ -149,7 +152,13 @@ def load_task(
         labels=np.array([kind != name for kind in kinds], np.int64),
         kinds=kinds,
         files=getattr(test_images, "files", None) and tuple(map(str, test_images.files)),
+        credit=credit(row),
     )
+
+
+def credit(row: dict) -> str:
+    """The source of a set and its licence, in a few words."""
+    return f"{row['title']} ({row['page']}), licence: {row['licence']}"
 
 
 def names_of(source: str) -> tuple[str, ...]:

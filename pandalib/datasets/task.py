@@ -31,6 +31,8 @@ class OneClassTask:
         The path of each test image.
     note : str, optional
         How a folder was read, in one line.
+    credit : str, optional
+        Where the images come from, and their licence, to stand beside every picture of them.
 
     Examples
     --------
@@ -48,6 +50,7 @@ class OneClassTask:
     masks: np.ndarray | None = None
     files: tuple[str, ...] | None = None
     note: str | None = None
+    credit: str | None = None
 
 
 def sample(items: Sequence, limit: int | None, seed: int, stream: str) -> list:

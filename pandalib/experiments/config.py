@@ -40,13 +40,15 @@ class Pace:
     exposure: int = 7800  # outlier exposure: 32 normal images and 32 outliers
     exposure_lr: float = 1e-1
     exposure_max_grad_norm: float = 1e-3
+    normalise: bool = False  # the pooled features, before kNN; False is the paper's setting
 
 
 @dataclass(frozen=True)
 class Tier:
     """The network, images and pace on which a notebook works by default.
 
-    `resize` is the shorter side before the centre crop; None means the whole central square.
+    `fit` is how files become images of one size, as in `pandalib.datasets.images.Geometry`;
+    `resize` is the shorter side before the centre crop.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Tier:
     weights: str = "imagenet"
     truncate_after: str | None = None
     size: int = 224
+    fit: str = "stretch"
     resize: int | None = None
     task: str = ""
     pace: Pace = Pace()
@@ -73,6 +76,19 @@ EMBEDDED = Pace(  # chosen on other symbols than the ten that are tested
     exposure_lr=0.05,
     exposure_max_grad_norm=1.0,
 )
+STANDARD = Pace(  # chosen on images that no table reports: docs/results/tuning_standard
+    lr=0.05,
+    max_grad_norm=0.1,
+    early=130,
+    sample_wise=130,
+    long=260,
+    ewc_lr=0.05,
+    ewc_lambda=100.0,
+    exposure=130,
+    exposure_lr=0.05,
+    exposure_max_grad_norm=1.0,
+    normalise=True,
+)
 TIERS = {
     "embedded": Tier(
         "embedded",
@@ -84,9 +100,14 @@ TIERS = {
         pace=EMBEDDED,
     ),
     "standard": Tier(
-        "standard", "resnet18", "one download of weights, a laptop, a folder of images"
+        "standard",
+        "mobilenet_v2",
+        "the photographs and weights that `make install` brings",
+        size=160,
+        task="elpv:poly",
+        pace=STANDARD,
     ),
-    "paper": Tier("paper", "resnet152", "weights, the data sets, a GPU", resize=256),
+    "paper": Tier("paper", "resnet152", "weights, the data sets, a GPU", fit="crop", resize=256),
 }
 _chosen: Tier | None = None
 
@@ -156,6 +177,8 @@ def banner(tier: Tier, task=None, backbone=None) -> None:
             f"network   {backbone.name} up to {backbone.truncate_after}, "
             f"weights SHA-256 {backbone.weights_sha256[:12]}"
         )
+    if task is not None and task.credit:
+        print(f"credit    {task.credit}")
     found = versions()
     shown = ("torch", "torchvision", "numpy", "faiss-cpu")
     print("versions  " + ", ".join(f"{name} {found[name]}" for name in shown))
@@ -186,6 +209,7 @@ RATE = "learning rate; default: the tier's pace"
 CLIP = "norm to which gradients are clipped; default: the tier's pace"
 HISTORY = "approximate number of checkpoints in the history, besides the first; 0: none"
 NEIGHBOURS = "neighbours of kNN"
+LENGTH_ONE = "scale features to length one before kNN; default: the tier's"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,6 +224,12 @@ class ImageOptions:
         None, "difficulty of pictograms (plain, easy, medium, hard) or surfaces (clear, ... faint)"
     )
     defects: str | None = option(None, "of surfaces: which defects to test on, as hole,cut")
+    fit: str | None = option(
+        None, "the whole image (stretch, pad) or its centre (crop); default: the tier's"
+    )
+    doubtful: str | None = option(
+        None, "of solar cells: what to do with doubtful ones, out (default) or anomalous"
+    )
     missing_masks: str = option(
         "error", "anomalous images without a mask: error, drop or none (use no mask)"
     )
@@ -243,7 +273,7 @@ class NetworkOptions(ImageOptions):
     """Options of the methods that have a pretrained network."""
 
     backbone: str | None = option(
-        None, "glyphs_resnet4, or a network of torchvision; default: the tier's"
+        None, "glyphs_resnet4, a network of torchvision, or timm:NAME; default: the tier's"
     )
     weights: str | None = option(None, "embedded, imagenet, random, or a file")
     truncate_after: str | None = option(None, "cut the network after this stage, as layer3")
@@ -256,13 +286,15 @@ class DN2Options(NetworkOptions):
 
     detector = "DN2"
     k: int = option(2, NEIGHBOURS)
-    normalise: bool = option(False, "scale features to length one")
+    normalise: bool | None = option(None, LENGTH_ONE, pace="normalise")
     n_centres: int | None = option(None, "number of k-means centres in place of the gallery")
 
 
 @dataclass(frozen=True, kw_only=True)
 class WhitenedOptions(DN2Options):
     """kNN on whitened pretrained features"""
+
+    normalise: bool = option(False, LENGTH_ONE)
 
     def made(self, setup) -> dict[str, Any]:
         return {"whiten": True}
@@ -272,7 +304,9 @@ class WhitenedOptions(DN2Options):
 class TrainingOptions(NetworkOptions):
     """Options of the methods that train a part of the network."""
 
-    adapt_from: str = option("layer3", "first stage that is trained, as layer4")
+    adapt_from: str | None = option(
+        None, "first stage that is trained, as layer4; default: the network's"
+    )
     epochs: int | None = option(None, EPOCHS, pace="long")
     lr: float | None = option(None, RATE, pace="lr")
     max_grad_norm: float | None = option(None, CLIP, pace="max_grad_norm")
@@ -290,6 +324,7 @@ class CompactnessOptions(TrainingOptions):
 
     detector = "PANDA"
     k: int = option(2, NEIGHBOURS)
+    normalise: bool | None = option(None, LENGTH_ONE, pace="normalise")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -322,6 +357,9 @@ class EWCOptions(CompactnessOptions):
     fisher: str | None = option(None, "file with the Fisher information, as pandalib saves it")
     fisher_images: str | None = option(
         None, "folder with one folder of images per class, to compute it from"
+    )
+    fisher_samples: int | None = option(
+        None, "images for it; default: 600 glyphs for the embedded network, else 200"
     )
     fisher_recipe: str = option(
         "per-sample",
@@ -364,7 +402,6 @@ class SVDDOptions(ImageOptions):
 class MapOptions(NetworkOptions):
     """Options of the methods that give a map for each image."""
 
-    default_layers: ClassVar[tuple[str, ...]]
     layers: str | None = option(None, "layers that are compared, as layer1,layer2")
     sigma: float = option(4.0, "Gaussian blur of the maps, in pixels")
 
@@ -372,15 +409,16 @@ class MapOptions(NetworkOptions):
         if self.layers is not None:
             return {"layers": [name.strip() for name in self.layers.split(",")]}
         network = setup.backbone
-        parts = (network.frozen, network.trainable)
-        stages = [name for part in parts for name, _ in part.named_children()]
-        layers = [name for name in self.default_layers if name in stages]
-        if not layers:
+        if not network.map_layers:
             raise ValueError(
-                f"{network.name} up to {network.truncate_after} has none of the layers "
-                f"{', '.join(self.default_layers)}: choose a later truncate_after."
+                f"{network.name} up to {network.truncate_after} has no layer for maps: choose a "
+                "later truncate_after, or layers."
             )
-        return {"layers": layers}
+        return {"layers": self.chosen(network.map_layers)}
+
+    def chosen(self, layers: tuple[str, ...]) -> tuple[str, ...]:
+        """Of the network's layers for maps, those that the method compares by default."""
+        return layers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -388,7 +426,6 @@ class SPADEOptions(MapOptions):
     """SPADE: each position against those in the nearest normal images"""
 
     detector = "SPADE"
-    default_layers = ("layer1", "layer2", "layer3")
     n_images: int = option(50, "number of nearest normal images to compare with")
     kappa: int = option(1, "number of nearest positions")
     balanced: bool = option(False, "scale the layers alike before their mean")
@@ -399,8 +436,10 @@ class PatchCoreOptions(MapOptions):
     """PatchCore: each position against a memory bank of patches"""
 
     detector = "PatchCore"
-    default_layers = ("layer2", "layer3")
     coreset_ratio: float = option(0.1, "fraction of the patches kept in the memory bank")
+
+    def chosen(self, layers: tuple[str, ...]) -> tuple[str, ...]:
+        return layers[-2:]
 
 
 METHODS: dict[str, type[ImageOptions]] = {

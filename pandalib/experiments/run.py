@@ -21,7 +21,8 @@ import psutil
 
 from pandalib.backbones import Backbone, load_backbone
 from pandalib.cache import FeatureCache, Memory
-from pandalib.datasets.images import Geometry, join, take
+from pandalib.datasets import elpv
+from pandalib.datasets.images import Geometry, ImageArray, join, take
 from pandalib.datasets.load import load_task, sibling_tasks
 from pandalib.datasets.outliers import KINDS, check_unseen, load_outliers, outlier_folder
 from pandalib.datasets.public import SETS
@@ -83,10 +84,10 @@ def run(
     chosen = make_options(method, options)
     defaults = tier_named(tier)
     recall = _call if memory is None else memory.recall
-    resize = defaults.resize if chosen.size is None and not task.startswith(DRAWN) else None
-    data = _load_images(task, chosen, defaults.size, resize, seed, recall)
-    if data.note and progress:
-        print(data.note, file=sys.stderr)
+    data = _load_images(task, chosen, defaults, seed, recall)
+    for line in (data.note, data.credit):
+        if line and progress:
+            print(line, file=sys.stderr)
     chosen = chosen.at_pace(defaults.pace, len(data.train))
     network = load_network(chosen, defaults, seed)
     cache = memory if tier == "embedded" else FeatureCache()
@@ -150,17 +151,18 @@ def _call(function, *arguments, **options):
     return function(*arguments, **options)
 
 
-def _load_images(task, options, size, resize, seed, recall) -> OneClassTask:
+def _load_images(task, options, tier: Tier, seed: int, recall) -> OneClassTask:
     """The images of a run. Drawn ones have a size of their own, all others the tier's."""
-    names = ("n_train", "n_test", "missing_masks", "level")
+    names = ("n_train", "n_test", "missing_masks", "level", "doubtful", "size", "fit")
     named = {name: getattr(options, name) for name in names}
     if options.defects is not None:
         named["defects"] = tuple(name.strip() for name in options.defects.split(","))
     if not task.startswith(DRAWN):
-        named["size"] = options.size or size
-    elif options.size is not None:
-        named["size"] = options.size
-    return recall(load_task, task, seed=seed, resize=resize, **named)
+        named["fit"] = options.fit or tier.fit
+        if named["fit"] == "crop" and options.size is None:
+            named["resize"] = tier.resize
+        named["size"] = options.size or tier.size
+    return recall(load_task, task, seed=seed, **named)
 
 
 @dataclass
@@ -183,6 +185,7 @@ class Setup:
             self.task.train,
             options.fisher,
             options.fisher_images,
+            n_samples=options.fisher_samples,
             recipe=options.fisher_recipe,
             seed=self.seed,
             progress=self.progress,
@@ -191,12 +194,24 @@ class Setup:
     def outliers(self, options) -> Sequence:
         """Outliers of the size of the images, none of them a test image: uint8 (n, 3, H, W)."""
         kind, n = options.outlier_images or "near", options.n_outliers
-        if kind in KINDS:
-            n = N_OUTLIERS if n is None else n
-            return self._drawn_outliers(kind, n, options.level)
+        source, _, name = self.task.name.partition(":")
         height, width = np.shape(self.task.train[:1])[-2:]
         geometry = getattr(self.task.train, "geometry", None) or Geometry(height, width)
-        if kind in SETS:
+        if kind == "near" and source == "elpv":
+            images = take_some(elpv.other_defects(name, geometry), n, self.seed)
+        elif kind == "near" and source != "pictograms":
+            raise ValueError(
+                f"{self.task.name} needs outlier_images: a folder of images that are not normal, "
+                "or a data set; near ones are known for pictograms and solar cells only."
+            )
+        elif kind in KINDS:
+            levels = {} if options.level is None else {"level": options.level}
+            n = N_OUTLIERS if n is None else n
+            images = self.recall(load_outliers, kind, n, seed=self.seed, **levels)
+            if source == "pictograms":  # none of them can be a test image
+                return images
+            images = ImageArray(images.transpose(0, 2, 3, 1), geometry)
+        elif kind in SETS:
             images = self._outliers_of_set(kind, n, geometry)
         elif Path(kind).expanduser().exists():
             images = outlier_folder(kind, n, geometry=geometry, seed=self.seed)
@@ -207,15 +222,6 @@ class Setup:
             )
         check_unseen(images, self.task)
         return images
-
-    def _drawn_outliers(self, kind: str, n: int, level: str | None) -> np.ndarray:
-        if not self.task.name.startswith("pictograms:"):
-            raise ValueError(
-                f"{self.task.name} needs outlier_images: a folder of images that are not normal, "
-                f"or a data set; {kind!r} outliers are drawn for pictograms only."
-            )
-        levels = {} if level is None else {"level": level}
-        return self.recall(load_outliers, kind, n, seed=self.seed, **levels)
 
     def _outliers_of_set(self, name: str, n: int | None, geometry: Geometry) -> Sequence:
         """At most n training images, equally many of each class where possible."""
@@ -228,9 +234,14 @@ class Setup:
         each = None if n is None else max(2, math.ceil(n / len(siblings)))
         how = dict(n_train=each, n_test=1, size=geometry.height, seed=self.seed)
         images = join([load_task(one, **how).train for one in siblings], geometry)
-        if n is None or n >= len(images):
-            return images
-        return take(images, np.random.default_rng(self.seed).permutation(len(images))[:n])
+        return take_some(images, n, self.seed)
+
+
+def take_some(images: Sequence, n: int | None, seed: int) -> Sequence:
+    """At most n of the images, drawn with `seed`; None: all."""
+    if n is None or n >= len(images):
+        return images
+    return take(images, np.random.default_rng(seed).permutation(len(images))[:n])
 
 
 class Recorder:
@@ -273,8 +284,8 @@ class Recorder:
         gallery, features = self._features(done.backbone)
         if self.centre is None:  # the first checkpoint is the pretrained network
             self.centre = gallery.mean(axis=0)
-        k = self.options.k
-        return diagnose(gallery, features, self.data.labels, centre=self.centre, k=k)
+        how = dict(k=self.options.k, normalise=self.options.normalise)
+        return diagnose(gallery, features, self.data.labels, centre=self.centre, **how)
 
     def _exposed(self, done) -> dict:
         gallery, features = self._features(done.detector.backbone_)

@@ -45,6 +45,7 @@ def diagnose(
     *,
     centre: ArrayLike | None = None,
     k: int = 2,
+    normalise: bool = False,
 ) -> dict:
     """Measure how a network sees its images.
 
@@ -58,8 +59,8 @@ def diagnose(
         0 normal, 1 anomalous; for teaching only, since nothing may be chosen by them.
     centre : array, shape (d,), or None
         To work out the compactness loss of the gallery.
-    k : int
-        Neighbours, as for `KNN`.
+    k, normalise
+        As for `KNN`.
 
     Returns
     -------
@@ -69,7 +70,7 @@ def diagnose(
         labels or centre is None.
     """
     gallery, features = as_features(gallery, "gallery"), as_features(features)
-    scores = KNN(k).fit(gallery).score(features)
+    scores = KNN(k, normalise=normalise).fit(gallery).score(features)
     found = dict(
         loss=None,
         roc_auc=None,

@@ -226,8 +226,8 @@ class PANDA(BaseEstimator):
         As for `fit_compactness`.
     checkpoint_every, folder, on_checkpoint
         As for `Checkpoints`; by default only the first and the last network are kept.
-    k : int
-        Neighbours, as for `KNN`.
+    k, normalise
+        Of the kNN, as for `KNN`. Training is on features as they are, as in the paper.
     cache : FeatureCache or None
         Keeps the frozen part's output on disk for the next run.
 
@@ -258,6 +258,7 @@ class PANDA(BaseEstimator):
     weight_decay: float = 0.0
     penalty: Callable[[torch.nn.Module], torch.Tensor] | None = None
     k: int = 2
+    normalise: bool = False
     seed: int = 0
     checkpoint_every: int | None = None
     folder: Path | str | None = None
@@ -271,7 +272,8 @@ class PANDA(BaseEstimator):
         frozen = self.backbone.frozen_features(normal_images, cache=self.cache)
         self._adapt(frozen)
         self.backbone_ = self.checkpoints_[-1]
-        self.scorer_ = KNN(self.k).fit(self.backbone_.features_from(frozen))
+        features = self.backbone_.features_from(frozen)
+        self.scorer_ = KNN(self.k, normalise=self.normalise).fit(features)
         return self
 
     def score(self, images) -> np.ndarray:
@@ -378,7 +380,7 @@ class PANDASES(PANDA):
         self.scorers_, held_out_scores = [], []
         for network in self.checkpoints_:
             features = network.features_from(frozen)
-            scorer = KNN(self.k).fit(features[train])
+            scorer = KNN(self.k, normalise=self.normalise).fit(features[train])
             self.scorers_.append(scorer)
             held_out_scores.append(scorer.score(features[self.held_out_]))
         self.held_out_scores_ = np.stack(held_out_scores)

@@ -7,11 +7,15 @@ nearby. A patch p of a test image scores
     d(p) = min over m in M of ||p - m||^2
 
 and the map of d is enlarged and blurred. Left out here: PatchCore's reweighting of the image score.
+
+The bank grows image by image, so that memory does not grow with the number of images: a coreset of
+each portion of patches joins it, and what grows beyond twice `bank_size` is thinned again. A union
+of coresets covers the patches as well as one coreset does, up to a constant (Malkomes et al. 2015).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
@@ -21,7 +25,9 @@ import torch.nn.functional as F
 from pandalib.backbones import Backbone
 from pandalib.methods.distances import MapDetector, Nearest, enlarged, enlargement, height_and_width
 from pandalib.progress import progress as bar
-from pandalib.validation import as_images
+from pandalib.validation import as_images, check_counts
+
+PORTION = 16384  # patches of which one coreset is chosen: its time grows with their square
 
 
 @dataclass(eq=False, repr=False)
@@ -36,6 +42,8 @@ class PatchCore(MapDetector):
         From fine to coarse.
     coreset_ratio : float, above 0 and at most 1
         The fraction of the patches that stay in the bank.
+    bank_size : int or None
+        At most this many stay.
     sigma : float
         Of the Gaussian blur, in pixels of the image.
     memory_mb : float
@@ -66,6 +74,7 @@ class PatchCore(MapDetector):
     _: KW_ONLY
     layers: Sequence[str] = ("layer2", "layer3")
     coreset_ratio: float = 0.1
+    bank_size: int | None = None
     sigma: float = 4.0
     memory_mb: float = 64.0
     seed: int = 0
@@ -76,28 +85,46 @@ class PatchCore(MapDetector):
         self._check_settings()
         if not 0 < self.coreset_ratio <= 1:
             raise ValueError(f"coreset_ratio={self.coreset_ratio!r}: expected above 0, at most 1.")
+        if self.bank_size is not None:
+            check_counts(bank_size=self.bank_size)
         normal_images = as_images(normal_images)
-        patches = self._patches(normal_images)
-        self._grid = patches.shape[1:3]
-        patches = patches.flatten(0, 2)
-        n_kept = max(1, round(self.coreset_ratio * len(patches)))
-        if n_kept < len(patches):
-            patches = patches[coreset(patches, n_kept, seed=self.seed, progress=self.progress)]
-        self.memory_bank_ = patches
-        self._mean = patches.mean(dim=0)
         self.image_size_ = height_and_width(normal_images)
+        bank, portion, waiting, n_seen = [], [], 0, 0
+        batches = self._iter_patches(normal_images)
+        for patches in bar(batches, "memory bank", shown=self.progress):
+            self._grid = patches.shape[1:3]
+            portion.append(patches.flatten(0, 2))
+            waiting += len(portion[-1])
+            if waiting >= PORTION:
+                n_seen += waiting
+                bank.append(self._thinned(torch.cat(portion), self.coreset_ratio))
+                portion, waiting = [], 0
+                if self.bank_size and sum(map(len, bank)) > 2 * self.bank_size:
+                    bank = [self._limited(torch.cat(bank))]
+        if portion:
+            bank.append(self._thinned(torch.cat(portion), self.coreset_ratio))
+        self.memory_bank_ = self._limited(torch.cat(bank))
+        self._mean = self.memory_bank_.mean(dim=0)
         return self
 
+    def _thinned(self, patches: torch.Tensor, ratio: float) -> torch.Tensor:
+        n_kept = max(1, round(ratio * len(patches)))
+        if n_kept == len(patches):
+            return patches
+        return patches[coreset(patches, n_kept, seed=self.seed)]
+
+    def _limited(self, patches: torch.Tensor) -> torch.Tensor:
+        return self._thinned(patches, min(1, (self.bank_size or len(patches)) / len(patches)))
+
     def _maps_of(self, images) -> np.ndarray:
-        patches = self._patches(images)
+        patches = torch.cat(list(self._iter_patches(images)))
         nearest = Nearest(patches.flatten(1, 2) - self._mean)
         nearest.update(self.memory_bank_ - self._mean, range(len(patches)))
         maps = nearest.squared().numpy().reshape(-1, *self._grid)
         return enlarged(maps, self.image_size_, self.sigma)
 
-    def _patches(self, images) -> torch.Tensor:
-        """The patches (n, h, w, C) of images, on the grid of the first layer."""
-        parts = []
+    def _iter_patches(self, images) -> Iterator[torch.Tensor]:
+        """Yield the patches (b, h, w, C) of images, on the grid of the first layer."""
         for found in self.backbone.iter_layers(images, self.layers, pooled=False):
             # Zeros beyond the border: means over fewer positions would vary more and score higher.
             maps = [F.avg_pool2d(found[name].float().cpu(), 3, 1, 1) for name in self.layers]
@@ -106,10 +133,10 @@ class PatchCore(MapDetector):
                 rows = torch.from_numpy(enlargement(coarse.shape[2], height))
                 columns = torch.from_numpy(enlargement(coarse.shape[3], width))
                 maps[number] = rows @ coarse @ columns.T
-            parts.append(torch.cat(maps, dim=1).permute(0, 2, 3, 1))
-            if not parts[-1].isfinite().all():
+            patches = torch.cat(maps, dim=1).permute(0, 2, 3, 1)
+            if not patches.isfinite().all():
                 raise ValueError("features are NaN or infinite: expected finite numbers.")
-        return torch.cat(parts)
+            yield patches
 
     def _bytes_per_image(self) -> int:
         return 12 * self._grid[0] * self._grid[1] * self.memory_bank_.shape[1]
@@ -121,7 +148,6 @@ def coreset(
     *,
     n_projected: int = 128,
     seed: int = 0,
-    progress: bool = True,
 ) -> torch.Tensor:
     """Choose `n_kept` of the rows (n, d) such that each row has a chosen one nearby.
 
@@ -142,7 +168,7 @@ def coreset(
     distances = torch.full_like(norms, torch.inf)  # squared, to the nearest chosen row
     farthest = int(torch.randint(n, (), generator=generator))
     chosen = []
-    for _ in bar(range(n_kept), "coreset", shown=progress):
+    for _ in range(n_kept):
         chosen.append(farthest)
         to_new = norms + norms[farthest] - 2 * (features @ features[farthest])
         torch.minimum(distances, to_new, out=distances)
