@@ -60,7 +60,8 @@ def test_every_option_reaches_its_detector():
     """By the name of a parameter, or because the run itself makes use of it."""
     by_the_run = set(
         "size n_train n_test level defects missing_masks backbone weights truncate_after bias_free "
-        "adapt_from checkpoints fisher_images fisher_recipe n_outliers".split()
+        "adapt_from checkpoints fisher_images fisher_recipe fisher_samples n_outliers fit "
+        "doubtful".split()
     )
     for method, options in METHODS.items():
         parameters = inspect.signature(getattr(pandalib, options.detector)).parameters
@@ -126,11 +127,13 @@ def no_tier(monkeypatch):
 def test_the_tier_in_force(no_tier, monkeypatch):
     assert config.current_tier() == config.TIERS["embedded"]
     monkeypatch.setenv("PANDALIB_TIER", "standard")
-    with pytest.raises(ValueError, match="'standard' has no images of its own"):
+    assert config.current_tier() == config.TIERS["standard"]
+    monkeypatch.setenv("PANDALIB_TIER", "paper")
+    with pytest.raises(ValueError, match="'paper' has no images of its own"):
         config.current_tier()
     monkeypatch.setenv("PANDALIB_TASK", "folder:photos:good")
     tier = config.current_tier()
-    assert (tier.name, tier.task) == ("standard", "folder:photos:good")
+    assert (tier.name, tier.task) == ("paper", "folder:photos:good")
     config.use("paper", task="folder:x", size=256)
     assert config.current_tier() == replace(config.TIERS["paper"], task="folder:x", size=256)
 

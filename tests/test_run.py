@@ -228,10 +228,11 @@ def test_bfloat16_is_recorded():
 
 
 def test_segmentation_needs_its_layers():
-    options = dict(truncate_after="layer1", **SURFACE)
-    with pytest.raises(ValueError, match="has none of the layers layer2, layer3"):
-        run("surfaces:weave", "bank", **options)
-    assert run("surfaces:weave", "spade", n_images=2, **options)["backbone"].endswith(":layer1")
+    with pytest.raises(ValueError, match="up to conv has no layer for maps"):
+        run("surfaces:weave", "bank", truncate_after="conv", **SURFACE)
+    for method in ("bank", "spade"):
+        found = run("surfaces:weave", method, truncate_after="layer1", **SURFACE)
+        assert found["backbone"].endswith(":layer1")
 
 
 def test_a_memory_changes_no_number_and_saves_the_work(monkeypatch):
@@ -342,7 +343,7 @@ def test_outliers_of_a_data_set(monkeypatch):
             "'nearer' is unknown: choose one of near, middle, far, noise",
         ),
         ("surfaces:weave", None, "needs outlier_images: a folder of images that are not normal"),
-        ("surfaces:weave", "noise", "'noise' outliers are drawn for pictograms only"),
+        ("surfaces:weave", "near", "near ones are known for pictograms and solar cells only"),
         ("folder:{}/task:good", "{}/task/bad", "nothing may be learned from what is tested"),
     ],
 )

@@ -24,7 +24,7 @@ COMPILE = """pip compile pyproject.toml --universal --python-version 3.11 --fork
     --generate-hashes --no-emit-index-url --no-header --no-config --quiet"""
 HEADER = """\
 # Every package of the course, with its version and the hashes of its files. Made by `make lock`.
-# Base packages and the extras [test], [photographs], [timm], [cluster] and [book] of pyproject.toml,
+# Base packages and the extras [test], [photographs], [timm], [cluster] and [book] of pyproject.toml
 # for every platform, Python 3.11 and newer; to be installed with --no-deps, for its last line.
 # Linux gets torch with CUDA; without a GPU, see "CPU only" in the README.
 """
