@@ -55,7 +55,7 @@ def find_images(arguments, *, recursive: bool = False) -> Listing:
     Parameters
     ----------
     arguments : path-like or iterable of path-like
-        Each a folder; a file; a pattern as "*.png" or "**/*.png"; or a table, FILE.csv, whose
+        Each a folder; a file; a pattern as `*.png` or `**/*.png`; or a table, FILE.csv, whose
         column `file`, `path`, `filename` or `image` (without such a header, its first column) names
         files, relative to the table.
     recursive : bool
