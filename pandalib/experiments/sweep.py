@@ -13,6 +13,7 @@ import functools
 import subprocess
 import threading
 import traceback
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import BrokenExecutor
 from dataclasses import asdict
@@ -43,6 +44,9 @@ from pandalib.progress import progress as bar
 
 LOG = "sweep.log"  # in the folder of a sweep
 CONNECTING = 15  # seconds to wait for a scheduler
+
+# Joblib replaces a worker whose memory has grown. Nothing is lost, so nobody need be warned.
+warnings.filterwarnings("ignore", "A worker stopped while some jobs", UserWarning)
 
 
 def sweep(
