@@ -10,8 +10,16 @@ from PIL import Image
 
 from pandalib import published_numbers, summarise, write_table
 from pandalib.experiments.results import PLAN, canonical, identity, write_result
-from pandalib.experiments.tables import as_csv, as_markdown, class_interval, differences, labels
+from pandalib.experiments.tables import (
+    as_csv,
+    as_markdown,
+    class_interval,
+    differences,
+    labels,
+    paired,
+)
 from pandalib.io import dump_json_with_hash
+from pandalib.metrics import bootstrap_interval, paired_interval, roc_auc
 
 VERSIONS = dict(pandalib="0.1.0", torch="2")
 
@@ -82,6 +90,41 @@ def test_rows_are_compared_class_by_class():
     assert "| method | network | ROC-AUC | ROC-AUC minus dn2 | runs |" in page
     assert "| +0.010 (+0.010 to +0.010) | 5 |" in page
     assert "| dn2 | net | 0.762 (" in page
+
+
+def test_kinds_of_cells_are_compared_image_by_image():
+    """Poly and mono are two data sets of one class: there the bootstrap draws the test images."""
+    rng = np.random.default_rng(0)
+    labels_ = np.repeat([0, 1], [40, 30])
+    results, tests = [], {}
+    for task, shift in (("elpv:mono", 2.0), ("elpv:poly", 1.0)):
+        for seed in (0, 1):
+            noise = rng.normal(size=70)
+            for method, gain in (("dn2", 0.0), ("early", 0.5)):
+                scores = np.float32(noise + (shift + gain) * labels_)
+                tests[task, method, seed] = labels_, scores
+                one = result(
+                    task, method, tier="standard", seed=seed, roc_auc=roc_auc(labels_, scores)
+                )
+                one |= dict(labels="".join(map(str, labels_)), scores=[float(x) for x in scores])
+                results.append(one)
+    rows = summarise(results)
+    assert [(row.data_set, row.method) for row in rows] == [
+        (kind, method) for kind in ("elpv:mono", "elpv:poly") for method in ("dn2", "early")
+    ]
+    for dn2, early in (rows[:2], rows[2:]):
+        of = [[tests[dn2.data_set, method, seed] for seed in (0, 1)] for method in ("dn2", "early")]
+        alone = np.mean([bootstrap_interval(*test) for test in of[1]], axis=0)
+        assert early.interval("roc_auc") == pytest.approx(tuple(alone), abs=1e-12)
+        both = [paired_interval(*b, a[1]) for a, b in zip(*of)]
+        change = paired(early, dn2, "roc_auc")
+        assert change == pytest.approx(tuple(np.mean(both, axis=0)), abs=1e-12)
+        assert change[0] > 0 and early.interval("roc_auc")[0] < dn2.interval("roc_auc")[1]
+    page = as_markdown(rows, plan_of(results), results, "Alt.")
+    assert "draws of the test images" in page and "draws of the classes" not in page
+    assert f"({change[0]:+.3f} to {change[1]:+.3f})" in page
+    without = [{key: one[key] for key in one if key != "scores"} for one in results]
+    assert summarise(without)[0].interval("roc_auc") is None  # from an older sweep
 
 
 def test_rows_are_told_apart():

@@ -2,9 +2,9 @@
 
     sweep("one_class_embedded", "results/one_class")     # killed and called again, it goes on
 
-A result file holds the record of `pandalib.run` and its origin: settings, versions, device,
-threads, commit, time, but nothing that names the machine. It is written whole or not at all. A run
-that fails leaves its error in its file, and the others go on.
+A result file holds the record of `pandalib.run` with its scores, and its origin: settings,
+versions, device, threads, commit, time, but nothing that names the machine. It is written whole or
+not at all. A run that fails leaves its error in its file, and the others go on.
 """
 
 from __future__ import annotations
@@ -201,7 +201,7 @@ def attempt(settings: dict, threads: int | None = None, folder: Path | None = No
         )
         reset_peak_rss()
         try:
-            result |= run(**settings, memory=_memory(), progress=False)
+            result |= run(**settings, memory=_memory(), with_scores=True, progress=False)
         except Exception as error:  # of any kind: the other runs go on
             result |= {key: settings[key] for key in MAIN} | {"error": _facts_of(error)}
         torch.set_num_threads(before[0])
