@@ -300,7 +300,7 @@ def as_csv(rows: list[Row]) -> str:
     """One line for each row and metric, with the first published number to compare with."""
     names = (
         "data_set normal_classes tier method backbone weights_sha256 options metric mean low high "
-        "n_classes classes_wanted seeds n_runs runs_wanted n_failed published mark experiment"
+        "n_classes classes_wanted seeds n_runs runs_wanted n_failed published experiment"
     ).split()
     out = io.StringIO()
     writer = csv.DictWriter(out, names, extrasaction="ignore", lineterminator="\n")
