@@ -12,15 +12,17 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from small import images, small_backbone
 
-from pandalib import SPADE, Inspector, load_backbone
+from pandalib import SPADE, Inspector, PatchCore, load_backbone, load_task
 from pandalib.datasets.images import Geometry, ImageError, ImageFolder
 from pandalib.inspection import inspector
 from pandalib.inspection.inspector import _sample, _scale, counted
-from pandalib.methods.distances import image_scores
+from pandalib.methods.distances import enlarged, image_scores
+from pandalib.methods.whitening import l2_normalise
 
 SIDE = 32
 NORMAL, QUERIES = images(30, SIDE), images(6, SIDE, seed=1)
-SETTINGS = dict(n_maps=22, n_images=4, false_alarm_rate=0.1, progress=False)
+SETTINGS = dict(place="spade", n_maps=22, n_images=4, false_alarm_rate=0.1, progress=False)
+BANK = SETTINGS | dict(place="bank", bank_size=300)
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +77,40 @@ def test_parts_are_those_of_the_definition(backbone, fitted):
     np.testing.assert_allclose(image_scores(maps), fitted.parts(QUERIES)["place"], rtol=1e-5)
 
 
+def test_the_parts_of_a_memory_bank_are_those_of_the_definition(backbone):
+    fitted = Inspector(backbone, **BANK).fit(NORMAL)
+    how = dict(layers=backbone.map_layers[-2:], bank_size=300, progress=False)
+    peer = PatchCore(backbone, **how).fit(NORMAL)
+    assert torch.equal(peer.memory_bank_, fitted.place_.detector.memory_bank_)
+    bank = peer.memory_bank_
+    for number in fitted.sample_[:6]:  # each without its own patches, by a loop
+        (found,) = backbone.iter_layers(NORMAL[number : number + 1], peer.layers)
+        others = bank[[row for row in range(len(bank)) if peer.owners_[row] != number]]
+        squared = torch.cdist(peer.patches_of(found)[0].flatten(0, 1), others).square()
+        small = squared.amin(dim=1).view(1, *peer.grid_).numpy()
+        highest = enlarged(small, (SIDE, SIDE), peer.sigma).max()
+        score = fitted.normal_parts_["place"][fitted.sample_.tolist().index(number)]
+        assert score * fitted.scales_["place"] == pytest.approx(
+            highest, rel=5e-3
+        )  # the sample is kept in float16
+    raw = fitted.normal_parts_["place"] * fitted.scales_["place"]
+    assert fitted.scales_["place"] == pytest.approx(np.quantile(raw, 0.9))
+    expected = peer.score(QUERIES) / fitted.scales_["place"]
+    np.testing.assert_allclose(fitted.parts(QUERIES)["place"], expected, rtol=1e-4)
+    np.testing.assert_allclose(fitted.parts(QUERIES)["place"], image_scores(fitted.maps(QUERIES)))
+
+
+def test_normalised_features(backbone):
+    fitted = Inspector(backbone, **SETTINGS, normalise=True).fit(NORMAL)
+    features = l2_normalise(backbone.features(NORMAL)).astype(float)
+    among = cdist(features, features, "sqeuclidean")
+    np.fill_diagonal(among, np.inf)
+    among = np.sort(among, axis=1)[:, :2].sum(axis=1)[fitted.sample_]
+    np.testing.assert_allclose(
+        fitted.normal_parts_["image"], among / np.quantile(among, 0.9), rtol=2e-3
+    )
+
+
 def test_threshold_is_a_rank_among_the_normal_images(fitted):
     ordered = np.sort(fitted.normal_scores_)
     assert fitted.threshold() == ordered[-2]  # of 23 ranks a tenth, in whole ones, is 2
@@ -83,10 +119,12 @@ def test_threshold_is_a_rank_among_the_normal_images(fitted):
     assert fitted.alarms(QUERIES, rate=0.5).sum() >= fitted.alarms(QUERIES).sum()
 
 
-def test_new_normal_images_alarm_as_often_as_asked_for(backbone):
+@pytest.mark.parametrize("place", ["bank", "spade"])
+def test_new_normal_images_alarm_as_often_as_asked_for(backbone, place):
     rates = []
     for seed in range(4):
-        detector = Inspector(backbone, false_alarm_rate=0.2, n_images=5, progress=False)
+        how = dict(false_alarm_rate=0.2, n_images=5, bank_size=1000)
+        detector = Inspector(backbone, place=place, progress=False, **how)
         detector.fit(images(60, SIDE, seed=100 + seed))
         rates.append(detector.alarms(images(80, SIDE, seed=200 + seed)).mean())
     assert 0.08 < np.mean(rates) < 0.3, rates
@@ -119,6 +157,60 @@ def test_fit_then_add_is_fit_of_all(backbone, fitted, first):
     same(both.add(NORMAL[first:]), fitted)
     if first == 24:  # some left, some came
         assert before - set(both.sample_) and set(both.sample_) - before
+
+
+def test_more_images_for_a_memory_bank(backbone):
+    """New images are compared with all; the scores of earlier ones stay what they were."""
+    detector = Inspector(backbone, **BANK).fit(NORMAL[:20])
+    before = dict(
+        zip(detector.sample_, detector.normal_parts_["place"] * detector.scales_["place"])
+    )
+    bank = detector.place_.detector.memory_bank_
+    detector.add(NORMAL[20:])
+    after = dict(zip(detector.sample_, detector.normal_parts_["place"] * detector.scales_["place"]))
+    assert len(after) == 22 and max(detector.place_.detector.owners_) >= 20
+    for number in set(after) & set(before):
+        assert after[number] == pytest.approx(before[number])
+    assert not torch.equal(bank, detector.place_.detector.memory_bank_)
+    assert detector.parts(NORMAL[20:])["place"].max() < 1.5
+
+
+def frames(n_scenes, n_frames, seed):
+    """Scenes in the laboratory, each in frames that differ by a little noise."""
+    rng = np.random.default_rng(seed)
+    scenes = load_task("pictograms:star", n_train=n_scenes, n_test=1, seed=seed).train[:]
+    noise = rng.normal(0, 2, (n_scenes, n_frames, *scenes.shape[1:]))
+    pictures = np.clip(scenes[:, None] + noise, 0, 255).astype(np.uint8)
+    return pictures.reshape(-1, *scenes.shape[1:])
+
+
+@pytest.mark.parametrize("place", ["bank", "spade"])
+def test_near_duplicates_are_left_out_together(place):
+    """Twenty scenes of three frames: with each frame's twins left in, every new image alarms."""
+    how = dict(place=place, bank_size=2000, progress=False)
+    detector = Inspector(load_backbone(), **how).fit(frames(20, 3, seed=0))
+    new = load_task("pictograms:star", n_train=30, n_test=1, seed=1).train[:]
+    assert detector.groups_.tolist() == np.repeat(np.arange(20), 3).tolist()
+    assert detector.near_duplicates()[1] == ["image 3", "image 4", "image 5"]
+    assert detector.alarms(new).sum() <= 6
+    with pytest.raises(ValueError, match="45 normal images are 15 different ones .* least 19"):
+        detector.fit(frames(15, 3, seed=0))
+
+
+def test_strange_normal_images_are_named_and_left_out_on_request(backbone, tmp_path):
+    pictures = NORMAL.copy()
+    pictures[4], pictures[17] = 0, 255
+    folder = write(tmp_path / "normal", pictures)
+    how = dict(progress=False, false_alarm_rate=0.1, size=SIDE)
+    detector = Inspector(backbone, **how).fit(folder)
+    (one, _), (other, second), (_, third) = detector.strangest(3)
+    assert {one, other} == {"004.png", "017.png"} and detector.strange_ == []
+    limit = (second + third) / 2
+    without = Inspector(backbone, **how, leave_out_above=limit).fit(folder)
+    assert [name for name, _ in without.strange_] == [one, other]
+    assert without.strange_[1] == (other, second) and len(without.features_) == 28
+    same(without, Inspector(backbone, **how).fit(np.delete(pictures, [4, 17], axis=0)))
+    assert without.threshold() < detector.threshold() and without.leave_out_above == limit
 
 
 def test_copies_are_left_out(backbone, fitted):
@@ -180,6 +272,7 @@ def test_rates_beyond_the_sample(fitted):
 
 def test_settings_that_do_not_fit(backbone):
     wrong = dict(false_alarm_rate=1.0, n_maps=8, n_images=0.5, k=0, sigma=-1, size=0, memory_mb=0)
+    wrong |= dict(bank_size=0, leave_out_above=1.0)
     for name, value in wrong.items():
         detector = Inspector(backbone, **SETTINGS | {name: value})  # said in fit, not before
         with pytest.raises(ValueError, match=f"{name}={value}"):
@@ -204,11 +297,9 @@ def test_it_is_an_estimator(backbone, fitted):
 
 def test_layers_and_sizes_follow_the_network(backbone, fitted):
     cut = Inspector(small_backbone(truncate_after="layer2"), **SETTINGS).fit(NORMAL)
-    assert cut.layers_ == ["layer1", "layer2"]
-    assert (fitted.size_, fitted.image_size_) == (224, (SIDE, SIDE))
-    detector = Inspector(load_backbone())
-    detector.prepare()
-    assert (detector.size_, detector.resize_) == (128, 128)
+    assert cut.layers_ == ("layer1", "layer2") and fitted.image_size_ == (SIDE, SIDE)
+    assert Inspector(backbone, **BANK).fit(NORMAL).layers_ == ("layer2", "layer3")
+    assert Inspector(load_backbone()).prepare() == 128 and Inspector(backbone).prepare() == 224
 
 
 # --- what may be called images ---
@@ -218,7 +309,7 @@ def test_folder_list_sequence_and_array_are_one(backbone, fitted, tmp_path):
     folder = write(tmp_path / "train" / "good", NORMAL)
     files = sorted(folder.iterdir())
     pillow = [Image.open(file) for file in files]
-    mvtec, lazy = tmp_path, ImageFolder(files, Geometry.square(SIDE, fit="crop"))
+    mvtec, lazy = tmp_path, ImageFolder(files, Geometry.square(SIDE))
     for given in (folder, mvtec, files, lazy, torch.from_numpy(NORMAL), pillow):
         detector = new(backbone).fit(given)
         same(detector, fitted)
@@ -229,8 +320,40 @@ def test_folder_list_sequence_and_array_are_one(backbone, fitted, tmp_path):
     np.testing.assert_allclose(detector.score(queries / "002.png"), expected[2:3], rtol=1e-3)
     maps = detector.maps(str(tmp_path), recursive=True)[:6]
     np.testing.assert_allclose(maps, detector.maps(QUERIES), rtol=1e-3, atol=1e-4)
-    with pytest.raises(ValueError, match="resized to 40.*expected .*resized to 32"):
+    with pytest.raises(ValueError, match="resized to 40.*expected .*the whole image"):
         detector.score(ImageFolder(files, Geometry.square(SIDE, 40)))
+
+
+@pytest.mark.parametrize("place", ["bank", "spade"])
+def test_the_whole_image_is_seen(tmp_path, place):
+    """A hole at the left of a wide photograph alarms as one in the centre does."""
+    rng = np.random.default_rng(0)
+    wide = rng.integers(110, 140, (24, 3, 40, 120), dtype=np.uint8).repeat(5, 2).repeat(5, 3)
+    folder = write(tmp_path / "normal", wide[:20])
+    clean = write(tmp_path / "clean", wide[20:])
+    detector = Inspector(load_backbone(), size=96, place=place, progress=False).fit(folder)
+    assert detector.image_size_ == (64, 128) and detector.geometry_.fit == "stretch"
+    for left in (30, 290, 540):
+        holed = wide[20:21].copy()
+        holed[:, :, 90:130, left : left + 40] = 0
+        file = write(tmp_path / f"hole{left}", holed) / "000.png"
+        assert detector.score(file) > 1.5 * detector.threshold() > 1.5 * detector.score(clean)[0]
+        (finding,) = detector.rank(file).top
+        row, column = np.unravel_index(finding.map.argmax(), finding.map.shape)
+        assert abs(column * 600 / 128 - left - 20) < 40 and abs(row * 200 / 64 - 110) < 40
+    paper = Inspector(load_backbone(), size=96, framing="crop", progress=False).fit(folder)
+    assert paper.image_size_ == (96, 96) and "central square" in str(paper.geometry_)
+
+
+def test_one_image_in_memory_is_the_file(backbone, tmp_path):
+    folder = write(tmp_path / "normal", NORMAL)
+    detector = new(backbone, place="bank").fit(folder)
+    file = write(tmp_path / "new", QUERIES[:1]) / "000.png"
+    pixels = QUERIES[0].transpose(1, 2, 0)
+    with Image.open(file) as picture:
+        for given in (picture, pixels, [picture]):
+            assert np.array_equal(detector.score(given), detector.score(file))
+            assert np.array_equal(detector.maps(given), detector.maps(file))
 
 
 def test_unreadable_files(backbone, fitted, tmp_path):
@@ -292,7 +415,7 @@ def test_each_image_is_read_once_and_in_batches(backbone, monkeypatch):
     assert lazy.largest == 8 and (lazy.asked == 1).all() and len(detector.sample_) == 22
     lazy.forget()
     ranking = detector.rank(lazy, top=2)
-    bytes_an_image = 8 * detector.spade_.normal_.rows.shape[1]
+    bytes_an_image = 8 * detector.place_.detector.normal_.rows.shape[1]
     assert (lazy.asked == 1).all() and lazy.largest * bytes_an_image <= 0.1e6
     # A view would keep its whole batch.
     assert all(one.map.base is None and one.image.base is None for one in ranking.top)

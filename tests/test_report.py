@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pandalib.datasets.images import Geometry
 from pandalib.inspection.inspector import Finding, Ranking
 from pandalib.inspection.report import (
     in_words,
@@ -38,9 +39,9 @@ def detector(source="imagenet", n=30):
         normal_scores_=rng.uniform(0.5, 1.5, n),
         features_=np.zeros((3 * n, 2)),
         sample_=np.arange(n),
-        image_size_=(SIDE, SIDE),
+        geometry_=Geometry(SIDE, SIDE),
         layers_=["layer1", "layer2"],
-        n_images=50,
+        place_="a memory bank of 5000 patches",
         sigma=4.0,
         threshold=lambda rate: {0.05: 1.25, 0.1: 1.0, 0.3: 1.0}[rate],
     )
@@ -175,8 +176,8 @@ def test_numbers_and_facts(text):
         "90, of which 30 serve",
         "5 %, about 1 in 20",
         "resnet18 up to layer4, weights: ImageNet",
-        "40 × 40 pixels",
-        "layer1, layer2; 50 nearest images; blur of 4 pixels",
+        "40 x 40 pixels, the whole image",
+        "layer1, layer2; a memory bank of 5000 patches; blur of 4 pixels",
         "torch ",
         "Python 3",
     ):

@@ -18,7 +18,7 @@ from pandalib.weights import verify_embedded
 
 SIDE = 32
 NORMAL, QUERIES = images(30, SIDE), images(6, SIDE, seed=1)
-SETTINGS = dict(n_maps=22, n_images=4, false_alarm_rate=0.1, progress=False)
+SETTINGS = dict(place="spade", n_maps=22, n_images=4, false_alarm_rate=0.1, progress=False)
 OLD = Path(__file__).parent / "data" / "detector"  # written by the version before this format's
 
 
@@ -70,8 +70,9 @@ def test_saved_and_loaded_to_the_bit(backbone, fitted, saved):
     assert np.array_equal(again.maps(QUERIES), fitted.maps(QUERIES))
     for rate in (None, 0.3):
         assert again.threshold(rate) == fitted.threshold(rate)
-    for name in ("size_", "resize_", "image_size_", "layers_", "n_copies_", "scales_"):
+    for name in ("geometry_", "image_size_", "n_copies_", "scales_"):
         assert getattr(again, name) == getattr(fitted, name)
+    assert tuple(again.layers_) == tuple(fitted.layers_)
     content = facts(saved)
     assert names(saved) == ["detector.json", content["tensors"]["file"]]
     assert content["n_normal"] == 30 and content["threshold"] == fitted.threshold()
@@ -83,6 +84,22 @@ def test_saved_and_loaded_to_the_bit(backbone, fitted, saved):
     again.save(saved)
     assert len(names(saved)) == 2 and facts(saved)["n_normal"] == 38
     assert len(Inspector.load(saved, backbone=backbone).features_) == 38
+
+
+def test_a_memory_bank_is_saved_to_the_bit(backbone, tmp_path):
+    how = dict(bank_size=200, normalise=True, framing="pad", false_alarm_rate=0.1, progress=False)
+    fitted = Inspector(backbone, **how).fit(NORMAL)
+    fitted.save(tmp_path / "model")
+    again = Inspector.load(tmp_path / "model", backbone=backbone)
+    assert np.array_equal(again.score(QUERIES), fitted.score(QUERIES))
+    assert np.array_equal(again.maps(QUERIES), fitted.maps(QUERIES))
+    assert again.get_params() == fitted.get_params() | {
+        "progress": again.progress,
+        "layers": again.layers,
+    }
+    assert np.array_equal(again.groups_, fitted.groups_) and again.threshold() == fitted.threshold()
+    more = images(8, 32, seed=9)
+    assert np.array_equal(again.add(more).score(QUERIES), fitted.add(more).score(QUERIES))
 
 
 def test_a_detector_of_an_older_version_gives_the_scores_that_it_gave():
@@ -183,7 +200,7 @@ def test_json_that_is_none_or_without_its_hash(saved, text):
         Inspector.load(saved)
 
 
-@pytest.mark.parametrize(("key", "value"), [("version", 2), ("version", None), ("format", "other")])
+@pytest.mark.parametrize(("key", "value"), [("version", 3), ("version", None), ("format", "other")])
 def test_another_format_is_refused(saved, key, value):
     change(saved, key, value)
     with pytest.raises(ValueError, match=f"detector.json holds .*{value}.*: expected .*'version'"):

@@ -5,15 +5,17 @@ in the right object:
 
     image(x) = DN2: squared distances of the pooled feature to the k nearest of all normal images
                (`pandalib.methods.knn`)
-    place(x) = SPADE: the largest value of the map of correspondences with normal images
-               (`pandalib.methods.spade`)
+    place(x) = the largest value of a map, by a memory bank (`pandalib.methods.patchcore`) or by
+               correspondences with similar images (`pandalib.methods.spade`)
 
 Each part is divided by the value that one normal image in ten exceeds when compared with the
 others, so that both have the same scale. The score is the larger of the two. One threshold, from
-the leave-one-out scores of the normal images, serves scores and maps.
+the leave-one-out scores of the normal images, serves scores and maps; near-duplicates are left out
+together (`pandalib.inspection.duplicates`).
 
-Memory is bounded. Images are read once, in batches; all pooled features are kept, 4 d bytes each;
-the maps need whole pyramids of features, which are kept for a random sample of the images.
+The whole of each image is seen, at one height and width for a folder. Memory is bounded. Images are
+read once, in batches; all pooled features are kept, 4 d bytes each, and the rows from which maps
+are made for a random sample of the images only.
 """
 
 from __future__ import annotations
@@ -29,17 +31,18 @@ from sklearn.base import BaseEstimator
 
 from pandalib.backbones import PIXELS_PER_BATCH, Backbone
 from pandalib.datasets.folder import open_images
-from pandalib.datasets.images import Geometry, ImageFolder, LazyImages
+from pandalib.datasets.images import Geometry, ImageFolder, LazyImages, take
 from pandalib.inspection import storage
+from pandalib.inspection.duplicates import leave_group_out, near_duplicates
+from pandalib.inspection.places import PLACES
 from pandalib.methods.distances import height_and_width, image_scores
 from pandalib.methods.knn import KNN
-from pandalib.methods.spade import SPADE, Pyramids
+from pandalib.methods.whitening import l2_normalise
 from pandalib.metrics import threshold_at
 from pandalib.progress import progress as bar
 from pandalib.validation import check_counts, check_fitted
 from pandalib.weights import EMBEDDED
 
-LAYERS = ("layer1", "layer2", "layer3")  # of SPADE, as far as the network has them
 PARTS = ("image", "place")
 
 
@@ -80,20 +83,32 @@ class Inspector(BaseEstimator):
     ----------
     backbone : Backbone
         The pretrained network, which is not adapted.
-    size, resize : int or None
-        Size in pixels of files and of the shorter side before the centre crop; None: 128 for the
-        embedded network, 224 for others. Arrays keep their own size.
+    size : int or None
+        Files are read at about size x size pixels; None: 128 for the embedded network, 224 for
+        others. Arrays keep their own size.
+    framing : {"stretch", "pad", "crop"}
+        How files of several proportions become one size, as in
+        `pandalib.datasets.images.Geometry`; "crop" sees the central square only.
+    resize : int or None
+        For "crop": the shorter side before it.
+    place : {"bank", "spade"}
+        What makes the maps.
     layers : sequence of str or None
-        For the maps; None: those of layer1 to layer3 that the network has.
+        For the maps; None: those of the network, for a bank the last two of them.
+    bank_size : int
+        At most this many patches in the bank.
     n_maps : int
-        Largest number of normal images, drawn with `seed`, whose pyramids are kept for the maps and
-        whose scores give the threshold. A false-alarm rate r needs 1 / r - 1 of them.
+        Largest number of normal images, drawn with `seed`, whose scores give the threshold. A
+        false-alarm rate r needs 1 / r - 1 of them. SPADE compares with these alone.
     n_images, sigma, memory_mb
         As for `pandalib.SPADE`.
-    k : int
-        Neighbours of DN2.
+    k, normalise
+        Of DN2, as for `pandalib.KNN`.
     false_alarm_rate : float
         Fraction of normal images that may raise an alarm.
+    leave_out_above : float or None
+        Leave out normal images that score more than this many times the median of the normal ones:
+        defects that slipped in. None: leave out none.
     seed : int
     progress : bool
 
@@ -101,21 +116,28 @@ class Inspector(BaseEstimator):
     ----------
     features_ : ndarray, shape (N, d), float32
         Of all normal images.
+    groups_ : ndarray, shape (N,), int64
+        Images of one group are near-duplicates.
     sample_ : ndarray, shape (M,), int64
-        Numbers of the images whose pyramids are kept, ascending.
-    knn_, spade_ : KNN, SPADE
+        Numbers of the images whose scores give the threshold, ascending.
+    knn_, place_ : KNN, BankPlaces or SpadePlaces
         The two detectors.
     scales_ : dict of str to float
         What each part, "image" and "place", is divided by.
     normal_parts_, normal_scores_ : dict of str to ndarray (M,), ndarray (M,)
         Of the sample, each image compared with the others.
-    layers_, size_, resize_, image_size_
+    layers_, geometry_, image_size_
         What was used: the layers, the geometry of files, and height and width of all images.
     n_copies_ : int
         Number of images left out so far as copies of others: a copy would make its original look
         more normal than any new image can be.
     unreadable_ : list of (str, str)
         Name and reason of the files that the last `fit` or `add` left out.
+    names_ : list of str
+        Of the images of the last `fit` or `add` that were learned from, in the order of their
+        numbers.
+    strange_ : list of (str, float)
+        Names and scores of the normal images that `leave_out_above` left out.
 
     Examples
     --------
@@ -133,26 +155,36 @@ class Inspector(BaseEstimator):
         backbone: Backbone,
         *,
         size: int | None = None,
+        framing: str = "stretch",
         resize: int | None = None,
+        place: str = "bank",
         layers: Sequence[str] | None = None,
+        bank_size: int = 5000,
         n_maps: int = 200,
         n_images: int = 50,
         sigma: float = 4.0,
         k: int = 2,
+        normalise: bool = False,
         false_alarm_rate: float = 0.05,
+        leave_out_above: float | None = None,
         seed: int = 0,
         memory_mb: float = 64.0,
         progress: bool = True,
     ):
         self.backbone = backbone
         self.size = size
+        self.framing = framing
         self.resize = resize
+        self.place = place
         self.layers = layers
+        self.bank_size = bank_size
         self.n_maps = n_maps
         self.n_images = n_images
         self.sigma = sigma
         self.k = k
+        self.normalise = normalise
         self.false_alarm_rate = false_alarm_rate
+        self.leave_out_above = leave_out_above
         self.seed = seed
         self.memory_mb = memory_mb
         self.progress = progress
@@ -178,14 +210,24 @@ class Inspector(BaseEstimator):
             Invalid settings; fewer images than the false-alarm rate needs (19 for 0.05).
         """
         fitted = copy.copy(self)
-        fitted.prepare()
-        images, names = open_images(images, fitted.geometry_, recursive=recursive, normal=True)
-        fitted.geometry_ = getattr(images, "geometry", fitted.geometry_)
-        fitted.size_, fitted.resize_ = fitted.geometry_.height, fitted.geometry_.resize
-        fitted.image_size_ = height_and_width(images)
-        fitted.digests_ = np.empty(0, np.uint64)
-        fitted.n_copies_ = 0
-        fitted._learn(images, names, skip_unreadable, features=[], rows={}, shapes=None)
+        size = fitted.prepare()
+        images, names = open_images(
+            images, size, fit=self.framing, resize=self.resize, recursive=recursive, normal=True
+        )
+        height, width = fitted.image_size_ = height_and_width(images)
+        fitted.geometry_ = getattr(images, "geometry", Geometry(height, width))
+        fitted.digests_, fitted.groups_ = np.empty(0, np.uint64), np.empty(0, np.int64)
+        fitted.n_copies_, fitted.strange_ = 0, []
+        fitted._learn(images, names, skip_unreadable)
+        if self.leave_out_above is not None:
+            strange = dict(fitted.strangest(limit=self.leave_out_above))
+            if strange:
+                again = copy.copy(self).set_params(leave_out_above=None)
+                kept = [number for number, name in enumerate(names) if name not in strange]
+                again.fit(take(images, kept), skip_unreadable=skip_unreadable)
+                again.strange_, again.leave_out_above = list(strange.items()), self.leave_out_above
+                again.n_copies_ = fitted.n_copies_
+                fitted = again
         vars(self).update(vars(fitted))
         return self
 
@@ -198,53 +240,51 @@ class Inspector(BaseEstimator):
         images, names = open_images(images, self.geometry_, recursive=recursive, normal=True)
         self._check_size(images)
         fitted = copy.copy(self)
-        pyramids = self.spade_.normal_
-        rows = dict(zip(self.sample_.tolist(), pyramids.rows, strict=True))
-        fitted._learn(images, names, skip_unreadable, [self.features_], rows, pyramids.shapes)
+        fitted.place_ = copy.copy(self.place_)  # self stays as it is if this fails
+        fitted.place_.detector = copy.copy(self.place_.detector)
+        fitted._learn(images, names, skip_unreadable)
         vars(self).update(vars(fitted))
         return self
 
-    def prepare(self) -> None:
-        """Check the settings, and set what follows from them and from the network."""
-        check_counts(n_maps=self.n_maps, n_images=self.n_images, k=self.k)
+    def prepare(self) -> int:
+        """Check the settings, set what follows from them and from the network; return the size."""
+        check_counts(n_maps=self.n_maps, n_images=self.n_images, k=self.k, bank_size=self.bank_size)
         rate = self.false_alarm_rate
         if not 0 < rate < 1 or self.n_maps < _needed(rate):
             raise ValueError(
                 f"false_alarm_rate={rate!r}, n_maps={self.n_maps}: expected a rate between 0 and "
                 "1, and n_maps of at least 1 / rate - 1."
             )
+        if self.place not in PLACES:
+            raise ValueError(f"place={self.place!r}: expected {' or '.join(map(repr, PLACES))}.")
+        if self.leave_out_above is not None and not self.leave_out_above > 1:
+            raise ValueError(f"leave_out_above={self.leave_out_above!r}: expected above 1.")
         size = self.size
         if size is None:
             size = 128 if self.backbone.name == EMBEDDED else 224
-        self.geometry_ = Geometry.square(size, self.resize, "crop")
-        self.size_, self.resize_ = self.geometry_.height, self.geometry_.resize
-        self.layers_ = self.layers
-        if self.layers is None:
-            parts = (self.backbone.frozen, self.backbone.trainable)
-            stages = [name for part in parts for name, _ in part.named_children()]
-            self.layers_ = [name for name in LAYERS if name in stages]
-        self.spade_ = SPADE(
-            self.backbone,
-            layers=self.layers_,
-            n_images=self.n_images,
-            sigma=self.sigma,
-            balanced=True,
-            memory_mb=self.memory_mb,
-        )
-        self.spade_._check_settings()
+        Geometry.square(size, self.resize, self.framing)  # raises for a wrong one
+        own = self.backbone.map_layers
+        self.layers_ = own[-2:] if self.place == "bank" else own
+        if self.layers is not None:
+            self.layers_ = self.layers
+        how = vars(self)
+        how = {name: how[name] for name in ("bank_size", "n_images", "sigma", "memory_mb", "seed")}
+        self.place_ = PLACES[self.place](self.backbone, self.layers_, **how)
+        return size
 
-    def _learn(self, images, names, skip_unreadable, features, rows, shapes) -> None:
+    def _learn(self, images, names, skip_unreadable) -> None:
         """Go once through more normal images, then compare each of the sample with the others.
 
-        `features` is a list of arrays, the pooled features so far; `rows` and `shapes` are the
-        pyramids of the sample so far. An image that leaves the sample never returns to it, so its
-        pyramid can be dropped at once.
+        An image that leaves the sample never returns to it, so its row can be dropped at once.
         """
-        self.unreadable_ = []
+        self.unreadable_, self.names_ = [], []
+        features = [self.features_] if len(self.digests_) else []
+        rows = self._rows_so_far()
         digests = dict.fromkeys(self.digests_.tolist())
+        n_old = len(digests)
         step = max(1, PIXELS_PER_BATCH // math.prod(self.image_size_))
         batches = _batches(images, names, step, self.unreadable_ if skip_unreadable else None)
-        for _, batch in bar(batches, "features", shown=self.progress):
+        for numbers, batch in bar(batches, "features", shown=self.progress):
             n_before = len(digests)
             new = []
             for row, image in enumerate(batch):
@@ -254,33 +294,73 @@ class Inspector(BaseEstimator):
                 else:
                     digests[digest] = None
                     new.append(row)
+                    self.names_.append(names[numbers[row]])
             if not new:
                 continue
-            pyramids = Pyramids.of(self.backbone, batch[new], self.layers_, dtype=np.float32)
-            shapes = pyramids.shapes
-            features.append(pyramids.pooled.copy())  # a view would keep all of the pyramids
+            pooled, own = self.place_.extract(batch[new])
+            features.append(pooled)
+            self.place_.see(own, range(n_before, len(digests)))
             sample = _sample(len(digests), self.n_maps, self.seed).tolist()
             with np.errstate(over="raise"):  # beyond the largest float16
                 rows = {
                     number: rows[number]
                     if number < n_before
-                    else pyramids.rows[number - n_before].astype(np.float16)
+                    else own[number - n_before].astype(np.float16)
                     for number in sample
+                    if number in rows or number >= n_before
                 }
         self.digests_ = np.array(list(digests), np.uint64)
         self._check_enough()
-        self.features_ = np.concatenate(features)
-        self.sample_, rows = np.array(list(rows), np.int64), np.stack(list(rows.values()))
-        self.build(Pyramids(rows, shapes))
-        maps = self.spade_.iter_leave_one_out_maps(progress=self.progress)
+        if len(digests) > n_old:  # else all were copies
+            self.features_ = np.concatenate(features)
+            self._compare(rows, n_old)
+
+    def _rows_so_far(self) -> dict[int, np.ndarray]:
+        """The rows of the sample that a detector still has: SPADE keeps them, a bank does not."""
+        if self.place != "spade" or not len(self.digests_):
+            return {}
+        return dict(zip(self.sample_.tolist(), self.place_.detector.normal_.rows, strict=True))
+
+    def _compare(self, rows: dict[int, np.ndarray], n_old: int) -> None:
+        """Fit both detectors; compare each of the sample with the images of other groups.
+
+        A bank does not keep the rows of the `n_old` images of earlier fits: their maps' scores stay
+        what they were.
+        """
+        earlier = {}
+        if n_old:
+            place = self.normal_parts_["place"] * self.scales_["place"]
+            earlier = dict(zip(self.sample_.tolist(), place.tolist(), strict=True))
+        self.sample_ = _sample(len(self.features_), self.n_maps, self.seed)
+        self.groups_ = near_duplicates(self._for_knn(self.features_))
+        self._check_enough(int(self.groups_.max()) + 1)
+        numbers = np.array(list(rows), np.int64)
+        known, groups = np.stack(list(rows.values())), self.groups_
+        if self.place == "spade":
+            self.place_.learn(known, groups[numbers], self.image_size_)
+        else:
+            self.place_.learn(known, groups, self.image_size_)
+        self._fit_knn()
+        maps = bar(
+            self.place_.maps_without(known, numbers, groups), "leave one out", shown=self.progress
+        )
+        found = dict(zip(numbers.tolist(), np.concatenate([image_scores(one) for one in maps])))
         raw = {
-            "image": self.knn_.leave_one_out()[self.sample_],
-            "place": np.concatenate([image_scores(batch) for batch in maps]),
+            "image": leave_group_out(self.knn_.gallery_, groups, self.sample_, self.k),
+            "place": np.array(
+                [found.get(one, earlier.get(one)) for one in self.sample_.tolist()], np.float64
+            ),
         }
         self.scales_ = {part: _scale(values) for part, values in raw.items()}
         self.normal_parts_ = {part: raw[part] / self.scales_[part] for part in PARTS}
 
-    def _check_enough(self) -> None:
+    def _for_knn(self, features: np.ndarray) -> np.ndarray:
+        return l2_normalise(features) if self.normalise else features
+
+    def _fit_knn(self) -> None:
+        self.knn_ = KNN(self.k, normalise=self.normalise).fit(self.features_)
+
+    def _check_enough(self, n_groups: int | None = None) -> None:
         n = len(self.digests_)
         needed = max(_needed(self.false_alarm_rate), self.k + 1)
         if n < needed:
@@ -289,12 +369,38 @@ class Inspector(BaseEstimator):
                 f"{counted(len(self.unreadable_), 'unreadable file')} left out: a false-alarm rate "
                 f"of {self.false_alarm_rate:g} with k={self.k} needs at least {needed}."
             )
+        if n_groups is not None and n_groups < needed:
+            raise ValueError(
+                f"{n} normal images are {n_groups} different ones and their near-duplicates: a "
+                f"false-alarm rate of {self.false_alarm_rate:g} needs at least {needed} different "
+                "ones."
+            )
 
-    def build(self, pyramids: Pyramids, scales: np.ndarray | None = None) -> None:
-        """Fit both detectors; `scales` as for `SPADE.fit_pyramids`."""
-        self.knn_ = KNN(self.k).fit(self.features_)
-        spade = copy.copy(self.spade_)
-        self.spade_ = spade.fit_pyramids(pyramids, self.image_size_, scales=scales)
+    def near_duplicates(self) -> list[list[str]]:
+        """The names of near-duplicates among the images of the last `fit` or `add`, by group."""
+        check_fitted(self, "features_")
+        first = len(self.features_) - len(self.names_)
+        groups: dict[int, list[str]] = {}
+        for name, group in zip(self.names_, self.groups_[first:].tolist(), strict=True):
+            groups.setdefault(group, []).append(name)
+        return [names for names in groups.values() if len(names) > 1]
+
+    def strangest(self, n: int = 10, *, limit: float | None = None) -> list[tuple[str, float]]:
+        """Names and scores of the strangest normal images, each as if it were new.
+
+        Scores are in units of the median normal score. `limit` lists all above it, else `n`. Only
+        sampled images of the last `fit` or `add` have names and scores.
+        """
+        check_fitted(self, "features_")
+        first = len(self.features_) - len(self.names_)
+        scores = self.normal_scores_ / (np.median(self.normal_scores_) or 1.0)
+        found = [
+            (self.names_[number - first], float(score))
+            for number, score in zip(self.sample_.tolist(), scores, strict=True)
+            if number >= first
+        ]
+        found.sort(key=lambda one: -one[1])
+        return found[:n] if limit is None else [one for one in found if one[1] > limit]
 
     @property
     def normal_scores_(self) -> np.ndarray:
@@ -346,10 +452,10 @@ class Inspector(BaseEstimator):
         check_fitted(self, "features_")
         images, names = open_images(images, self.geometry_, recursive=recursive)
         self._check_size(images)
-        for numbers, batch in _batches(images, names, self.spade_._images_at_once(), unreadable):
-            pyramids = Pyramids.of(self.backbone, batch, self.layers_, dtype=np.float32)
-            maps = self.spade_.maps_of(pyramids)
-            raw = {"image": self.knn_.score(pyramids.pooled), "place": image_scores(maps)}
+        for numbers, batch in _batches(images, names, self.place_.images_at_once(), unreadable):
+            pooled, rows = self.place_.extract(batch)
+            maps = self.place_.maps(rows)
+            raw = {"image": self.knn_.score(pooled), "place": image_scores(maps)}
             parts = {part: raw[part] / self.scales_[part] for part in PARTS}
             maps = maps / np.float32(self.scales_["place"])
             yield [names[number] for number in numbers], batch, parts, maps

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -19,14 +20,15 @@ from safetensors.numpy import load_file
 from safetensors.numpy import save as as_safetensors
 
 from pandalib.backbones import Backbone, load_backbone
+from pandalib.datasets.images import Geometry
 from pandalib.experiments.config import versions
 from pandalib.io import dump_json_with_hash, load_json_with_hash, sha256_of, write_atomically
-from pandalib.methods.spade import Pyramids
 from pandalib.validation import check_fitted
 
-FORMAT = {"format": "pandalib detector", "version": 1}
+FORMAT = {"format": "pandalib detector", "version": 2}  # 1: SPADE, the central square of each image
 FACTS = "detector.json"
 SETTINGS = ("n_maps", "n_images", "sigma", "k", "false_alarm_rate", "seed")
+NEW_SETTINGS = ("size", "framing", "resize", "place", "bank_size", "normalise", "leave_out_above")
 TENSORS = re.compile(r"normal-[0-9a-f]{12}\.safetensors")
 LEFTOVER = re.compile(TENSORS.pattern + r"|\.(normal|detector)[-.].*\.part")
 
@@ -40,8 +42,8 @@ def save(inspector, folder) -> None:
             "features": inspector.features_,
             "kept": inspector.sample_,
             "digests": inspector.digests_,
-            "pyramids": inspector.spade_.normal_.rows,
-            "scales": inspector.spade_.scales_,
+            "groups": inspector.groups_,
+            **inspector.place_.tensors(),
             "normal_image": inspector.normal_parts_["image"],
             "normal_place": inspector.normal_parts_["place"],
         }
@@ -92,10 +94,10 @@ def _facts(inspector) -> dict:
             "adapt_from": network.adapt_from,
         },
         "image_size": inspector.image_size_,
-        "size": inspector.size_,
-        "resize": inspector.resize_,
+        "geometry": asdict(inspector.geometry_),
         "layers": list(inspector.layers_),
         **{name: np.asarray(getattr(inspector, name)).item() for name in SETTINGS},
+        **{name: getattr(inspector, name) for name in NEW_SETTINGS},
         "n_normal": len(inspector.features_),
         "n_copies": inspector.n_copies_,
         "usual": inspector.scales_,
@@ -128,7 +130,7 @@ def read_facts(folder: Path) -> dict:
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}.") from None
     found = {key: facts.get(key) for key in FORMAT}
-    if found != FORMAT:
+    if found not in (FORMAT, FORMAT | {"version": 1}):
         raise ValueError(f"{path} holds {found}: expected {FORMAT}.")
     return facts
 
@@ -185,31 +187,39 @@ def _check_network(network: Backbone, facts: dict) -> None:
 
 
 def _rebuilt(cls, network: Backbone, facts: dict, tensors: dict[str, np.ndarray]):
-    settings = {name: facts[name] for name in ("size", "resize", "layers", *SETTINGS)}
+    if facts["version"] == 1:
+        old = Geometry.square(facts["size"], facts["resize"], "crop")
+        facts |= {"framing": "crop", "place": "spade", "geometry": asdict(old)}
+        facts |= {"bank_size": 5000, "normalise": False, "leave_out_above": None}
+        tensors |= {"groups": np.arange(facts["n_normal"])}
+    settings = {name: facts[name] for name in ("layers", *SETTINGS, *NEW_SETTINGS)}
     inspector = cls(network, **settings)
     inspector.prepare()
+    inspector.geometry_ = Geometry(**facts["geometry"])
     inspector.image_size_ = tuple(facts["image_size"])
-    blank = np.zeros((1, 3, *inspector.image_size_), np.uint8)
-    form = Pyramids.of(network, blank, inspector.layers_)
+    if inspector.image_size_ != (inspector.geometry_.height, inspector.geometry_.width):
+        raise ValueError(f"its images of {inspector.image_size_} have another geometry.")
     n, m = facts["n_normal"], min(facts["n_normal"], facts["n_maps"])
+    pooled, row = inspector.place_.extract(np.zeros((1, 3, *inspector.image_size_), np.uint8))
     expected = {
-        "features": (n, form.pooled.shape[1]),
+        "features": (n, pooled.shape[1]),
         "kept": (m,),
         "digests": (n,),
-        "pyramids": (m, form.rows.shape[1]),
-        "scales": (len(inspector.layers_),),
+        "groups": (n,),
         "normal_image": (m,),
         "normal_place": (m,),
-    }
+    } | inspector.place_.expected(row, m, tensors)
     shapes = {name: array.shape for name, array in tensors.items()}
     if shapes != expected:
         raise ValueError(f"its tensors have the shapes {shapes}, expected {expected}.")
     inspector.n_copies_ = facts["n_copies"]
-    inspector.unreadable_ = []
+    inspector.unreadable_, inspector.names_, inspector.strange_ = [], [], []
     inspector.features_ = tensors["features"]
     inspector.sample_ = tensors["kept"]
     inspector.digests_ = tensors["digests"]
+    inspector.groups_ = tensors["groups"]
     inspector.scales_ = {part: facts["usual"][part] for part in ("image", "place")}
     inspector.normal_parts_ = {part: tensors[f"normal_{part}"] for part in inspector.scales_}
-    inspector.build(Pyramids(tensors["pyramids"], form.shapes), tensors["scales"])
+    inspector.place_.restore(tensors, row, inspector.image_size_)
+    inspector._fit_knn()
     return inspector

@@ -15,7 +15,7 @@ of coresets covers the patches as well as one coreset does, up to a constant (Ma
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
@@ -55,6 +55,8 @@ class PatchCore(MapDetector):
     Attributes
     ----------
     memory_bank_ : tensor, shape (M, C), float32
+    owners_ : tensor, shape (M,), int64
+        The number of the normal image that each patch comes from.
     image_size_ : (int, int)
         Height and width of the normal images.
 
@@ -83,63 +85,128 @@ class PatchCore(MapDetector):
     def fit(self, normal_images, y=None) -> PatchCore:
         """Choose the bank among the patches of normal images, uint8 (N, 3, H, W)."""
         self._check_settings()
+        normal_images = as_images(normal_images)
+        bank, number = self.new_bank(), 0
+        batches = self.backbone.iter_layers(normal_images, self.layers, pooled=False)
+        for found in bar(batches, "memory bank", shown=self.progress):
+            patches = self.patches_of(found)
+            bank.add(patches, range(number, number + len(patches)))
+            number += len(patches)
+        return self.fit_bank(*bank.close(), patches.shape[1:3], height_and_width(normal_images))
+
+    def new_bank(self) -> MemoryBank:
+        """An empty memory bank with the settings of this detector."""
         if not 0 < self.coreset_ratio <= 1:
             raise ValueError(f"coreset_ratio={self.coreset_ratio!r}: expected above 0, at most 1.")
         if self.bank_size is not None:
             check_counts(bank_size=self.bank_size)
-        normal_images = as_images(normal_images)
-        self.image_size_ = height_and_width(normal_images)
-        bank, portion, waiting, n_seen = [], [], 0, 0
-        batches = self._iter_patches(normal_images)
-        for patches in bar(batches, "memory bank", shown=self.progress):
-            self._grid = patches.shape[1:3]
-            portion.append(patches.flatten(0, 2))
-            waiting += len(portion[-1])
-            if waiting >= PORTION:
-                n_seen += waiting
-                bank.append(self._thinned(torch.cat(portion), self.coreset_ratio))
-                portion, waiting = [], 0
-                if self.bank_size and sum(map(len, bank)) > 2 * self.bank_size:
-                    bank = [self._limited(torch.cat(bank))]
-        if portion:
-            bank.append(self._thinned(torch.cat(portion), self.coreset_ratio))
-        self.memory_bank_ = self._limited(torch.cat(bank))
-        self._mean = self.memory_bank_.mean(dim=0)
+        return MemoryBank(self.coreset_ratio, self.bank_size, self.seed)
+
+    def fit_bank(self, patches, owners, grid, image_size) -> PatchCore:
+        """Use a bank (M, C) whose patches come from the normal images `owners` (M,).
+
+        `grid` is the height and width of the maps before they are enlarged to `image_size`.
+        """
+        self.memory_bank_, self.owners_ = patches, owners
+        self.grid_, self.image_size_ = tuple(grid), tuple(image_size)
+        self._mean = patches.mean(dim=0)
         return self
 
-    def _thinned(self, patches: torch.Tensor, ratio: float) -> torch.Tensor:
-        n_kept = max(1, round(ratio * len(patches)))
-        if n_kept == len(patches):
-            return patches
-        return patches[coreset(patches, n_kept, seed=self.seed)]
+    def patches_of(self, found: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Patches (n, h, w, C) on the grid of the first layer, from the layers (n, C, h, w)."""
+        # Zeros beyond the border: means over fewer positions would vary more and score higher.
+        maps = [F.avg_pool2d(found[name].float().cpu(), 3, 1, 1) for name in self.layers]
+        height, width = maps[0].shape[2:]
+        for number, coarse in enumerate(maps[1:], start=1):
+            rows = torch.from_numpy(enlargement(coarse.shape[2], height))
+            columns = torch.from_numpy(enlargement(coarse.shape[3], width))
+            maps[number] = rows @ coarse @ columns.T
+        patches = torch.cat(maps, dim=1).permute(0, 2, 3, 1)
+        if not patches.isfinite().all():
+            raise ValueError("features are NaN or infinite: expected finite numbers.")
+        return patches
 
-    def _limited(self, patches: torch.Tensor) -> torch.Tensor:
-        return self._thinned(patches, min(1, (self.bank_size or len(patches)) / len(patches)))
+    def maps_of(self, patches: torch.Tensor, without: Sequence[int] = ()) -> np.ndarray:
+        """The maps, float32 (n, H, W), of images whose patches (n, h, w, C) are known.
 
-    def _maps_of(self, images) -> np.ndarray:
-        patches = torch.cat(list(self._iter_patches(images)))
+        `without` are normal images whose patches do not count: those of an image that is itself in
+        the bank, and of its copies.
+        """
+        bank = self.memory_bank_
+        if len(without):
+            bank = bank[~torch.isin(self.owners_, torch.as_tensor(without))]
         nearest = Nearest(patches.flatten(1, 2) - self._mean)
-        nearest.update(self.memory_bank_ - self._mean, range(len(patches)))
-        maps = nearest.squared().numpy().reshape(-1, *self._grid)
+        nearest.update(bank - self._mean, range(len(patches)))
+        maps = nearest.squared().numpy().reshape(-1, *self.grid_)
         return enlarged(maps, self.image_size_, self.sigma)
 
-    def _iter_patches(self, images) -> Iterator[torch.Tensor]:
-        """Yield the patches (b, h, w, C) of images, on the grid of the first layer."""
-        for found in self.backbone.iter_layers(images, self.layers, pooled=False):
-            # Zeros beyond the border: means over fewer positions would vary more and score higher.
-            maps = [F.avg_pool2d(found[name].float().cpu(), 3, 1, 1) for name in self.layers]
-            height, width = maps[0].shape[2:]
-            for number, coarse in enumerate(maps[1:], start=1):
-                rows = torch.from_numpy(enlargement(coarse.shape[2], height))
-                columns = torch.from_numpy(enlargement(coarse.shape[3], width))
-                maps[number] = rows @ coarse @ columns.T
-            patches = torch.cat(maps, dim=1).permute(0, 2, 3, 1)
-            if not patches.isfinite().all():
-                raise ValueError("features are NaN or infinite: expected finite numbers.")
-            yield patches
+    def _maps_of(self, images) -> np.ndarray:
+        batches = self.backbone.iter_layers(images, self.layers, pooled=False)
+        return self.maps_of(torch.cat([self.patches_of(found) for found in batches]))
 
     def _bytes_per_image(self) -> int:
-        return 12 * self._grid[0] * self._grid[1] * self.memory_bank_.shape[1]
+        return 12 * self.grid_[0] * self.grid_[1] * self.memory_bank_.shape[1]
+
+
+class MemoryBank:
+    """Patches that stand for all those seen so far, and the image that each comes from.
+
+    Parameters
+    ----------
+    ratio : float
+        The fraction of the patches that stay.
+    size : int or None
+        At most this many.
+    seed : int
+
+    Examples
+    --------
+    >>> bank = MemoryBank(ratio=0.5)
+    >>> bank.add(torch.arange(8.0).view(2, 2, 2, 1), images=[0, 1])
+    >>> patches, owners = bank.close()
+    >>> patches.shape, owners.shape
+    (torch.Size([4, 1]), torch.Size([4]))
+    """
+
+    def __init__(self, ratio: float = 0.1, size: int | None = None, seed: int = 0):
+        self.ratio, self.size, self.seed = ratio, size, seed
+        self.kept: list[tuple[torch.Tensor, torch.Tensor]] = []  # patches and owners
+        self._portion: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def add(self, patches: torch.Tensor, images: Sequence[int]) -> None:
+        """Take in the patches (n, h, w, C) of the images with these numbers."""
+        owners = torch.as_tensor(images).repeat_interleave(patches[0].shape[:2].numel())
+        self._portion.append((patches.flatten(0, 2), owners))
+        if sum(len(part) for part, _ in self._portion) >= PORTION:
+            self._choose()
+
+    def close(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The bank, (M, C) and (M,)."""
+        self._choose()
+        return self._limited()
+
+    def _choose(self) -> None:
+        """A coreset of the portion joins the bank."""
+        if self._portion:
+            self.kept.append(self._thinned(*_joined(self._portion), self.ratio))
+            self._portion = []
+        if self.size and sum(len(part) for part, _ in self.kept) > 2 * self.size:
+            self.kept = [self._limited()]
+
+    def _limited(self) -> tuple[torch.Tensor, torch.Tensor]:
+        patches, owners = _joined(self.kept)
+        return self._thinned(patches, owners, min(1, (self.size or len(patches)) / len(patches)))
+
+    def _thinned(self, patches, owners, ratio: float) -> tuple[torch.Tensor, torch.Tensor]:
+        n_kept = max(1, round(ratio * len(patches)))
+        if n_kept == len(patches):
+            return patches, owners
+        chosen = coreset(patches, n_kept, seed=self.seed)
+        return patches[chosen], owners[chosen]
+
+
+def _joined(parts: list[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.cat([one for one, _ in parts]), torch.cat([one for _, one in parts])
 
 
 def coreset(

@@ -1,0 +1,74 @@
+"""Near-duplicates among normal images: frames of one scene, a file saved twice.
+
+A leave-one-out score asks how unusual an image would be if it were new. An image whose twin stays
+behind looks far more usual than a new one can, and a threshold from such scores alarms on every new
+image. So an image is left out together with its near-duplicates.
+
+Two images are near-duplicates when they are much nearer to each other than to all others. With d_j
+the distance of an image to its j-th nearest, its j nearest are duplicates of it if
+
+    d_j < d_(j+1) / 3   and   d_j < (typical distance of two images) / 4.
+
+Different images of one kind have no such gap: in many dimensions all their distances are alike.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from pandalib.methods.knn import squared_distances
+
+MOST = 10  # twins of one image that are looked for
+GAP, SHARE = 3.0, 0.25
+
+
+def near_duplicates(features: np.ndarray) -> np.ndarray:
+    """The group of near-duplicates of each image, int64 (N,), from its features (N, d).
+
+    Groups are numbered from 0 in the order of their first image; most have one.
+
+    Examples
+    --------
+    >>> near_duplicates(np.float32([[0, 0], [9, 0], [0, 0.1], [5, 7], [8, 8], [9.1, 0]]))
+    array([0, 1, 0, 2, 3, 1])
+    """
+    n = len(features)
+    if n < 3:
+        return np.arange(n)
+    n_near = min(n, MOST + 2)  # itself, the twins, and one more
+    squared, nearest = squared_distances(features, features, n_near)
+    distances = np.sqrt(squared)
+    far = np.random.default_rng(0).integers(n, size=(2, 1000))
+    far = far[:, far[0] != far[1]]
+    typical = np.median(np.linalg.norm(features[far[0]] - features[far[1]], axis=1))
+    near, beyond = distances[:, 1:-1], distances[:, 2:]
+    gaps = (near * GAP < beyond) & (near < SHARE * typical)
+    twins = np.where(gaps.any(axis=1), gaps.shape[1] - gaps[:, ::-1].argmax(axis=1), 0)
+    image, place = np.nonzero(np.arange(n_near) <= twins[:, None])
+    links = coo_array((np.ones(len(image)), (image, nearest[image, place])), shape=(n, n))
+    return connected_components(links, directed=False)[1].astype(np.int64)
+
+
+def leave_group_out(
+    features: np.ndarray, groups: np.ndarray, images: np.ndarray, k: int
+) -> np.ndarray:
+    """The kNN score of some of the images without their own groups: float64 (len(images),).
+
+    Raises
+    ------
+    ValueError
+        Fewer than k images are in other groups.
+    """
+    n_near = min(len(features), k + int(np.bincount(groups).max()))
+    squared, nearest = squared_distances(features, features[images], n_near)
+    squared = squared.astype(np.float64)
+    squared[groups[nearest] == groups[images][:, None]] = np.inf
+    scores = np.sort(squared, axis=1)[:, :k].sum(axis=1)
+    if not np.isfinite(scores).all():
+        raise ValueError(
+            f"{len(features)} normal images are {groups.max() + 1} different ones and their "
+            f"near-duplicates: expected more than k={k} different ones."
+        )
+    return scores
