@@ -39,7 +39,6 @@ from pandalib.progress import progress as bar
 from pandalib.validation import check_counts, check_fitted
 from pandalib.weights import EMBEDDED
 
-LAYERS = ("layer1", "layer2", "layer3")  # of SPADE, as far as the network has them
 PARTS = ("image", "place")
 
 
@@ -82,9 +81,9 @@ class Inspector(BaseEstimator):
         The pretrained network, which is not adapted.
     size, resize : int or None
         Size in pixels of files and of the shorter side before the centre crop; None: 128 for the
-        embedded network, 224 for others. Arrays keep their own size.
+        embedded network, the network's own for others. Arrays keep their own size.
     layers : sequence of str or None
-        For the maps; None: those of layer1 to layer3 that the network has.
+        For the maps; None: the network's own `map_layers`.
     n_maps : int
         Largest number of normal images, drawn with `seed`, whose pyramids are kept for the maps and
         whose scores give the threshold. A false-alarm rate r needs 1 / r - 1 of them.
@@ -215,14 +214,12 @@ class Inspector(BaseEstimator):
             )
         size = self.size
         if size is None:
-            size = 128 if self.backbone.name == EMBEDDED else 224
+            size = 128 if self.backbone.name == EMBEDDED else self.backbone.size
         self.geometry_ = Geometry.square(size, self.resize, "crop")
         self.size_, self.resize_ = self.geometry_.height, self.geometry_.resize
         self.layers_ = self.layers
         if self.layers is None:
-            parts = (self.backbone.frozen, self.backbone.trainable)
-            stages = [name for part in parts for name, _ in part.named_children()]
-            self.layers_ = [name for name in LAYERS if name in stages]
+            self.layers_ = list(self.backbone.map_layers)
         self.spade_ = SPADE(
             self.backbone,
             layers=self.layers_,
