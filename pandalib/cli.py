@@ -35,6 +35,7 @@ WELCOME = """pandalib finds the odd one out: it learns from normal images what i
   python -m pandalib sweep list                          the experiments that come with it
 
 `python -m pandalib COMMAND --help` tells more, and `make lab` opens the course."""
+WEIGHTS = ("embedded", "imagenet", "random")  # words that need no file
 TASK = "pictograms:star, surfaces:weave, folder:PATH[:CLASS], or a data set as cifar10:airplane"
 
 
@@ -143,6 +144,11 @@ def run(options: argparse.Namespace) -> int:
     for name in given.keys() & options_of(method).keys():
         choices = options_of(method)[name].metadata["choices"]
         given[name] = choices[given[name]] if choices else given[name]
+    if given.get("weights", "embedded") not in WEIGHTS and "backbone" not in given:
+        raise ValueError(
+            f"--weights {given['weights']} without --backbone: name the network that this file "
+            "belongs to, as --backbone resnet18."
+        )
     result = run(**given)
     text = json.dumps(result, allow_nan=False)
     if target == "-":
@@ -194,7 +200,7 @@ def _fit_arguments(parser: argparse.ArgumentParser) -> None:
     add("--recursive", action="store_true", help="search subfolders too")
     add("--skip-unreadable", action="store_true", help="leave out files that are not images")
     add("--tier", choices=TIERS, help="of the network; default: PANDALIB_TIER, then embedded")
-    add("--backbone", help="glyphs_resnet4, or a network of torchvision")
+    add("--backbone", help="glyphs_resnet4, a network of torchvision, or timm:NAME")
     add("--weights", help="embedded, imagenet, or a file; with --add-to, where the file is now")
     add("--truncate-after", metavar="STAGE", help="cut the network after this stage, as layer3")
     add("--size", type=int, help="side in pixels; default: 128 for the embedded network, else 224")

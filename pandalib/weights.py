@@ -30,11 +30,12 @@ _REMEDY = (
 
 
 def find_weights(name: str, weights: str | Path) -> Path | None:
-    """The file of a network's weights, verified where its hash is known; None for "random".
+    """The file of a network's weights, verified where its hash is known; None for "random", and
+    for "imagenet" of timm's networks, which timm itself fetches.
 
     Arguments and errors are those of `pandalib.backbones.load_backbone`.
     """
-    if weights == "random":
+    if weights == "random" or (weights == "imagenet" and name.startswith("timm:")):
         return None
     if weights == "imagenet":
         return imagenet_file(name)
@@ -230,7 +231,7 @@ def load_state(
         raise ValueError(
             f"weights {source} belong to another network, or to one that ends earlier "
             f"(truncate_after): {len(missing)} tensors are missing and {len(superfluous)} are "
-            f"superfluous, first {(missing + superfluous)[0]}."
+            f"superfluous, first {', '.join((missing + superfluous)[:3])}."
         )
     return not absent
 

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +33,7 @@ from pandalib.methods.diagnostics import diagnose, effective_rank, feature_varia
 from pandalib.methods.distances import image_scores
 from pandalib.methods.ewc import Fisher
 from pandalib.metrics import pixel_roc_auc, pro, roc_auc
+from pandalib.timm_backbones import TIMM
 
 DRAWN = ("pictograms:", "surfaces:")  # images with a size of their own
 N_OUTLIERS = 2000  # drawn for outlier exposure
@@ -87,12 +88,12 @@ def run(
     chosen = make_options(method, options)
     defaults = tier_named(tier)
     recall = _call if memory is None else memory.recall
-    data = _load_images(task, chosen, defaults, seed, recall)
+    network = load_network(chosen, defaults, seed)
+    data = _load_images(task, chosen, defaults, network, seed, recall)
     for line in (data.note, data.credit):
         if line and progress:
             print(line, file=sys.stderr)
     chosen = chosen.at_pace(defaults.pace, len(data.train))
-    network = load_network(chosen, defaults, seed)
     cache = memory if tier == "embedded" else FeatureCache()
     recorder = None
     if getattr(chosen, "checkpoints", 0):
@@ -158,8 +159,12 @@ def _call(function, *arguments, **options):
     return function(*arguments, **options)
 
 
-def _load_images(task, options, tier: Tier, seed: int, recall) -> OneClassTask:
-    """The images of a run. Drawn ones have a size of their own, all others the tier's."""
+def _load_images(task, options, tier: Tier, network, seed: int, recall) -> OneClassTask:
+    """The images of a run. Drawn ones have a size of their own, all others the tier's, or that of
+    a network of timm.
+    """
+    if network is not None and network.name.startswith(TIMM):
+        tier = replace(tier, size=network.size, resize=None)
     names = ("n_train", "n_test", "missing_masks", "level", "doubtful", "size", "fit")
     named = {name: getattr(options, name) for name in names}
     if options.defects is not None:

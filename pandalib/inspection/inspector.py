@@ -84,8 +84,8 @@ class Inspector(BaseEstimator):
     backbone : Backbone
         The pretrained network, which is not adapted.
     size : int or None
-        Files are read at about size x size pixels; None: 128 for the embedded network, 224 for
-        others. Arrays keep their own size.
+        Files are read at about size x size pixels; None: 128 for the embedded network, the
+        network's own for others. Arrays keep their own size.
     framing : {"stretch", "pad", "crop"}
         How files of several proportions become one size, as in
         `pandalib.datasets.images.Geometry`; "crop" sees the central square only.
@@ -261,7 +261,7 @@ class Inspector(BaseEstimator):
             raise ValueError(f"leave_out_above={self.leave_out_above!r}: expected above 1.")
         size = self.size
         if size is None:
-            size = 128 if self.backbone.name == EMBEDDED else 224
+            size = 128 if self.backbone.name == EMBEDDED else self.backbone.size
         Geometry.square(size, self.resize, self.framing)  # raises for a wrong one
         own = self.backbone.map_layers
         self.layers_ = own[-2:] if self.place == "bank" else own

@@ -92,6 +92,7 @@ def _facts(inspector) -> dict:
             "sha256": network.weights_sha256,
             "head_sha256": network.trainable_sha256(),
             "adapt_from": network.adapt_from,
+            "pool": network.pool,
         },
         "image_size": inspector.image_size_,
         "geometry": asdict(inspector.geometry_),
@@ -169,6 +170,7 @@ def _network(facts: dict, weights) -> Backbone:
         source,
         truncate_after=facts["last"],
         adapt_from=facts["weights"]["adapt_from"],
+        pool=facts["weights"].get("pool"),  # not in older detectors
     )
 
 
