@@ -7,8 +7,6 @@ where torch is broken. The options of `run` come from the methods' own dataclass
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import json
 import os
 import sys
@@ -144,11 +142,7 @@ def run(options: argparse.Namespace) -> int:
     for name in given.keys() & options_of(method).keys():
         choices = options_of(method)[name].metadata["choices"]
         given[name] = choices[given[name]] if choices else given[name]
-    if given.get("weights", "embedded") not in WEIGHTS and "backbone" not in given:
-        raise ValueError(
-            f"--weights {given['weights']} without --backbone: name the network that this file "
-            "belongs to, as --backbone resnet18."
-        )
+    _check_weights(given)
     result = run(**given)
     text = json.dumps(result, allow_nan=False)
     if target == "-":
@@ -158,6 +152,14 @@ def run(options: argparse.Namespace) -> int:
         write_atomically(Path(target).expanduser(), f"{text}\n".encode())
     print(f"{result['task']}  {method}  ROC-AUC {result['roc_auc']:.4f}  {result['seconds']:.1f} s")
     return 0
+
+
+def _check_weights(given: dict) -> None:
+    if given.get("weights", "embedded") not in WEIGHTS and "backbone" not in given:
+        raise ValueError(
+            f"--weights {given['weights']} without --backbone: name the network that this file "
+            "belongs to, as --backbone resnet18."
+        )
 
 
 def _export_arguments(parser: argparse.ArgumentParser) -> None:
@@ -184,13 +186,17 @@ def export(options: argparse.Namespace) -> int:
 
 # ---------------------------------------------------------------- fit, score
 
-FIXED = "tier backbone truncate_after size layers n_images n_maps false_alarm_rate seed".split()
+FIXED = (
+    "tier backbone truncate_after size framing place bank_size layers n_images n_maps normalise "
+    "false_alarm_rate leave_out_above seed"
+).split()
+IMAGES = "a folder, files, patterns as *.png, or a table FILE.csv that names files"
 
 
 def _fit_arguments(parser: argparse.ArgumentParser) -> None:
     parser.argument_default = argparse.SUPPRESS
     add = parser.add_argument
-    add("folder", metavar="FOLDER", help="normal images only; in MVTec's layout, train/good")
+    add("images", metavar="IMAGES", nargs="+", help=f"normal images only: {IMAGES}")
     target = parser.add_mutually_exclusive_group(required=True)
     target.add_argument("--out", metavar="MODEL", help="a new or an empty folder for the detector")
     target.add_argument(
@@ -203,48 +209,82 @@ def _fit_arguments(parser: argparse.ArgumentParser) -> None:
     add("--backbone", help="glyphs_resnet4, a network of torchvision, or timm:NAME")
     add("--weights", help="embedded, imagenet, or a file; with --add-to, where the file is now")
     add("--truncate-after", metavar="STAGE", help="cut the network after this stage, as layer3")
-    add("--size", type=int, help="side in pixels; default: 128 for the embedded network, else 224")
+    add("--size", type=int, help="images become about size x size pixels; default: the network's")
+    add(
+        "--framing",
+        choices=("stretch", "pad", "crop"),
+        help="the whole image (stretch, pad) or its centre (crop)",
+    )
+    add("--place", choices=("bank", "spade"), help="what makes the heat maps; default: bank")
+    add("--bank-size", type=int, help="patches in the memory bank; default: 5000")
     add("--layers", help="of the heat maps, as layer1,layer2,layer3")
-    add("--n-images", type=int, help="most similar normal images to compare with; default: 50")
-    add("--n-maps", type=int, help="normal images for heat maps and threshold; default: 200")
+    add("--n-images", type=int, help="of spade: similar images to compare with; default: 50")
+    add("--n-maps", type=int, help="normal images that give the threshold; default: 200")
+    words = "features of length one before kNN; default: the tier's"
+    add("--normalise", action=argparse.BooleanOptionalAction, help=words)
     add("--false-alarm-rate", type=float, help="of the normal images; default: 0.05")
+    words = "leave out normal images that score above X times their median; default: none"
+    add("--leave-out-above", type=float, metavar="X", help=words)
     add("--seed", type=int, help="draws the images of --n-maps; default: 0")
+    add("--device", help="cpu, cuda, cuda:1 ...; default: a GPU if there is one")
+    add("--workers", type=int, help="processes that read images; default: by their number")
 
 
 def fit(options: argparse.Namespace) -> int:
-    """fit a detector to a folder of normal images and save it"""
-    from pandalib.inspection.inspector import Inspector
+    """fit a detector to normal images and save it"""
+    from pandalib.datasets.layouts import images_to_fit
+    from pandalib.inspection.inspector import Inspector, counted
+    from pandalib.inspection.results import check_targets
     from pandalib.inspection.storage import FACTS, check_target
+    from pandalib.io import printable
 
     given = vars(options)
-    how = {name: name in given for name in ("recursive", "skip_unreadable")}
+    _set_workers(given.pop("workers", None))
+    target = given.get("add_to") or given["out"]
     before, copies = 0, 0
+    check_targets(folders=[target])
     if "add_to" in given:
         settled = [name for name in FIXED if name in given]
         if settled:
             flag = f"--{settled[0].replace('_', '-')}"
             raise ValueError(f"{flag} cannot change after fitting: fit again with --out.")
-        target = options.add_to
-        inspector = Inspector.load(target, weights=given.get("weights"))
+        inspector = Inspector.load(target, **_where(given))
         before, copies = len(inspector.features_), inspector.n_copies_
-        inspector.add(options.folder, **how)
+        learn = inspector.add
     else:
-        target = options.out
         folder = Path(target).expanduser()
         if (folder / FACTS).exists() and "force" not in given:
             raise FileExistsError(
                 f"{target!r} holds a detector: choose another folder, --force or --add-to."
             )
         check_target(folder)
-        inspector = _new_inspector(given).fit(options.folder, **how)
+        inspector = _new_inspector(given)
+        learn = inspector.fit
+    listing = images_to_fit(given["images"], recursive="recursive" in given)
+    _say(listing.note, listing.warning)
+    learn(listing, skip_unreadable="skip_unreadable" in given)
     inspector.save(target)
+    _say(f"images read at {inspector.geometry_}")
     for name, reason in inspector.unreadable_:
-        print(f"left out: {name!r} is not an image: {reason}", file=sys.stderr)
+        _say(f"left out: {printable(name)} is not an image: {reason}")
     if inspector.n_copies_ > copies:
-        print(f"left out: {inspector.n_copies_ - copies} copies of others", file=sys.stderr)
+        _say(f"left out: {counted(inspector.n_copies_ - copies, 'copy', 'copies')} of others")
+    for name, score in inspector.strange_:
+        _say(f"left out: {printable(name)} scores {score:.1f} times the median")
+    twins = inspector.near_duplicates()
+    if twins:
+        n, first = sum(map(len, twins)), ", ".join(map(printable, twins[0][:3]))
+        _say(
+            f"near-duplicates: {n} images in {counted(len(twins), 'group')}, as {first}; an image "
+            "is compared with the others outside of its group"
+        )
+    strangest = inspector.strangest(5)
+    if strangest and strangest[0][1] > 2:
+        listed = ", ".join(f"{printable(name)} {score:.1f}" for name, score in strangest)
+        _say(f"strangest, in medians of the normal scores: {listed}")
     network, n = inspector.backbone, len(inspector.features_)
     if network.source == "embedded":
-        print("note: for real photographs use --tier standard", file=sys.stderr)
+        _say("note: for real photographs use --tier standard")
     news = f"{n - before} added, " if before else ""
     print(
         f"{target}  {n} normal images ({news}{len(inspector.unreadable_)} unreadable)  "
@@ -255,6 +295,22 @@ def fit(options: argparse.Namespace) -> int:
     return 0
 
 
+def _say(*lines: str) -> None:
+    """Print what is not empty, beside the results."""
+    for line in filter(None, lines):
+        print(line, file=sys.stderr)
+
+
+def _set_workers(number: int | None) -> None:
+    if number is not None:
+        os.environ["PANDALIB_WORKERS"] = str(number)
+
+
+def _where(given: dict) -> dict:
+    """Where the weights are and the network is to run, for `Inspector.load`."""
+    return {name: given[name] for name in ("weights", "device") if given.get(name) is not None}
+
+
 def _new_inspector(given: dict):
     from pandalib.backbones import load_backbone
     from pandalib.inspection.inspector import Inspector
@@ -262,69 +318,90 @@ def _new_inspector(given: dict):
     tier = tier_named(given.get("tier") or os.environ.get("PANDALIB_TIER") or "embedded")
     name = given.get("backbone", tier.backbone)
     weights = given.get("weights", tier.weights if name == tier.backbone else "imagenet")
+    _check_weights(given)
+    if weights == "random":
+        raise ValueError(
+            "--weights random: a detector on them could not be loaded again, and would find next "
+            "to nothing; choose embedded, imagenet or a file."
+        )
     cut = given.get("truncate_after", tier.truncate_after)
-    names = ("size", "n_images", "n_maps", "false_alarm_rate", "seed")
-    settings = {name: given[name] for name in names if name in given}
+    settings = {name: given[name] for name in FIXED[3:] if name in given}
+    settings.setdefault("normalise", tier.pace.normalise)
     if "layers" in given:
         settings["layers"] = [layer.strip() for layer in given["layers"].split(",")]
-    resize = None if "size" in given else tier.resize
-    network = load_backbone(name, weights, truncate_after=cut)
-    return Inspector(network, resize=resize, **settings)
+    if tier.fit == "crop" and "size" not in given and "framing" not in given:
+        settings |= {"framing": "crop", "resize": tier.resize}
+    network = load_backbone(name, weights, truncate_after=cut, device=given.get("device"))
+    return Inspector(network, **settings)
 
 
 def _score_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("model", metavar="MODEL", help="a detector, as `fit` writes")
-    add("images", metavar="IMAGES", help="a folder, or a file")
+    add("images", metavar="IMAGES", nargs="+", help=IMAGES)
     add("--report", metavar="FILE", help="write an HTML report with heat maps, one file")
-    add("--csv", metavar="FILE", help="write all scores as a table")
+    add("--csv", metavar="FILE", help="write all scores as a table; -: print it, not the list")
     add("--json", metavar="FILE", help="write all scores as JSON; -: print it, not the list")
+    add("--maps", metavar="FOLDER", help="write the heat map of each image, as PNG and 16-bit TIFF")
     add("--rate", type=float, help="false-alarm rate; default: the detector's own")
     add("--top", type=int, default=50, help="how many images list and report show; default: 50")
     add("--recursive", action="store_true", help="search subfolders too")
     add("--weights", metavar="FILE", help="where the network's weights are now")
+    add("--fail-on-alarm", action="store_true", help="exit with status 3 if an image alarms")
+    add("--device", help="cpu, cuda, cuda:1 ...; default: a GPU if there is one")
+    add("--workers", type=int, help="processes that read images; default: by their number")
 
 
 def score(options: argparse.Namespace) -> int:
     """score images with a saved detector: a ranking, alarms, a report"""
+    from pandalib.datasets.layouts import images_to_score
     from pandalib.inspection.inspector import Inspector, counted
     from pandalib.inspection.report import ranked_rows, write_report
-    from pandalib.io import printable, write_atomically
+    from pandalib.inspection.results import check_targets, map_writer, write_csv, write_json
+    from pandalib.io import printable
 
-    inspector = Inspector.load(options.model, weights=options.weights)
+    files = dict(report=options.report, csv=options.csv, json=options.json)
+    check_targets(folders=[options.maps] if options.maps else [], **files)
+    if options.csv == options.json == "-":
+        raise ValueError("--csv - and --json -: only one of them can be printed.")
+    _set_workers(options.workers)
+    inspector = Inspector.load(options.model, **_where(vars(options)))
     threshold = inspector.threshold(options.rate)  # first, since it may raise
+    listing = images_to_score(options.images, recursive=options.recursive)
+    _say(listing.note, listing.warning)
     ranking = inspector.rank(
-        options.images, top=options.top, recursive=options.recursive, skip_unreadable=True
+        listing,
+        top=options.top,
+        rate=options.rate,
+        skip_unreadable=True,
+        on_map=map_writer(options.maps, inspector, threshold) if options.maps else None,
     )
-    rows = list(ranked_rows(ranking, threshold))
+    rows = list(ranked_rows(ranking, threshold, inspector.normal_scores_))
     alarms = sum(row["alarm"] for row in rows)
-    if options.report:
-        name = "/".join(Path(options.images).expanduser().resolve().parts[-2:])
-        title = f"Anomaly report: {name}"
-        write_report(options.report, inspector, ranking, rate=options.rate, title=title)
+    if ranking.n_known:
+        _say(
+            f"note: the detector was fitted to {ranking.n_known} of these images, which look more "
+            "normal to it than they are"
+        )
     if options.csv:
-        buffer = io.StringIO()
-        writer = csv.DictWriter(buffer, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        content = buffer.getvalue().encode(errors="surrogateescape")  # names as they are
-        write_atomically(Path(options.csv).expanduser(), content)
+        write_csv(options.csv, rows)
     if options.json:
-        found = dict(
+        content = dict(
             threshold=threshold,
             false_alarm_rate=options.rate or inspector.false_alarm_rate,
             n_images=len(rows),
             n_alarms=alarms,
+            n_known=ranking.n_known,
             weights_sha256=inspector.backbone.weights_sha256,
             unreadable=[dict(file=name, reason=reason) for name, reason in ranking.unreadable],
             images=rows,
         )
-        text = json.dumps(found, indent=1, allow_nan=False) + "\n"
-        if options.json == "-":
-            sys.stdout.write(text)
-        else:
-            write_atomically(Path(options.json).expanduser(), text.encode())
-    if options.json != "-":
+        write_json(options.json, content)
+    if options.report:
+        name = "/".join(Path(options.images[0]).expanduser().resolve().parts[-2:])
+        title = f"Anomaly report: {name}"
+        write_report(options.report, inspector, ranking, rate=options.rate, title=title)
+    if "-" not in (options.csv, options.json):
         print("rank  score / threshold  alarm  file")
         for row in rows[: options.top]:
             alarm = "yes" if row["alarm"] else "no "
@@ -336,8 +413,51 @@ def score(options: argparse.Namespace) -> int:
         )
         print(f"{raising} an alarm (score above {threshold:.4g})")
     for name, reason in ranking.unreadable:
-        print(f"pandalib: {name!r} is not an image: {reason}", file=sys.stderr)
+        _say(f"pandalib: {printable(name)} is not an image: {reason}")
+    if options.fail_on_alarm and alarms:
+        return 3
     return int(bool(ranking.unreadable))
+
+
+def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="a detector, as `fit` writes")
+    words = (
+        "labelled images: PATH:CLASS with a folder for each class, or a known layout, as MVTec's"
+    )
+    add("folder", metavar="FOLDER", help=words)
+    add("--against", metavar="MODEL", help="another detector, compared on the same images")
+    add("--rate", type=float, help="false-alarm rate; default: the detector's own")
+    add("--weights", metavar="FILE", help="where the network's weights are now")
+    add("--json", metavar="FILE", help="write the results as JSON; -: print it, not the table")
+    add("--device", help="cpu, cuda, cuda:1 ...; default: a GPU if there is one")
+
+
+def evaluate(options: argparse.Namespace) -> int:
+    """measure a saved detector on labelled images, or compare two"""
+    from pandalib.inspection.evaluation import compare, labelled, measure
+    from pandalib.inspection.inspector import Inspector
+    from pandalib.inspection.results import check_targets, write_json
+
+    check_targets(json=options.json)
+    listing, labels = labelled(options.folder)
+    _say(listing.note, listing.warning)
+    names = [options.model, *([options.against] if options.against else [])]
+    detectors = [Inspector.load(name, **_where(vars(options))) for name in names]
+    results = [measure(one, listing, labels, rate=options.rate) for one in detectors]
+    content = dict(zip(("model", "against"), (result.facts for result in results)))
+    if options.against:
+        content["difference"] = compare(*results)
+    if options.json:
+        write_json(options.json, content)
+    if options.json != "-":
+        for name, result in zip(names, results):
+            print(f"{name}\n{result}")
+        if options.against:
+            change, (low, high) = content["difference"].values()
+            between = f"{change:+.3f} ({low:+.3f} to {high:+.3f})"
+            print(f"ROC-AUC of the first minus the second: {between}")
+    return 0
 
 
 # ---------------------------------------------------------------- sweep, table
@@ -428,6 +548,7 @@ COMMANDS = {
     "run": (_run_arguments, run),
     "fit": (_fit_arguments, fit),
     "score": (_score_arguments, score),
+    "evaluate": (_evaluate_arguments, evaluate),
     "sweep": (_sweep_arguments, sweep),
     "table": (_table_arguments, table),
     "data": (_data_arguments, data),

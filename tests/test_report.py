@@ -62,7 +62,7 @@ def ranking(n=8, top=3, names=None, unreadable=(), scale=1.0):
         image = rng.integers(0, 256, (3, SIDE, SIDE), dtype=np.uint8)
         findings.append(Finding(number, image, heat))
     names = names or [f"photo {number}.png" for number in range(n)]
-    return Ranking(names, parts, peaks, findings, list(unreadable))
+    return Ranking(names, parts, peaks, findings, list(unreadable), [[] for _ in names])
 
 
 class Page(HTMLParser):
@@ -192,7 +192,7 @@ def test_the_table_has_all_scores_in_order(text):
     assert [name for _, name, _ in cells] == [found.names[number] for number in order]
     numbers = re.findall(r"<td>([^<]+)</td>", cells[0][2])
     assert numbers == ["4.000", f"{found.parts['image'][2] / 1.25:.3f}", "4.000", "upper right"]
-    rows = list(ranked_rows(found, 1.25))
+    rows = list(ranked_rows(found, 1.25, detector().normal_scores_))
     assert [row["rank"] for row in rows] == list(range(1, 9))
     assert [row["score"] for row in rows] == found.scores[order].tolist()
     assert rows[0]["alarm"] is True and rows[0]["relative"] == 4 and rows[1]["alarm"] is False
@@ -223,7 +223,7 @@ def test_what_a_reader_must_be_told(tmp_path):
 def one_image():
     parts = dict(image=np.array([15.0]), place=np.array([3.0]))
     found = ranking()
-    return Ranking(["a.png"], parts, np.zeros((1, 2)), [found.top[0]._replace(number=0)], [])
+    return Ranking(["a.png"], parts, np.zeros((1, 2)), [found.top[0]._replace(number=0)], [], [[]])
 
 
 def test_histogram_holds_the_shares(text):

@@ -23,7 +23,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -31,10 +31,11 @@ from sklearn.base import BaseEstimator
 
 from pandalib.backbones import PIXELS_PER_BATCH, Backbone
 from pandalib.datasets.folder import open_images
-from pandalib.datasets.images import Geometry, ImageFolder, LazyImages, take
+from pandalib.datasets.images import Geometry, ImageFolder, LazyImages, take, upright_size
 from pandalib.inspection import storage
 from pandalib.inspection.duplicates import leave_group_out, near_duplicates
 from pandalib.inspection.places import PLACES
+from pandalib.inspection.regions import Region, find_regions
 from pandalib.methods.distances import height_and_width, image_scores
 from pandalib.methods.knn import KNN
 from pandalib.methods.whitening import l2_normalise
@@ -62,6 +63,8 @@ class Ranking(NamedTuple):
     peaks: np.ndarray  # (n, 2), where each map is largest: row and column, 0 to 1
     top: list[Finding]  # highest score first
     unreadable: list[tuple[str, str]]  # name and reason
+    regions: list[list[Region]]  # of each image, above the threshold
+    n_known: int = 0  # images that the detector was fitted to
 
     @property
     def scores(self) -> np.ndarray:
@@ -432,53 +435,90 @@ class Inspector(BaseEstimator):
 
         "image": is it another kind of thing? "place": is something wrong somewhere?
         """
-        found = [parts for _, _, parts, _ in self._inspect(images, recursive)]
+        found = [parts for _, _, parts, _ in self._inspect(*self._opened(images, recursive))]
         return {part: np.concatenate([parts[part] for parts in found]) for part in PARTS}
 
     def maps(self, images, *, recursive: bool = False) -> np.ndarray:
         """Anomaly maps, float32 (n, H, W): above `threshold()` an alarm."""
-        return np.concatenate([maps for _, _, _, maps in self._inspect(images, recursive)])
+        found = self._inspect(*self._opened(images, recursive))
+        return np.concatenate([maps for _, _, _, maps in found])
 
     def alarms(self, images, *, rate: float | None = None, recursive: bool = False) -> np.ndarray:
         """Which images raise an alarm, bool (n,)."""
         threshold = self.threshold(rate)  # first, since it may raise
         return self.score(images, recursive=recursive) > threshold
 
-    def _inspect(self, images, recursive: bool, unreadable: list | None = None) -> Iterator[tuple]:
-        """Yield names, images, parts and maps of a batch: memory does not grow with the images.
-
-        `unreadable` collects name and reason of each file that is not an image; None: ImageError.
-        """
+    def _opened(self, images, recursive: bool) -> tuple[Sequence, list[str]]:
+        """Images to score as a sequence of the right size, and their names."""
         check_fitted(self, "features_")
         images, names = open_images(images, self.geometry_, recursive=recursive)
         self._check_size(images)
+        return images, names
+
+    def _inspect(self, images, names: list[str], unreadable: list | None = None) -> Iterator[tuple]:
+        """Yield numbers, images, parts and maps of a batch: memory does not grow with the images.
+
+        `unreadable` collects name and reason of each file that is not an image; None: ImageError.
+        """
         for numbers, batch in _batches(images, names, self.place_.images_at_once(), unreadable):
             pooled, rows = self.place_.extract(batch)
             maps = self.place_.maps(rows)
             raw = {"image": self.knn_.score(pooled), "place": image_scores(maps)}
             parts = {part: raw[part] / self.scales_[part] for part in PARTS}
             maps = maps / np.float32(self.scales_["place"])
-            yield [names[number] for number in numbers], batch, parts, maps
+            yield numbers, batch, parts, maps
 
     def rank(
-        self, images, *, top: int = 50, recursive: bool = False, skip_unreadable: bool = False
+        self,
+        images,
+        *,
+        top: int = 50,
+        rate: float | None = None,
+        recursive: bool = False,
+        skip_unreadable: bool = False,
+        on_map: Callable | None = None,
     ) -> Ranking:
         """Score images and keep the `top` most anomalous of them, with their maps.
 
-        With `skip_unreadable` the ranking lists files that are not images; otherwise ImageError
-        names one. Raises ValueError if no file could be read.
+        Parameters
+        ----------
+        images : images, as above
+        top : int
+        rate : float, optional
+            False-alarm rate of the threshold for regions; None: the detector's own.
+        recursive : bool
+            Search subfolders too.
+        skip_unreadable : bool
+            List files that are not images in the ranking; otherwise ImageError names one.
+        on_map : callable, optional
+            Called for each image with its name, its source (a path, or the image) and its map.
+
+        Raises
+        ------
+        ValueError
+            No file could be read.
         """
         check_counts(top=top)
-        names, parts, peaks, best, unreadable = [], [], [], [], []
-        batches = self._inspect(images, recursive, unreadable if skip_unreadable else None)
-        for batch_names, batch, batch_parts, maps in bar(batches, "score", shown=self.progress):
+        threshold = self.threshold(rate)
+        images, all_names = self._opened(images, recursive)
+        files = images.files if isinstance(images, ImageFolder) else None
+        known, n_known = set(self.digests_.tolist()), 0
+        names, parts, peaks, regions, best, unreadable = [], [], [], [], [], []
+        batches = self._inspect(images, all_names, unreadable if skip_unreadable else None)
+        for numbers, batch, batch_parts, maps in bar(batches, "score", shown=self.progress):
             for row, score in enumerate(larger_part(batch_parts)):
                 # Copies, since a view would keep the batch.
                 found = Finding(len(names) + row, batch[row].copy(), maps[row].copy())
                 best.append((score, found))
+                source = batch[row] if files is None else files[numbers[row]]
+                width, height = self.image_size_[::-1] if files is None else upright_size(source)
+                regions.append(find_regions(maps[row], threshold, self.geometry_, height, width))
+                n_known += _digest(batch[row]) in known
+                if on_map is not None:
+                    on_map(all_names[numbers[row]], source, maps[row])
             best.sort(key=lambda entry: (-entry[0], entry[1].number))
             del best[top:]
-            names += batch_names
+            names += [all_names[number] for number in numbers]
             parts.append(batch_parts)
             peaks.append(_peaks(maps))
         if not names:
@@ -492,6 +532,8 @@ class Inspector(BaseEstimator):
             np.concatenate(peaks),
             [found for _, found in best],
             unreadable,
+            regions,
+            n_known,
         )
 
     def _check_size(self, images) -> None:
@@ -514,7 +556,9 @@ class Inspector(BaseEstimator):
         storage.save(self, folder)
 
     @classmethod
-    def load(cls, folder, *, weights=None, backbone: Backbone | None = None) -> Inspector:
+    def load(
+        cls, folder, *, weights=None, backbone: Backbone | None = None, device=None
+    ) -> Inspector:
         """Read a detector.
 
         Parameters
@@ -524,13 +568,15 @@ class Inspector(BaseEstimator):
             The file of the network's weights, if it has moved; checked by its hash.
         backbone : Backbone, optional
             The network itself, if it was adapted or built by hand.
+        device : str, optional
+            Where the network runs; None: a GPU if there is one.
 
         Raises
         ------
         FileNotFoundError, ValueError
             Naming the file: no detector, a damaged one, another version, other weights.
         """
-        return storage.load(cls, folder, weights=weights, backbone=backbone)
+        return storage.load(cls, folder, weights=weights, backbone=backbone, device=device)
 
 
 def larger_part(parts: dict[str, np.ndarray]) -> np.ndarray:

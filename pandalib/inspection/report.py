@@ -22,6 +22,7 @@ from PIL import Image
 from scipy.ndimage import binary_dilation
 
 from pandalib.experiments.config import versions
+from pandalib.inspection.regions import p_values
 from pandalib.io import atomic_file, printable
 from pandalib.methods.distances import enlargement
 
@@ -30,6 +31,7 @@ SIDE = 320  # the least length in pixels of the longer side of an overlay
 REACH = 2.0  # the darkest colour, in thresholds
 # The map ends short of black, which looks like a hole.
 COLOURS = matplotlib.colormaps["magma_r"](np.linspace(0.1, 0.9, 256))[:, :3].astype(np.float32)
+GREY = np.float32([0.299, 0.587, 0.114]) / 255  # how bright the channels look
 SOURCES = {
     "embedded": "embedded (this project's own)",
     "imagenet": "ImageNet",
@@ -86,8 +88,8 @@ def write_report(
         histogram=_histogram(inspector.normal_scores_ / threshold, relative),
         scale_bar=_picture(scale_bar()),
         reach=f"{REACH:g}",
-        cards=_cards(ranking, threshold),
-        rows=ranked_rows(ranking, threshold),
+        cards=_cards(ranking, threshold, inspector.normal_scores_),
+        rows=ranked_rows(ranking, threshold, inspector.normal_scores_),
         unreadable=ranking.unreadable,
         inspector=inspector,
         rate=rate,
@@ -100,9 +102,10 @@ def write_report(
             file.write(piece.encode("utf-8", "backslashreplace"))
 
 
-def ranked_rows(ranking, threshold: float) -> Iterator[dict]:
+def ranked_rows(ranking, threshold: float, normal_scores: np.ndarray) -> Iterator[dict]:
     """Yield the facts about each image, the most anomalous first."""
     scores = ranking.scores
+    likely = p_values(scores, normal_scores)
     for rank, number in enumerate(ranking.order.tolist(), start=1):
         yield {
             "rank": rank,
@@ -110,9 +113,11 @@ def ranked_rows(ranking, threshold: float) -> Iterator[dict]:
             "score": float(scores[number]),
             "relative": float(scores[number] / threshold),
             "alarm": bool(scores[number] > threshold),
+            "p_value": float(likely[number]),
             "image": float(ranking.parts["image"][number]),
             "place": float(ranking.parts["place"][number]),
             "hottest": in_words(ranking.peaks[number]),
+            "regions": [region._asdict() for region in ranking.regions[number]],
         }
 
 
@@ -122,9 +127,9 @@ def in_words(peak) -> str:
     return PLACES[3 * row + column]
 
 
-def _cards(ranking, threshold: float) -> Iterator[dict]:
+def _cards(ranking, threshold: float, normal_scores: np.ndarray) -> Iterator[dict]:
     """The rows of the gallery, with pictures."""
-    for finding, row in zip(ranking.top, ranked_rows(ranking, threshold)):
+    for finding, row in zip(ranking.top, ranked_rows(ranking, threshold, normal_scores)):
         share = (finding.map > threshold).mean()
         height, width = finding.map.shape
         yield row | {
@@ -224,9 +229,18 @@ def overlay(image: np.ndarray, heat: np.ndarray, threshold: float) -> np.ndarray
     """
     factor = max(1, round(SIDE / max(heat.shape)))
     down, across = (enlargement(side, side * factor) for side in heat.shape)
-    grey = np.tensordot(np.float32([0.299, 0.587, 0.114]) / 255, image.astype(np.float32), axes=1)
-    relative = down @ (heat / np.float32(threshold)) @ across.T
-    mixed = _laid_over(down @ grey @ across.T, relative)
+    grey = np.tensordot(GREY, image.astype(np.float32), axes=1)
+    return _outlined(down @ grey @ across.T, down @ (heat / np.float32(threshold)) @ across.T)
+
+
+def coloured(image: np.ndarray, relative: np.ndarray) -> np.ndarray:
+    """An image (H, W, 3) in grey under its map (H, W) in thresholds: uint8 (H, W, 3)."""
+    return _outlined(image.astype(np.float32) @ GREY, relative)
+
+
+def _outlined(grey: np.ndarray, relative: np.ndarray) -> np.ndarray:
+    """The colours over a grey image, 0 to 1, with a line at the threshold."""
+    mixed = _laid_over(grey, relative)
     hot = relative > 1
     # White over black is visible on light and on dark images.
     edge = binary_dilation(hot, iterations=2) & ~hot

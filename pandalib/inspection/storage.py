@@ -108,13 +108,13 @@ def _facts(inspector) -> dict:
     }
 
 
-def load(cls, folder, *, weights=None, backbone: Backbone | None = None):
+def load(cls, folder, *, weights=None, backbone: Backbone | None = None, device=None):
     """See `Inspector.load`."""
     folder = Path(folder).expanduser()
     facts = read_facts(folder)
     try:
         tensors = _read_tensors(folder, facts)
-        network = _network(facts, weights) if backbone is None else backbone
+        network = _network(facts, weights, device) if backbone is None else backbone
         _check_network(network, facts)
         return _rebuilt(cls, network, facts, tensors)
     except (ValueError, LookupError, TypeError) as error:
@@ -151,7 +151,7 @@ def _read_tensors(folder: Path, facts: dict) -> dict[str, np.ndarray]:
         raise ValueError(f"{path} is damaged: {error}.") from None
 
 
-def _network(facts: dict, weights) -> Backbone:
+def _network(facts: dict, weights, device) -> Backbone:
     """The network by its name, with the weights it had, or those of a file with the same hash."""
     source = weights or facts["weights"]["source"]
     if source in (None, "random"):
@@ -171,6 +171,7 @@ def _network(facts: dict, weights) -> Backbone:
         truncate_after=facts["last"],
         adapt_from=facts["weights"]["adapt_from"],
         pool=facts["weights"].get("pool"),  # not in older detectors
+        device=device,
     )
 
 
