@@ -165,7 +165,8 @@ def read(path: Path):
     except (OSError, UnicodeError) as error:
         raise ValueError(f"cannot be read: {error}") from None
     except Exception as error:  # nbformat and its validators raise of many kinds
-        raise ValueError(f"is no notebook: {str(error).splitlines()[0][:100]}") from None
+        why = " ".join(f"{type(error).__name__} {error}".split())[:100]
+        raise ValueError(f"is no notebook: {why}") from None
     return notebook
 
 

@@ -2,6 +2,7 @@
 
 The settings of a run are keyword arguments of `pandalib.run`. Its file holds the record of the run
 and its origin, with a hash (`pandalib.io.dump_json_with_hash`); a damaged file counts as absent.
+Anyone can compute a hash, so what a file says is looked at as well.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
-from pandalib.experiments.config import TIERS, options_of
+from pandalib.experiments.config import TIERS, make_options, options_of
 from pandalib.io import dump_json_with_hash, load_json_with_hash, write_atomically
 
 PLAN, RUNS = "plan.json", "runs"  # in the folder of a sweep
 MAIN = ("task", "method", "tier", "seed")  # of the settings of a run; all others are options
+METRICS = ("roc_auc", "pixel_roc_auc", "pro")  # of a record
+CURVES = ("roc_auc", "feature_variance")  # of each entry of its history
 DEFAULT = "default"  # in a grid: the option is left out
 
 
@@ -65,8 +68,35 @@ def read_runs(runs: list[dict], folder: Path) -> dict[str, dict]:
     for settings in runs:
         with suppress(FileNotFoundError, ValueError):
             result = load_json_with_hash((folder / RUNS / file_name(settings)).read_bytes())
-            found[result["id"]] = result
+            if _is_result_of(settings, result):
+                found[identity(settings)] = result
     return found
+
+
+def _is_result_of(settings: dict, result: dict) -> bool:
+    """Whether a file holds what a run with these settings writes, or how it failed."""
+    same = result.get("settings") == settings and result.get("id") == identity(settings)
+    if not same or any(result.get(key) != settings[key] for key in MAIN):
+        return False
+    if "error" in result:
+        error = result["error"]
+        return isinstance(error, dict) and {"type", "message"} <= error.keys()
+    history, metrics = result.get("history"), [result.get(key) for key in METRICS]
+    return (
+        all(value is None or _is_number(value) for value in metrics)
+        and isinstance(result.get("versions"), dict)
+        and all(
+            isinstance(result.get(key, 0), str | None) for key in ("backbone", "weights_sha256")
+        )
+        and isinstance(history, list)
+        and all(
+            isinstance(one, dict) and all(map(_is_number, map(one.get, CURVES))) for one in history
+        )
+    )
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def read_plan(folder: str | Path) -> dict:
@@ -81,7 +111,9 @@ def read_plan(folder: str | Path) -> dict:
     """
     path = Path(folder).expanduser() / PLAN
     try:
-        return load_json_with_hash(path.read_bytes())
+        plan = load_json_with_hash(path.read_bytes())
+        _check_plan(plan)
+        return plan
     except FileNotFoundError:
         raise FileNotFoundError(
             f"{path.parent} holds no results: `python -m pandalib sweep GRID --out {path.parent}` "
@@ -89,6 +121,31 @@ def read_plan(folder: str | Path) -> dict:
         ) from None
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}): delete it and sweep again.") from None
+
+
+def _check_plan(plan: dict) -> None:
+    """Raise ValueError unless a plan is made of what `pandalib.sweep` writes."""
+    kinds = dict(name=str, description=str, tier=str, runs=list, left_out=dict, classes=dict)
+    for key, kind in kinds.items():
+        if not isinstance(plan.get(key), kind):
+            raise ValueError(f"{key} is no {kind.__name__}")
+    if not all(isinstance(n, int) for n in plan["classes"].values()):
+        raise ValueError("classes are no numbers")
+    if not all(isinstance(reason, str) for reason in plan["left_out"].values()):
+        raise ValueError("left_out has no reasons")
+    for settings in plan["runs"]:
+        _check_settings(settings, plan["tier"])
+
+
+def _check_settings(settings, tier: str) -> None:
+    kinds = dict(task=str, method=str, tier=str, seed=int)
+    if not isinstance(settings, dict) or not all(
+        isinstance(settings.get(key), kind) for key, kind in kinds.items()
+    ):
+        raise ValueError("a run lacks its task, method, tier or seed")
+    if settings["tier"] != tier or tier not in TIERS:
+        raise ValueError(f"a run is of the tier {settings['tier']!r}")
+    make_options(settings["method"], options_in(settings))  # raises for what the method has not
 
 
 def read_results(folder: str | Path) -> list[dict]:

@@ -8,6 +8,7 @@ and no name in a file leads out of the folder.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import re
 from datetime import datetime, timezone
@@ -28,6 +29,9 @@ FORMAT = {"format": "pandalib detector", "version": 1}
 FACTS = "detector.json"
 SETTINGS = ("n_maps", "n_images", "sigma", "k", "false_alarm_rate", "seed")
 TENSORS = re.compile(r"normal-[0-9a-f]{12}\.safetensors")
+KINDS = {"kept": "i", "digests": "u"}  # of numpy's types; all others are floats
+COUNTS = ("n_maps", "n_images", "k", "seed", "n_normal", "n_copies")
+PIXELS_PER_NUMBER = 64  # of an image for each number in its pyramid, at most
 LEFTOVER = re.compile(TENSORS.pattern + r"|\.(normal|detector)[-.].*\.part")
 
 
@@ -115,7 +119,8 @@ def load(cls, folder, *, weights=None, backbone: Backbone | None = None):
         _check_network(network, facts)
         return _rebuilt(cls, network, facts, tensors)
     except (ValueError, LookupError, TypeError) as error:
-        raise ValueError(f"{folder / FACTS} is not a usable detector: {error}") from None
+        why = f"it lacks {error}." if isinstance(error, KeyError) else error
+        raise ValueError(f"{folder / FACTS} is not a usable detector: {why}") from None
 
 
 def read_facts(folder: Path) -> dict:
@@ -185,10 +190,19 @@ def _check_network(network: Backbone, facts: dict) -> None:
 
 
 def _rebuilt(cls, network: Backbone, facts: dict, tensors: dict[str, np.ndarray]):
+    for name in COUNTS:
+        if type(facts[name]) is not int or facts[name] < 0:
+            raise ValueError(f"{name} is {facts[name]!r}, expected a whole number of at least 0.")
     settings = {name: facts[name] for name in ("size", "resize", "layers", *SETTINGS)}
     inspector = cls(network, **settings)
     inspector.prepare()
     inspector.image_size_ = tuple(facts["image_size"])
+    sides = inspector.image_size_
+    # Before the network sees an image of that size, which might fill the memory.
+    if not all(type(side) is int and side > 0 for side in sides) or (
+        math.prod(sides) > PIXELS_PER_NUMBER * tensors["pyramids"].shape[-1]
+    ):
+        raise ValueError(f"its images are {sides} pixels, which its tensors do not fit.")
     blank = np.zeros((1, 3, *inspector.image_size_), np.uint8)
     form = Pyramids.of(network, blank, inspector.layers_)
     n, m = facts["n_normal"], min(facts["n_normal"], facts["n_maps"])
@@ -204,6 +218,7 @@ def _rebuilt(cls, network: Backbone, facts: dict, tensors: dict[str, np.ndarray]
     shapes = {name: array.shape for name, array in tensors.items()}
     if shapes != expected:
         raise ValueError(f"its tensors have the shapes {shapes}, expected {expected}.")
+    _check_numbers(tensors, facts)
     inspector.n_copies_ = facts["n_copies"]
     inspector.unreadable_ = []
     inspector.features_ = tensors["features"]
@@ -213,3 +228,21 @@ def _rebuilt(cls, network: Backbone, facts: dict, tensors: dict[str, np.ndarray]
     inspector.normal_parts_ = {part: tensors[f"normal_{part}"] for part in inspector.scales_}
     inspector.build(Pyramids(tensors["pyramids"], form.shapes), tensors["scales"])
     return inspector
+
+
+def _check_numbers(tensors: dict[str, np.ndarray], facts: dict) -> None:
+    """Raise ValueError for numbers that no detector has: its scores would be nonsense, or NaN."""
+    for name, array in tensors.items():
+        kind = KINDS.get(name, "f")
+        if array.dtype.kind != kind:
+            raise ValueError(f"its tensor {name!r} is {array.dtype}.")
+        if kind == "f" and not np.isfinite(array).all():
+            raise ValueError(f"its tensor {name!r} has numbers that are not finite.")
+    kept, n = tensors["kept"], facts["n_normal"]
+    if np.any(np.diff(kept) <= 0) or kept.min() < 0 or kept.max() >= n:
+        raise ValueError(
+            f"its tensor 'kept' does not number some of {n} images, in ascending order."
+        )
+    scales = [*tensors["scales"], *(facts["usual"][part] for part in ("image", "place"))]
+    if not all(isinstance(one, (float, np.floating)) and 0 < one < np.inf for one in scales):
+        raise ValueError(f"its scales are {scales}, expected numbers above 0.")
