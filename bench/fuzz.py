@@ -174,7 +174,8 @@ def change_tree(rng: np.random.Generator, tree):
             case 0:
                 del parent[key]
             case 1 if isinstance(parent[key], (int, float)):
-                parent[key] = parent[key] * float(rng.choice([-1, 0, 0.5, 2, 1e6]))
+                scaled = float(parent[key]) * float(rng.choice([-1, 0, 0.5, 2, 1e6]))
+                parent[key] = scaled if np.isfinite(scaled) else 0.0  # JSON has no infinity
             case _:
                 parent[key] = json.loads(json.dumps(STRANGE[rng.integers(len(STRANGE))]))
     return tree
