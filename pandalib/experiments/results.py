@@ -18,6 +18,7 @@ from pandalib.experiments.config import TIERS, make_options, options_of
 from pandalib.io import dump_json_with_hash, load_json_with_hash, write_atomically
 
 PLAN, RUNS = "plan.json", "runs"  # in the folder of a sweep
+SETTINGS = "settings.json"  # beside a table: what it was made with
 MAIN = ("task", "method", "tier", "seed")  # of the settings of a run; all others are options
 METRICS = ("roc_auc", "pixel_roc_auc", "pro")  # of a record
 CURVES = ("roc_auc", "feature_variance")  # of each entry of its history
@@ -48,6 +49,77 @@ def file_name(settings: dict) -> str:
     """The name of a run's result file: readable, and one for each run."""
     task = re.sub(r"[^A-Za-z0-9.+]+", "_", settings["task"]).strip("_")[-60:]
     return f"{task}-{settings['method']}-{settings['seed']}-{identity(settings)}.json"
+
+
+def settings_of(name: str, runs: list[dict], results: list[dict]) -> dict:
+    """What a table was made with: the grid, a hash of its runs, and the defaults that they had.
+
+    Parameters
+    ----------
+    name : str
+        Of the grid.
+    runs, results : lists of dict
+        As planned, and as far as they are done.
+
+    Raises
+    ------
+    ValueError
+        If results of one method had different defaults.
+    """
+    defaults: dict[str, dict] = {}
+    for result in results:
+        if "all_settings" not in result:
+            continue
+        given = result["settings"]
+        known = defaults.setdefault(given["method"], {})
+        for key, value in result["all_settings"].items():
+            if key not in given and known.setdefault(key, value) != value:
+                raise ValueError(
+                    f"{given['method']}: results with {key} = {known[key]!r} and with {value!r} by "
+                    "default cannot stand in one table: delete the older ones and sweep again."
+                )
+    tiers = [result["tier_defaults"] for result in results if "tier_defaults" in result]
+    return {
+        "grid": name,
+        "runs": _hash_of_runs(runs),
+        "defaults": {method: defaults[method] for method in sorted(defaults)},
+        "tier": tiers[-1] if tiers else {},
+    }
+
+
+def outdated(found: dict, runs: list[dict]) -> list[str]:
+    """Why a table has to be made again, by its `settings_of` and the runs of its grid today.
+
+    An option that is newer than the table is no reason: its default leaves things as they were.
+    """
+    reasons = []
+    if found["runs"] != _hash_of_runs(runs):
+        reasons.append(f"the grid {found['grid']} has other runs now")
+    today = {run["method"]: asdict(make_options(run["method"], {})) for run in runs}
+    for method, defaults in found["defaults"].items():
+        reasons += _changes(method, defaults, today.get(method, {}))
+    tiers = {run["tier"] for run in runs}
+    for tier in tiers:
+        reasons += _changes(f"tier {tier}", found["tier"], asdict(TIERS[tier]))
+    return reasons
+
+
+def _hash_of_runs(runs: list[dict]) -> str:
+    lines = sorted(json.dumps(canonical(run), sort_keys=True) for run in runs)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _changes(of: str, before: dict, now: dict) -> list[str]:
+    """What was there before and is gone, or is another value now."""
+    changes = []
+    for key, value in before.items():
+        if isinstance(value, dict) and isinstance(now.get(key), dict):
+            changes += _changes(f"{of}, {key}", value, now[key])
+        elif key not in now:
+            changes.append(f"{of}: {key} is gone")
+        elif now[key] != value:
+            changes.append(f"{of}: {key} was {value!r} and is {now[key]!r}")
+    return changes
 
 
 def in_brief(run: dict) -> str:
