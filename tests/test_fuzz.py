@@ -109,6 +109,7 @@ def model(tmp_path_factory):
         (dict(image_size=[10**6, 10**6]), "which its tensors do not fit"),
         (dict(image_size=["64", 64]), "which its tensors do not fit"),
         (dict(usual={}), "it lacks 'image'"),
+        (dict(sigma=4e6), "its sigma is 4000000.0 pixels"),
     ],
 )
 def test_a_detector_with_facts_that_make_no_sense_is_refused(model, tmp_path, change, said):

@@ -203,6 +203,8 @@ def _rebuilt(cls, network: Backbone, facts: dict, tensors: dict[str, np.ndarray]
         math.prod(sides) > PIXELS_PER_NUMBER * tensors["pyramids"].shape[-1]
     ):
         raise ValueError(f"its images are {sides} pixels, which its tensors do not fit.")
+    if not 0 <= facts["sigma"] <= 10 * max(sides):  # a blur far wider than the image takes minutes
+        raise ValueError(f"its sigma is {facts['sigma']!r} pixels, for images of {sides}.")
     blank = np.zeros((1, 3, *inspector.image_size_), np.uint8)
     form = Pyramids.of(network, blank, inspector.layers_)
     n, m = facts["n_normal"], min(facts["n_normal"], facts["n_maps"])
