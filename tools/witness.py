@@ -366,7 +366,7 @@ def networks():
         other = load_backbone(truncate_after="layer4", adapt_from=adapt_from)
         yield f"stem before {adapt_from}", sketch(stem_features(other, task.test))
     yield "bias_free", sketch(features(load_backbone(bias_free=True), task.test))
-    for name, last in (("resnet18", "layer3"), ("resnet50", "layer1"), ("squeezenet1_1", None)):
+    for name, last in (("resnet18", "layer3"), ("resnet50", "layer1")):
         other = load_backbone(name, "random", truncate_after=last, seed=3)
         yield f"{name}, random", sketch(features(other, task.test))
     yield "DN2", DN2(network).fit(task.train).score(task.test)
@@ -655,9 +655,6 @@ def real_resnet18():
     )
     yield from named("SPADE", of_maps(SPADE(network, balanced=True), leather))
     yield from named("memory bank", of_maps(PatchCore(network, progress=False), leather))
-    squeeze = load_backbone("squeezenet1_0", REAL / "weights" / "squeezenet1_0_deepcompression.pth")
-    yield "squeezenet, features", sketch(features(squeeze, task.test))
-    yield "squeezenet, Fisher", fisher_summary(fisher_of(squeeze, task.train[:6]))
 
 
 GROUPS = (

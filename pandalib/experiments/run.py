@@ -45,6 +45,7 @@ def run(
     tier: str = "embedded",
     seed: int = 0,
     memory: Memory | None = None,
+    with_scores: bool = False,
     progress: bool = True,
     **options,
 ) -> dict:
@@ -62,6 +63,8 @@ def run(
         For images, weights and batches.
     memory : Memory, optional
         What this process keeps from one run to the next; changes no result.
+    with_scores : bool
+        Add `labels`, a string of 0 and 1, and `scores`, floats, of the test images.
     progress : bool
     **options
         Of the method, see its dataclass in `pandalib.experiments.config`; None: the default.
@@ -110,7 +113,7 @@ def run(
         maps = detector.maps(data.test)  # all at once: the metrics sort all pixels
     scores = detector.score(data.test) if maps is None else image_scores(maps)
     tried = hasattr(detector, "bf16_")
-    return dict(
+    record = dict(
         task=data.name,
         method=method,
         tier=tier,
@@ -127,6 +130,10 @@ def run(
         bf16=dict(used=detector.bf16_, ratio=detector.bf16_ratio_) if tried else None,
         history=recorder.history if recorder else [],
     )
+    if with_scores:
+        record["labels"] = "".join(str(int(label)) for label in data.labels)
+        record["scores"] = [float(str(one)) for one in np.float32(scores)]  # the shortest digits
+    return record
 
 
 def load_network(options: ImageOptions, tier: Tier, seed: int = 0) -> Backbone | None:
