@@ -50,7 +50,8 @@ from pandalib.datasets.layouts import images_to_fit, images_to_score, read_layou
 from pandalib.datasets.listing import find_images
 from pandalib.datasets.load import load_task
 from pandalib.datasets.region import read_region
-from pandalib.experiments.results import file_name, read_plan, write_result
+from pandalib.experiments.results import file_name, identity, read_plan, write_result
+from pandalib.experiments.tables import as_csv, as_markdown
 from pandalib.inspection.storage import FACTS
 from pandalib.io import dump_json_with_hash, load_json_with_hash, read_tensors, write_tensors
 from pandalib.weights import read_state
@@ -389,8 +390,8 @@ def read_grid(folder: Path):
 
 def make_results(folder: Path) -> None:
     runs = [
-        {"task": f"pictograms:{name}", "method": "dn2", "tier": "embedded", "seed": 0}
-        for name in ("star", "heart")
+        {"task": "pictograms:star", "method": method, "tier": "embedded", "seed": 0}
+        for method in ("dn2", "whitened")
     ]
     plan = {"name": "tiny", "description": "Two runs.", "tier": "embedded", "runs": runs}
     plan |= {"left_out": {}, "classes": {"pictograms": 10}}
@@ -398,8 +399,7 @@ def make_results(folder: Path) -> None:
     for run in runs:
         history = [{"epoch": 0, "roc_auc": 0.8, "feature_variance": 1.0}]
         facts = {"versions": {"torch": "2"}, "backbone": "glyphs_resnet4", "weights_sha256": "ab"}
-        from pandalib.experiments.results import identity
-
+        facts |= {"labels": "0011", "scores": [0.1, 0.3, 0.2, 0.4], "n_test": 4}
         result = {**run, "settings": run, "id": identity(run), "roc_auc": 0.8, "history": history}
         write_result(result | facts, folder)
 
@@ -410,8 +410,12 @@ def change_results(rng: np.random.Generator, folder: Path) -> None:
 
 
 def read_sweep(folder: Path):
-    for row in summarise(read_results(folder), read_plan(folder)):
+    plan, results = read_plan(folder), read_results(folder)
+    rows = summarise(results, plan)
+    for row in rows:
         assert all(np.isfinite(row.mean(metric)) for metric in row.by_class)
+    done = [row for row in rows if row.n_runs]
+    assert as_csv(done) and as_markdown(rows, plan, results, "A sentence.")
 
 
 BACKBONE = load_backbone()

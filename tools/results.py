@@ -44,7 +44,7 @@ def why_stale(name: str) -> list[str]:
     grid = load_grid(name)
     if settings["grid"] != grid.name:
         return [f"it was made by the grid {settings['grid']}"]
-    return outdated(settings, grid.runs(skip_missing=True))
+    return outdated(settings, grid.planned())
 
 
 def commands(name: str) -> list[list[str]]:

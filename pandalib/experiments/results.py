@@ -21,6 +21,7 @@ PLAN, RUNS = "plan.json", "runs"  # in the folder of a sweep
 SETTINGS = "settings.json"  # beside a table: what it was made with
 MAIN = ("task", "method", "tier", "seed")  # of the settings of a run; all others are options
 METRICS = ("roc_auc", "pixel_roc_auc", "pro")  # of a record
+WEIGHTS = "weights_sha256"
 CURVES = ("roc_auc", "feature_variance")  # of each entry of its history
 DEFAULT = "default"  # in a grid: the option is left out
 
@@ -79,12 +80,27 @@ def settings_of(name: str, runs: list[dict], results: list[dict]) -> dict:
                     "default cannot stand in one table: delete the older ones and sweep again."
                 )
     tiers = [result["tier_defaults"] for result in results if "tier_defaults" in result]
+    tier = tiers[-1] if tiers else {}
+    if "pace" in tier:
+        paces = _paces(runs)
+        tier = tier | {"pace": {key: tier["pace"][key] for key in paces if key in tier["pace"]}}
     return {
         "grid": name,
         "runs": _hash_of_runs(runs),
         "defaults": {method: defaults[method] for method in sorted(defaults)},
-        "tier": tiers[-1] if tiers else {},
+        "tier": tier,
     }
+
+
+def _paces(runs: list[dict]) -> list[str]:
+    """What the tier's pace decides: the options that some run leaves out."""
+    used = {
+        option.metadata["pace"]
+        for run in runs
+        for name, option in options_of(run["method"]).items()
+        if name not in run
+    }
+    return sorted(used - {None})
 
 
 def outdated(found: dict, runs: list[dict]) -> list[str]:
@@ -153,17 +169,21 @@ def _is_result_of(settings: dict, result: dict) -> bool:
     if "error" in result:
         error = result["error"]
         return isinstance(error, dict) and {"type", "message"} <= error.keys()
-    history, metrics = result.get("history"), [result.get(key) for key in METRICS]
+    history, scores = result.get("history"), result.get("scores", [])
+    labels = result.get("labels", "")
+    if "scores" in result and (not isinstance(labels, str) or set(labels) != {"0", "1"}):
+        return False
     return (
-        all(value is None or _is_number(value) for value in metrics)
+        all(result.get(key) is None or _is_number(result[key]) for key in METRICS)
         and isinstance(result.get("versions"), dict)
-        and all(
-            isinstance(result.get(key, 0), str | None) for key in ("backbone", "weights_sha256")
-        )
+        and all(isinstance(result.get(key, 0), str | None) for key in ("backbone", WEIGHTS))
         and isinstance(history, list)
         and all(
             isinstance(one, dict) and all(map(_is_number, map(one.get, CURVES))) for one in history
         )
+        and isinstance(scores, list)
+        and all(map(_is_number, scores))
+        and len(scores) == len(labels)
     )
 
 

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -63,17 +63,27 @@ def test_other_runs_make_a_table_stale(settings):
     assert outdated(found, [run | {"n_train": 21} for run in runs]) == said
 
 
-def test_another_default_makes_a_table_stale(settings, monkeypatch):
+def test_another_default_makes_a_table_stale(settings):
     found, runs = settings
     changed = found | {"defaults": {"dn2": found["defaults"]["dn2"] | {"k": 3, "gone": 1}}}
     assert outdated(changed, runs) == ["dn2: k was 3 and is 2", "dn2: gone is gone"]
     newer = found | {"defaults": {"dn2": {"k": 2}}}  # the table knew fewer options
     assert outdated(newer, runs) == []
+
+
+def test_another_pace_makes_those_tables_stale_that_follow_it(settings, monkeypatch):
     tier = config.TIERS["embedded"]
-    pace = replace(tier.pace, lr=0.5)
-    monkeypatch.setitem(config.TIERS, "embedded", replace(tier, pace=pace))
-    (reason,) = outdated(found, runs)
-    assert reason == f"tier embedded, pace: lr was {tier.pace.lr!r} and is 0.5"
+    result = {"all_settings": {}, "tier_defaults": asdict(tier)}
+    left_out, given = (RUN | {"method": "early"} | more for more in ({}, {"lr": 0.1}))
+    found = [settings_of("g", [run], [result | {"settings": run}]) for run in (left_out, given)]
+    monkeypatch.setitem(
+        config.TIERS, "embedded", replace(tier, pace=replace(tier.pace, lr=0.5, ewc_lr=9.0))
+    )
+    reason = f"tier embedded, pace: lr was {tier.pace.lr!r} and is 0.5"
+    assert outdated(found[0], [left_out]) == [reason]
+    assert outdated(found[1], [given]) == []
+    dn2, runs = settings
+    assert outdated(dn2, runs) == []
 
 
 def test_results_with_different_defaults_make_no_table(settings):
