@@ -152,6 +152,8 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files make torch raise a dozen types
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        if "weights_only" in str(error):  # torch goes on to say how to run a stranger's code
+            reason = "it is damaged, or holds other things than tensors, which might run code"
         raise ValueError(
             f"weights {path} cannot be read ({reason}): expected .safetensors, or a .pth of "
             "tensors only."

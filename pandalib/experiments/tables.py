@@ -26,7 +26,15 @@ import numpy as np
 from pandalib import plots
 from pandalib.experiments.config import default_of, options_of
 from pandalib.experiments.published import Published, published_numbers
-from pandalib.experiments.results import MAIN, identity, in_brief, read_plan, read_runs
+from pandalib.experiments.results import (
+    MAIN,
+    SETTINGS,
+    identity,
+    in_brief,
+    read_plan,
+    read_runs,
+    settings_of,
+)
 from pandalib.io import write_atomically
 from pandalib.metrics import bootstrap_interval, paired_interval
 
@@ -248,6 +256,8 @@ def _tests(results: list[dict]) -> dict[tuple[str, int], tuple[np.ndarray, np.nd
 def write_table(folder: str | Path) -> list[Row]:
     """Write `table.md`, `table.csv` and `table.png` beside the results of a sweep.
 
+    `settings.json` tells what they were made with, so that a table that has gone stale is noticed.
+
     Raises
     ------
     FileNotFoundError
@@ -262,7 +272,9 @@ def write_table(folder: str | Path) -> list[Row]:
     done = [row for row in rows if row.n_runs]
     if not done:
         raise ValueError(f"{folder}: no run has a result yet, {len(results)} failed: sweep again.")
+    settings = settings_of(plan["name"], plan["runs"], results)
     picture, alt = figure(done)
+    write_atomically(folder / SETTINGS, (json.dumps(settings, indent=1) + "\n").encode())
     write_atomically(folder / "table.png", plots.png(picture))
     write_atomically(folder / "table.csv", as_csv(done).encode())
     write_atomically(folder / "table.md", as_markdown(rows, plan, results, alt).encode())

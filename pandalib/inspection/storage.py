@@ -8,6 +8,7 @@ and no name in a file leads out of the folder.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import re
 from dataclasses import asdict
@@ -30,6 +31,14 @@ FACTS = "detector.json"
 SETTINGS = ("n_maps", "n_images", "sigma", "k", "false_alarm_rate", "seed")
 NEW_SETTINGS = ("size", "framing", "resize", "place", "bank_size", "normalise", "leave_out_above")
 TENSORS = re.compile(r"normal-[0-9a-f]{12}\.safetensors")
+KINDS = {
+    "kept": "i",
+    "groups": "i",
+    "owners": "i",
+    "digests": "u",
+}  # of numpy's types; all others are floats
+COUNTS = ("n_maps", "n_images", "k", "seed", "n_normal", "n_copies")
+MOST_PIXELS = 2**22  # of an image
 LEFTOVER = re.compile(TENSORS.pattern + r"|\.(normal|detector)[-.].*\.part")
 
 
@@ -118,7 +127,8 @@ def load(cls, folder, *, weights=None, backbone: Backbone | None = None, device=
         _check_network(network, facts)
         return _rebuilt(cls, network, facts, tensors)
     except (ValueError, LookupError, TypeError) as error:
-        raise ValueError(f"{folder / FACTS} is not a usable detector: {error}") from None
+        why = f"it lacks {error}." if isinstance(error, KeyError) else error
+        raise ValueError(f"{folder / FACTS} is not a usable detector: {why}") from None
 
 
 def read_facts(folder: Path) -> dict:
@@ -190,6 +200,9 @@ def _check_network(network: Backbone, facts: dict) -> None:
 
 
 def _rebuilt(cls, network: Backbone, facts: dict, tensors: dict[str, np.ndarray]):
+    for name in COUNTS:
+        if type(facts[name]) is not int or facts[name] < 0:
+            raise ValueError(f"{name} is {facts[name]!r}, expected a whole number of at least 0.")
     if facts["version"] == 1:
         old = Geometry.square(facts["size"], facts["resize"], "crop")
         facts |= {"framing": "crop", "place": "spade", "geometry": asdict(old)}
@@ -199,9 +212,15 @@ def _rebuilt(cls, network: Backbone, facts: dict, tensors: dict[str, np.ndarray]
     inspector = cls(network, **settings)
     inspector.prepare()
     inspector.geometry_ = Geometry(**facts["geometry"])
-    inspector.image_size_ = tuple(facts["image_size"])
-    if inspector.image_size_ != (inspector.geometry_.height, inspector.geometry_.width):
-        raise ValueError(f"its images of {inspector.image_size_} have another geometry.")
+    inspector.image_size_ = sides = tuple(facts["image_size"])
+    whole = all(type(side) is int for side in sides)
+    # Before the network sees an image of that size, which might fill the memory.
+    if not whole or math.prod(sides) > MOST_PIXELS:
+        raise ValueError(f"its images are {sides} pixels, expected at most {MOST_PIXELS} in all.")
+    if facts["version"] > 1 and sides != (inspector.geometry_.height, inspector.geometry_.width):
+        raise ValueError(f"its images of {sides} pixels have another geometry.")
+    if not 0 <= facts["sigma"] <= 10 * max(sides):  # a blur far wider than the image takes minutes
+        raise ValueError(f"its sigma is {facts['sigma']!r} pixels, for images of {sides}.")
     n, m = facts["n_normal"], min(facts["n_normal"], facts["n_maps"])
     pooled, row = inspector.place_.extract(np.zeros((1, 3, *inspector.image_size_), np.uint8))
     expected = {
@@ -215,6 +234,7 @@ def _rebuilt(cls, network: Backbone, facts: dict, tensors: dict[str, np.ndarray]
     shapes = {name: array.shape for name, array in tensors.items()}
     if shapes != expected:
         raise ValueError(f"its tensors have the shapes {shapes}, expected {expected}.")
+    _check_numbers(tensors, facts)
     inspector.n_copies_ = facts["n_copies"]
     inspector.unreadable_, inspector.names_, inspector.strange_ = [], [], []
     inspector.features_ = tensors["features"]
@@ -226,3 +246,24 @@ def _rebuilt(cls, network: Backbone, facts: dict, tensors: dict[str, np.ndarray]
     inspector.place_.restore(tensors, row, inspector.image_size_)
     inspector._fit_knn()
     return inspector
+
+
+def _check_numbers(tensors: dict[str, np.ndarray], facts: dict) -> None:
+    """Raise ValueError for numbers that no detector has: its scores would be nonsense, or NaN."""
+    for name, array in tensors.items():
+        kind = KINDS.get(name, "f")
+        if array.dtype.kind != kind:
+            raise ValueError(f"its tensor {name!r} is {array.dtype}.")
+        if kind == "f" and not np.isfinite(array).all():
+            raise ValueError(f"its tensor {name!r} has numbers that are not finite.")
+    kept, n = tensors["kept"], facts["n_normal"]
+    if np.any(np.diff(kept) <= 0) or kept.min() < 0 or kept.max() >= n:
+        raise ValueError(
+            f"its tensor 'kept' does not number some of {n} images, in ascending order."
+        )
+    for name in tensors.keys() & {"groups", "owners"}:
+        if tensors[name].min() < 0 or tensors[name].max() >= n:
+            raise ValueError(f"its tensor {name!r} does not number some of {n} images.")
+    scales = [*tensors.get("scales", ()), *(facts["usual"][part] for part in ("image", "place"))]
+    if not all(isinstance(one, (float, np.floating)) and 0 < one < np.inf for one in scales):
+        raise ValueError(f"its scales are {scales}, expected numbers above 0.")
