@@ -106,8 +106,8 @@ def model(tmp_path_factory):
         (dict(n_normal=-1), "n_normal is -1"),
         (dict(usual={"image": 0.0, "place": 1.0}), "its scales are"),
         (dict(usual={"image": "1", "place": 1.0}), "its scales are"),
-        (dict(image_size=[10**6, 10**6]), "which its tensors do not fit"),
-        (dict(image_size=["64", 64]), "which its tensors do not fit"),
+        (dict(image_size=[10**6, 10**6]), "pixels, expected at most"),
+        (dict(image_size=["64", 64]), "pixels, expected at most"),
         (dict(usual={}), "it lacks 'image'"),
         (dict(sigma=4e6), "its sigma is 4000000.0 pixels"),
     ],
@@ -124,7 +124,9 @@ def test_a_detector_with_nan_in_its_tensors_is_refused(model, tmp_path):
     """Its scores would be NaN, and no alarm would ever be raised."""
     for name, spoil in (
         ("features", lambda array: array * np.float32(np.nan)),
-        ("scales", lambda array: -array),
+        ("bank", lambda array: array / np.float32(0)),
+        ("owners", lambda array: array + 99),
+        ("groups", lambda array: array - 1),
         ("kept", lambda array: array[::-1].copy()),
         ("normal_image", lambda array: array.astype(np.int64)),
     ):
