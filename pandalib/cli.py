@@ -144,9 +144,10 @@ def run(options: argparse.Namespace) -> int:
     for name in given.keys() & options_of(method).keys():
         choices = options_of(method)[name].metadata["choices"]
         given[name] = choices[given[name]] if choices else given[name]
-    if given.get("weights", "embedded") not in WEIGHTS and "backbone" not in given:
+    asked = given.get("weights") if "weights" in options_of(method) else None
+    if asked not in (None, *WEIGHTS) and "backbone" not in given:
         raise ValueError(
-            f"--weights {given['weights']} without --backbone: name the network that this file "
+            f"--weights {asked} without --backbone: name the network that this file "
             "belongs to, as --backbone resnet18."
         )
     result = run(**given)

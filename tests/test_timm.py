@@ -112,6 +112,23 @@ def test_tokens_are_packed_and_unpacked(n_prefix, width):
     patches = timm_backbones.AsMap(n_prefix, channels_last=False)(packed)
     assert torch.equal(patches[:, :, 3, 1], tokens[:, n_prefix + 3 * width + 1])
     assert patches.shape == (2, 7, 4, width)
+    assert timm_backbones.AsMap(0, channels_last=True)(torch.ones(2, 3, 4, 7)).shape == (2, 7, 3, 4)
+
+
+@torch.no_grad()
+def test_a_network_that_cannot_be_cut_is_one_frozen_stage():
+    name = "convit_tiny"  # the class token joins the patches after ten blocks
+    backbone = load_backbone(f"timm:{name}", "random", seed=3)
+    assert backbone.stages == backbone.map_layers == ("features",) and len(backbone.trainable) == 0
+    torch.manual_seed(3)
+    network = timm.create_model(name).eval()
+    x = torch.randn(1, 3, 224, 224)
+    tokens, found = network.forward_features(x), backbone(x, ["features"])
+    patches = tokens[0, 1:].reshape(14, 14, -1).permute(2, 0, 1)
+    assert torch.allclose(found["features"][0], patches, atol=1e-4)
+    assert torch.allclose(found["pooled"], tokens[:, 0], atol=1e-4)
+    with pytest.raises(ValueError, match="64 x 224 pixels: expected its own 224 x 224"):
+        backbone(x[:, :, :64])
 
 
 @torch.no_grad()
@@ -143,7 +160,7 @@ def test_the_last_stages_are_adapted_and_nothing_else(name, first, backbones):
     assert backbone.adapt_from == first
     pictures = images(name)
     before = backbone.frozen_sha256(), backbone.trainable_sha256()
-    detector = PANDA(backbone, epochs=1, lr=0.1, max_grad_norm=10.0, progress=False).fit(pictures)
+    detector = PANDA(backbone, epochs=4, lr=1.0, max_grad_norm=10.0, progress=False).fit(pictures)
     assert (backbone.frozen_sha256(), backbone.trainable_sha256()) == before
     assert np.isfinite(detector.score(pictures)).all()
     assert not np.allclose(
