@@ -142,7 +142,8 @@ def run(options: argparse.Namespace) -> int:
     for name in given.keys() & options_of(method).keys():
         choices = options_of(method)[name].metadata["choices"]
         given[name] = choices[given[name]] if choices else given[name]
-    _check_weights(given)
+    if "weights" in options_of(method):  # else it is refused as an option
+        _check_weights(given)
     result = run(**given)
     text = json.dumps(result, allow_nan=False)
     if target == "-":
@@ -155,9 +156,10 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _check_weights(given: dict) -> None:
-    if given.get("weights", "embedded") not in WEIGHTS and "backbone" not in given:
+    weights = given.get("weights")
+    if weights not in (None, *WEIGHTS) and "backbone" not in given:
         raise ValueError(
-            f"--weights {given['weights']} without --backbone: name the network that this file "
+            f"--weights {weights} without --backbone: name the network that this file "
             "belongs to, as --backbone resnet18."
         )
 

@@ -21,6 +21,7 @@ from safetensors.torch import load
 from torch import nn
 
 from pandalib.io import data_folder, sha256_of
+from pandalib.timm_backbones import TIMM
 
 EMBEDDED = "glyphs_resnet4"  # the network that this project pretrains itself
 EMBEDDED_INDEX = "index.json"  # beside its weights: file, SHA-256, classes, how it was trained
@@ -35,7 +36,7 @@ def find_weights(name: str, weights: str | Path) -> Path | None:
 
     Arguments and errors are those of `pandalib.backbones.load_backbone`.
     """
-    if weights == "random" or (weights == "imagenet" and name.startswith("timm:")):
+    if weights == "random" or (weights == "imagenet" and name.startswith(TIMM)):
         return None
     if weights == "imagenet":
         return imagenet_file(name)
