@@ -305,7 +305,7 @@ def test_an_inspector_is_saved_with_its_pooled_feature(saved, tmp_path):
     inspector = Inspector(backbone, progress=False)
     inspector.fit(pictures).save(tmp_path / "model")
     again = Inspector.load(tmp_path / "model")
-    assert again.layers_ == ["norm"] and again.size_ == 224 and again.backbone.pool == "mean"
+    assert tuple(again.layers_) == ("norm",) and again.backbone.pool == "mean"
     assert np.array_equal(again.score(pictures), inspector.score(pictures))
 
 
