@@ -385,6 +385,11 @@ def score(options: argparse.Namespace) -> int:
             f"note: the detector was fitted to {ranking.n_known} of these images, which look more "
             "normal to it than they are"
         )
+    if ranking.other_sizes:
+        _say(
+            f"note: images of {', '.join(ranking.other_sizes[:3])} pixels, and normal ones of "
+            f"{', '.join(inspector.sizes_[:3])}: at another scale, fine texture alone can alarm"
+        )
     if options.csv:
         write_csv(options.csv, rows)
     if options.json:

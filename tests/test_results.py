@@ -159,6 +159,16 @@ def test_fitted_images_are_named_in_a_note(model, photos, capsys):
     assert "note: the detector was fitted to 20 of these images" in capsys.readouterr().err
 
 
+def test_other_sizes_are_named_in_a_note(model, photos, tmp_path, capsys):
+    with Image.open(next((photos / "test" / "good").iterdir())) as picture:
+        picture.resize((60, 45)).save(tmp_path / "larger.png")
+    assert main(["score", model, str(tmp_path / "larger.png")]) == 0
+    said = capsys.readouterr().err
+    assert "note: images of 60 x 45 pixels, and normal ones of 48 x 36: at another scale" in said
+    assert main(["score", model, str(photos / "test" / "good")]) == 0
+    assert "another scale" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("rest", "words"),
     [

@@ -4,8 +4,10 @@ A leave-one-out score asks how unusual an image would be if it were new. An imag
 behind looks far more usual than a new one can, and a threshold from such scores alarms on every new
 image. So an image is left out together with its near-duplicates.
 
-Two images are near-duplicates when they are much nearer to each other than to all others. With d_j
-the distance of an image to its j-th nearest, its j nearest are duplicates of it if
+Two images are near-duplicates when they look alike at 16 x 16 pixels, much more than to all others.
+(Pooled features will not do: what is the same in two frames of one cloth, where each thread lies,
+they have averaged away.) With d_j the distance of an image's thumbnail to its j-th nearest, its j
+nearest are duplicates of it if
 
     d_j < d_(j+1) / 3   and   d_j < (typical distance of two images) / 4.
 
@@ -15,17 +17,26 @@ Different images of one kind have no such gap: in many dimensions all their dist
 from __future__ import annotations
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from pandalib.methods.knn import squared_distances
 
+SIDE = 16  # of a thumbnail
 MOST = 10  # twins of one image that are looked for
 GAP, SHARE = 3.0, 0.25
 
 
-def near_duplicates(features: np.ndarray) -> np.ndarray:
-    """The group of near-duplicates of each image, int64 (N,), from its features (N, d).
+def thumbnails(images: np.ndarray) -> np.ndarray:
+    """Images (n, 3, H, W) at 16 x 16 pixels, as rows: float32 (n, 768)."""
+    small = F.adaptive_avg_pool2d(torch.from_numpy(np.ascontiguousarray(images)).float(), SIDE)
+    return small.flatten(1).numpy()
+
+
+def near_duplicates(rows: np.ndarray) -> np.ndarray:
+    """The group of near-duplicates of each image, int64 (N,), from its thumbnail (N, d).
 
     Groups are numbered from 0 in the order of their first image; most have one.
 
@@ -34,15 +45,15 @@ def near_duplicates(features: np.ndarray) -> np.ndarray:
     >>> near_duplicates(np.float32([[0, 0], [9, 0], [0, 0.1], [5, 7], [8, 8], [9.1, 0]]))
     array([0, 1, 0, 2, 3, 1])
     """
-    n = len(features)
+    n = len(rows)
     if n < 3:
         return np.arange(n)
     n_near = min(n, MOST + 2)  # itself, the twins, and one more
-    squared, nearest = squared_distances(features, features, n_near)
+    squared, nearest = squared_distances(rows, rows, n_near)
     distances = np.sqrt(squared)
     far = np.random.default_rng(0).integers(n, size=(2, 1000))
     far = far[:, far[0] != far[1]]
-    typical = np.median(np.linalg.norm(features[far[0]] - features[far[1]], axis=1))
+    typical = np.median(np.linalg.norm(rows[far[0]] - rows[far[1]], axis=1))
     near, beyond = distances[:, 1:-1], distances[:, 2:]
     gaps = (near * GAP < beyond) & (near < SHARE * typical)
     twins = np.where(gaps.any(axis=1), gaps.shape[1] - gaps[:, ::-1].argmax(axis=1), 0)

@@ -33,12 +33,11 @@ from pandalib.backbones import PIXELS_PER_BATCH, Backbone
 from pandalib.datasets.folder import open_images
 from pandalib.datasets.images import Geometry, ImageFolder, LazyImages, take, upright_size
 from pandalib.inspection import storage
-from pandalib.inspection.duplicates import leave_group_out, near_duplicates
+from pandalib.inspection.duplicates import leave_group_out, near_duplicates, thumbnails
 from pandalib.inspection.places import PLACES
 from pandalib.inspection.regions import Region, find_regions
 from pandalib.methods.distances import height_and_width, image_scores
 from pandalib.methods.knn import KNN
-from pandalib.methods.whitening import l2_normalise
 from pandalib.metrics import threshold_at
 from pandalib.progress import progress as bar
 from pandalib.validation import check_counts, check_fitted
@@ -65,6 +64,7 @@ class Ranking(NamedTuple):
     unreadable: list[tuple[str, str]]  # name and reason
     regions: list[list[Region]]  # of each image, above the threshold
     n_known: int = 0  # images that the detector was fitted to
+    other_sizes: tuple[str, ...] = ()  # of files, in pixels: sizes that no normal one had
 
     @property
     def scores(self) -> np.ndarray:
@@ -119,6 +119,8 @@ class Inspector(BaseEstimator):
     ----------
     features_ : ndarray, shape (N, d), float32
         Of all normal images.
+    thumbnails_ : ndarray, shape (N, 768), float32
+        Of all normal images, for finding near-duplicates.
     groups_ : ndarray, shape (N,), int64
         Images of one group are near-duplicates.
     sample_ : ndarray, shape (M,), int64
@@ -131,6 +133,8 @@ class Inspector(BaseEstimator):
         Of the sample, each image compared with the others.
     layers_, geometry_, image_size_
         What was used: the layers, the geometry of files, and height and width of all images.
+    sizes_ : list of str
+        The sizes of the files that were learned from, as "640 x 480".
     n_copies_ : int
         Number of images left out so far as copies of others: a copy would make its original look
         more normal than any new image can be.
@@ -219,7 +223,7 @@ class Inspector(BaseEstimator):
         )
         height, width = fitted.image_size_ = height_and_width(images)
         fitted.geometry_ = getattr(images, "geometry", Geometry(height, width))
-        fitted.digests_, fitted.groups_ = np.empty(0, np.uint64), np.empty(0, np.int64)
+        fitted.digests_, fitted.sizes_ = np.empty(0, np.uint64), []
         fitted.n_copies_, fitted.strange_ = 0, []
         fitted._learn(images, names, skip_unreadable)
         if self.leave_out_above is not None:
@@ -281,9 +285,11 @@ class Inspector(BaseEstimator):
         An image that leaves the sample never returns to it, so its row can be dropped at once.
         """
         self.unreadable_, self.names_ = [], []
-        features = [self.features_] if len(self.digests_) else []
+        features, small = [], []
+        if len(self.digests_):
+            features, small = [self.features_], [self.thumbnails_]
         rows = self._rows_so_far()
-        digests = dict.fromkeys(self.digests_.tolist())
+        digests, sizes = dict.fromkeys(self.digests_.tolist()), set(self.sizes_)
         n_old = len(digests)
         step = max(1, PIXELS_PER_BATCH // math.prod(self.image_size_))
         batches = _batches(images, names, step, self.unreadable_ if skip_unreadable else None)
@@ -297,11 +303,13 @@ class Inspector(BaseEstimator):
                 else:
                     digests[digest] = None
                     new.append(row)
+                    sizes.add(_size_of(images, numbers[row]))
                     self.names_.append(names[numbers[row]])
             if not new:
                 continue
             pooled, own = self.place_.extract(batch[new])
             features.append(pooled)
+            small.append(thumbnails(batch[new]))
             self.place_.see(own, range(n_before, len(digests)))
             sample = _sample(len(digests), self.n_maps, self.seed).tolist()
             with np.errstate(over="raise"):  # beyond the largest float16
@@ -312,10 +320,10 @@ class Inspector(BaseEstimator):
                     for number in sample
                     if number in rows or number >= n_before
                 }
-        self.digests_ = np.array(list(digests), np.uint64)
+        self.digests_, self.sizes_ = np.array(list(digests), np.uint64), sorted(sizes)
         self._check_enough()
         if len(digests) > n_old:  # else all were copies
-            self.features_ = np.concatenate(features)
+            self.features_, self.thumbnails_ = np.concatenate(features), np.concatenate(small)
             self._compare(rows, n_old)
 
     def _rows_so_far(self) -> dict[int, np.ndarray]:
@@ -335,7 +343,7 @@ class Inspector(BaseEstimator):
             place = self.normal_parts_["place"] * self.scales_["place"]
             earlier = dict(zip(self.sample_.tolist(), place.tolist(), strict=True))
         self.sample_ = _sample(len(self.features_), self.n_maps, self.seed)
-        self.groups_ = near_duplicates(self._for_knn(self.features_))
+        self.groups_ = near_duplicates(self.thumbnails_)
         self._check_enough(int(self.groups_.max()) + 1)
         numbers = np.array(list(rows), np.int64)
         known, groups = np.stack(list(rows.values())), self.groups_
@@ -356,9 +364,6 @@ class Inspector(BaseEstimator):
         }
         self.scales_ = {part: _scale(values) for part, values in raw.items()}
         self.normal_parts_ = {part: raw[part] / self.scales_[part] for part in PARTS}
-
-    def _for_knn(self, features: np.ndarray) -> np.ndarray:
-        return l2_normalise(features) if self.normalise else features
 
     def _fit_knn(self) -> None:
         self.knn_ = KNN(self.k, normalise=self.normalise).fit(self.features_)
@@ -504,6 +509,7 @@ class Inspector(BaseEstimator):
         files = images.files if isinstance(images, ImageFolder) else None
         known, n_known = set(self.digests_.tolist()), 0
         names, parts, peaks, regions, best, unreadable = [], [], [], [], [], []
+        sizes: dict[str, None] = {}
         batches = self._inspect(images, all_names, unreadable if skip_unreadable else None)
         for numbers, batch, batch_parts, maps in bar(batches, "score", shown=self.progress):
             for row, score in enumerate(larger_part(batch_parts)):
@@ -514,6 +520,7 @@ class Inspector(BaseEstimator):
                 width, height = self.image_size_[::-1] if files is None else upright_size(source)
                 regions.append(find_regions(maps[row], threshold, self.geometry_, height, width))
                 n_known += _digest(batch[row]) in known
+                sizes[f"{width} x {height}"] = None
                 if on_map is not None:
                     on_map(all_names[numbers[row]], source, maps[row])
             best.sort(key=lambda entry: (-entry[0], entry[1].number))
@@ -534,6 +541,7 @@ class Inspector(BaseEstimator):
             unreadable,
             regions,
             n_known,
+            tuple(size for size in sizes if self.sizes_ and size not in self.sizes_),
         )
 
     def _check_size(self, images) -> None:
@@ -605,6 +613,13 @@ def _batches(
             unreadable.append((names[number], error.cause))
         if numbers:
             yield numbers, batch
+
+
+def _size_of(images, number: int) -> str:
+    """Width and height of an image before it was read, in pixels."""
+    if isinstance(images, ImageFolder):
+        return "{} x {}".format(*upright_size(images.files[number]))
+    return "{1} x {0}".format(*height_and_width(images))
 
 
 def _sample(n: int, n_maps: int, seed: int) -> np.ndarray:

@@ -23,6 +23,7 @@ from safetensors.numpy import save as as_safetensors
 from pandalib.backbones import Backbone, load_backbone
 from pandalib.datasets.images import Geometry
 from pandalib.experiments.config import versions
+from pandalib.inspection.duplicates import SIDE
 from pandalib.io import dump_json_with_hash, load_json_with_hash, sha256_of, write_atomically
 from pandalib.validation import check_fitted
 
@@ -52,6 +53,7 @@ def save(inspector, folder) -> None:
             "kept": inspector.sample_,
             "digests": inspector.digests_,
             "groups": inspector.groups_,
+            "thumbnails": inspector.thumbnails_,
             **inspector.place_.tensors(),
             "normal_image": inspector.normal_parts_["image"],
             "normal_place": inspector.normal_parts_["place"],
@@ -105,6 +107,7 @@ def _facts(inspector) -> dict:
         },
         "image_size": inspector.image_size_,
         "geometry": asdict(inspector.geometry_),
+        "sizes": inspector.sizes_,
         "layers": list(inspector.layers_),
         **{name: np.asarray(getattr(inspector, name)).item() for name in SETTINGS},
         **{name: getattr(inspector, name) for name in NEW_SETTINGS},
@@ -206,8 +209,10 @@ def _rebuilt(cls, network: Backbone, facts: dict, tensors: dict[str, np.ndarray]
     if facts["version"] == 1:
         old = Geometry.square(facts["size"], facts["resize"], "crop")
         facts |= {"framing": "crop", "place": "spade", "geometry": asdict(old)}
-        facts |= {"bank_size": 5000, "normalise": False, "leave_out_above": None}
-        tensors |= {"groups": np.arange(facts["n_normal"])}
+        facts |= {"bank_size": 5000, "normalise": False, "leave_out_above": None, "sizes": []}
+        far = np.float32(1e4) * np.arange(facts["n_normal"], dtype=np.float32)
+        far = np.repeat(far[:, None], 3 * SIDE**2, axis=1)  # unknown: no image's near-duplicates
+        tensors |= {"groups": np.arange(facts["n_normal"]), "thumbnails": far}
     settings = {name: facts[name] for name in ("layers", *SETTINGS, *NEW_SETTINGS)}
     inspector = cls(network, **settings)
     inspector.prepare()
@@ -228,6 +233,7 @@ def _rebuilt(cls, network: Backbone, facts: dict, tensors: dict[str, np.ndarray]
         "kept": (m,),
         "digests": (n,),
         "groups": (n,),
+        "thumbnails": (n, 3 * SIDE**2),
         "normal_image": (m,),
         "normal_place": (m,),
     } | inspector.place_.expected(row, m, tensors)
@@ -235,12 +241,12 @@ def _rebuilt(cls, network: Backbone, facts: dict, tensors: dict[str, np.ndarray]
     if shapes != expected:
         raise ValueError(f"its tensors have the shapes {shapes}, expected {expected}.")
     _check_numbers(tensors, facts)
-    inspector.n_copies_ = facts["n_copies"]
+    inspector.n_copies_, inspector.sizes_ = facts["n_copies"], list(facts["sizes"])
     inspector.unreadable_, inspector.names_, inspector.strange_ = [], [], []
     inspector.features_ = tensors["features"]
     inspector.sample_ = tensors["kept"]
     inspector.digests_ = tensors["digests"]
-    inspector.groups_ = tensors["groups"]
+    inspector.groups_, inspector.thumbnails_ = tensors["groups"], tensors["thumbnails"]
     inspector.scales_ = {part: facts["usual"][part] for part in ("image", "place")}
     inspector.normal_parts_ = {part: tensors[f"normal_{part}"] for part in inspector.scales_}
     inspector.place_.restore(tensors, row, inspector.image_size_)
