@@ -173,6 +173,11 @@ def test_more_images_for_a_memory_bank(backbone):
         assert after[number] == pytest.approx(before[number])
     assert not torch.equal(bank, detector.place_.detector.memory_bank_)
     assert detector.parts(NORMAL[20:])["place"].max() < 1.5
+    late = next(n for n in range(32, 60) if n - 1 not in _sample(n, 22, seed=0))
+    detector.add(images(late - 31, SIDE, seed=5))
+    before = detector.sample_.tolist()
+    detector.add(images(1, SIDE, seed=6))  # an image that is not in the sample
+    assert detector.sample_.tolist() == before and len(detector.features_) == late
 
 
 def frames(n_scenes, n_frames, seed):

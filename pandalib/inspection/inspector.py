@@ -239,9 +239,10 @@ class Inspector(BaseEstimator):
         return self
 
     def add(self, images, *, recursive: bool = False, skip_unreadable: bool = False) -> Inspector:
-        """Learn more normal images: `fit(A).add(B)` is `fit(A + B)`, up to rounding.
+        """Learn more normal images. With SPADE `fit(A).add(B)` is `fit(A + B)`, up to rounding.
 
-        Parameters and errors as in `fit`.
+        A memory bank does not keep the patches of earlier images, so their scores stay what they
+        were, and its choice of patches may differ. Parameters and errors as in `fit`.
         """
         check_fitted(self, "features_")
         images, names = open_images(images, self.geometry_, recursive=recursive, normal=True)
@@ -346,7 +347,7 @@ class Inspector(BaseEstimator):
         self.groups_ = near_duplicates(self.thumbnails_)
         self._check_enough(int(self.groups_.max()) + 1)
         numbers = np.array(list(rows), np.int64)
-        known, groups = np.stack(list(rows.values())), self.groups_
+        known, groups = np.array(list(rows.values())), self.groups_
         if self.place == "spade":
             self.place_.learn(known, groups[numbers], self.image_size_)
         else:
@@ -355,7 +356,8 @@ class Inspector(BaseEstimator):
         maps = bar(
             self.place_.maps_without(known, numbers, groups), "leave one out", shown=self.progress
         )
-        found = dict(zip(numbers.tolist(), np.concatenate([image_scores(one) for one in maps])))
+        scores = [score for one in maps for score in image_scores(one)]
+        found = dict(zip(numbers.tolist(), scores, strict=True))
         raw = {
             "image": leave_group_out(self.knn_.gallery_, groups, self.sample_, self.k),
             "place": np.array(
