@@ -189,8 +189,8 @@ def export(options: argparse.Namespace) -> int:
 # ---------------------------------------------------------------- fit, score
 
 FIXED = (
-    "tier backbone truncate_after size framing place bank_size layers n_images n_maps normalise "
-    "false_alarm_rate leave_out_above seed"
+    "tier backbone truncate_after size framing region place bank_size layers n_images n_maps "
+    "normalise false_alarm_rate leave_out_above seed"
 ).split()
 IMAGES = "a folder, files, patterns as *.png, or a table FILE.csv that names files"
 
@@ -217,6 +217,8 @@ def _fit_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("stretch", "pad", "crop"),
         help="the whole image (stretch, pad) or its centre (crop)",
     )
+    words = "look at this part only: a mask image, or corners as '10,20 300,20 300,180'"
+    add("--region", help=words)
     add("--place", choices=("bank", "spade"), help="what makes the heat maps; default: bank")
     add("--bank-size", type=int, help="patches in the memory bank; default: 5000")
     add("--layers", help="of the heat maps, as layer1,layer2,layer3")

@@ -350,6 +350,30 @@ def test_the_whole_image_is_seen(tmp_path, place):
     assert paper.image_size_ == (96, 96) and "central square" in str(paper.geometry_)
 
 
+@pytest.mark.parametrize("place", ["bank", "spade"])
+def test_only_a_region_of_interest_is_looked_at(tmp_path, place):
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(110, 140, (24, 3, 16, 24), dtype=np.uint8).repeat(6, 2).repeat(6, 3)
+    folder = write(tmp_path / "normal", pictures[:20])
+    how = dict(size=96, place=place, progress=False)
+    detector = Inspector(load_backbone(), region="72,0 144,0 144,96 72,96", **how).fit(folder)
+    spoilt = {"inside": pictures[20:21].copy(), "outside": pictures[20:21].copy()}
+    spoilt["inside"][:, :, 40:64, 100:124] = 0
+    spoilt["outside"][:, :, 40:64, 10:34] = 0
+    files = {name: write(tmp_path / name, picture) for name, picture in spoilt.items()}
+    clean = write(tmp_path / "clean", pictures[20:21])
+    assert detector.score(files["inside"]) > 1.5 * detector.threshold()
+    assert np.array_equal(detector.score(files["outside"]), detector.score(clean))
+    (heat,) = detector.maps(files["inside"])
+    assert heat[:, : heat.shape[1] // 2].max() == 0 < heat.max()
+    detector.save(tmp_path / "model")
+    again = Inspector.load(tmp_path / "model")
+    assert np.array_equal(again.score(files["inside"]), detector.score(files["inside"]))
+    other = write(tmp_path / "other", pictures[:1, :, :, :96])
+    with pytest.raises(ValueError, match="96 x 96 pixels: expected the proportions of the region"):
+        again.score(other)
+
+
 def test_one_image_in_memory_is_the_file(backbone, tmp_path):
     folder = write(tmp_path / "normal", NORMAL)
     detector = new(backbone, place="bank").fit(folder)

@@ -32,6 +32,7 @@ from sklearn.base import BaseEstimator
 from pandalib.backbones import PIXELS_PER_BATCH, Backbone
 from pandalib.datasets.folder import open_images
 from pandalib.datasets.images import Geometry, ImageFolder, LazyImages, take, upright_size
+from pandalib.datasets.region import check_proportions, read_region
 from pandalib.inspection import storage
 from pandalib.inspection.duplicates import leave_group_out, near_duplicates, thumbnails
 from pandalib.inspection.places import PLACES
@@ -44,6 +45,7 @@ from pandalib.validation import check_counts, check_fitted
 from pandalib.weights import EMBEDDED
 
 PARTS = ("image", "place")
+OUTSIDE = 128  # the grey of what lies outside a region of interest
 
 
 class Finding(NamedTuple):
@@ -94,6 +96,9 @@ class Inspector(BaseEstimator):
         `pandalib.datasets.images.Geometry`; "crop" sees the central square only.
     resize : int or None
         For "crop": the shorter side before it.
+    region : path, str, sequence of (x, y) or None
+        The part of every image that is looked at, as for `pandalib.datasets.region.read_region`, in
+        pixels of the first normal image; the others need its proportions.
     place : {"bank", "spade"}
         What makes the maps.
     layers : sequence of str or None
@@ -133,6 +138,8 @@ class Inspector(BaseEstimator):
         Of the sample, each image compared with the others.
     layers_, geometry_, image_size_
         What was used: the layers, the geometry of files, and height and width of all images.
+    region_ : ndarray, shape (H, W), bool, or None
+        What is looked at in an image of this size.
     sizes_ : list of str
         The sizes of the files that were learned from, as "640 x 480".
     n_copies_ : int
@@ -164,6 +171,7 @@ class Inspector(BaseEstimator):
         size: int | None = None,
         framing: str = "stretch",
         resize: int | None = None,
+        region=None,
         place: str = "bank",
         layers: Sequence[str] | None = None,
         bank_size: int = 5000,
@@ -182,6 +190,7 @@ class Inspector(BaseEstimator):
         self.size = size
         self.framing = framing
         self.resize = resize
+        self.region = region
         self.place = place
         self.layers = layers
         self.bank_size = bank_size
@@ -224,6 +233,9 @@ class Inspector(BaseEstimator):
         height, width = fitted.image_size_ = height_and_width(images)
         fitted.geometry_ = getattr(images, "geometry", Geometry(height, width))
         fitted.digests_, fitted.sizes_ = np.empty(0, np.uint64), []
+        fitted.region_ = None
+        if self.region is not None:
+            fitted.region_ = read_region(self.region, *_size_of(images, 0))
         fitted.n_copies_, fitted.strange_ = 0, []
         fitted._learn(images, names, skip_unreadable)
         if self.leave_out_above is not None:
@@ -295,6 +307,7 @@ class Inspector(BaseEstimator):
         step = max(1, PIXELS_PER_BATCH // math.prod(self.image_size_))
         batches = _batches(images, names, step, self.unreadable_ if skip_unreadable else None)
         for numbers, batch in bar(batches, "features", shown=self.progress):
+            batch = self._only_region(batch, [_size_of(images, number) for number in numbers])
             n_before = len(digests)
             new = []
             for row, image in enumerate(batch):
@@ -304,7 +317,7 @@ class Inspector(BaseEstimator):
                 else:
                     digests[digest] = None
                     new.append(row)
-                    sizes.add(_size_of(images, numbers[row]))
+                    sizes.add("{1} x {0}".format(*_size_of(images, numbers[row])))
                     self.names_.append(names[numbers[row]])
             if not new:
                 continue
@@ -326,6 +339,23 @@ class Inspector(BaseEstimator):
         if len(digests) > n_old:  # else all were copies
             self.features_, self.thumbnails_ = np.concatenate(features), np.concatenate(small)
             self._compare(rows, n_old)
+
+    def _only_region(self, batch: np.ndarray, sizes: list[tuple[int, int]]) -> np.ndarray:
+        """Images of these original heights and widths, with all but the region in grey."""
+        if self.region_ is None:
+            return batch
+        for size in set(sizes):
+            check_proportions(self.region_, *size)
+        return np.where(self._outside, np.uint8(OUTSIDE), batch)
+
+    def _looked_at(self, maps: np.ndarray) -> np.ndarray:
+        """Maps (n, H, W) that are 0 outside of the region."""
+        return maps if self.region_ is None else np.where(self._outside, np.float32(0), maps)
+
+    @property
+    def _outside(self) -> np.ndarray:
+        """The pixels outside of the region, bool (H, W), as the detector sees images."""
+        return ~self.geometry_.fit_mask(self.region_)
 
     def _rows_so_far(self) -> dict[int, np.ndarray]:
         """The rows of the sample that a detector still has: SPADE keeps them, a bank does not."""
@@ -356,7 +386,7 @@ class Inspector(BaseEstimator):
         maps = bar(
             self.place_.maps_without(known, numbers, groups), "leave one out", shown=self.progress
         )
-        scores = [score for one in maps for score in image_scores(one)]
+        scores = [score for one in maps for score in image_scores(self._looked_at(one))]
         found = dict(zip(numbers.tolist(), scores, strict=True))
         raw = {
             "image": leave_group_out(self.knn_.gallery_, groups, self.sample_, self.k),
@@ -468,8 +498,9 @@ class Inspector(BaseEstimator):
         `unreadable` collects name and reason of each file that is not an image; None: ImageError.
         """
         for numbers, batch in _batches(images, names, self.place_.images_at_once(), unreadable):
+            batch = self._only_region(batch, [_size_of(images, number) for number in numbers])
             pooled, rows = self.place_.extract(batch)
-            maps = self.place_.maps(rows)
+            maps = self._looked_at(self.place_.maps(rows))
             raw = {"image": self.knn_.score(pooled), "place": image_scores(maps)}
             parts = {part: raw[part] / self.scales_[part] for part in PARTS}
             maps = maps / np.float32(self.scales_["place"])
@@ -519,7 +550,7 @@ class Inspector(BaseEstimator):
                 found = Finding(len(names) + row, batch[row].copy(), maps[row].copy())
                 best.append((score, found))
                 source = batch[row] if files is None else files[numbers[row]]
-                width, height = self.image_size_[::-1] if files is None else upright_size(source)
+                height, width = _size_of(images, numbers[row])
                 regions.append(find_regions(maps[row], threshold, self.geometry_, height, width))
                 n_known += _digest(batch[row]) in known
                 sizes[f"{width} x {height}"] = None
@@ -617,11 +648,11 @@ def _batches(
             yield numbers, batch
 
 
-def _size_of(images, number: int) -> str:
-    """Width and height of an image before it was read, in pixels."""
+def _size_of(images, number: int) -> tuple[int, int]:
+    """Height and width of an image before it was read, in pixels."""
     if isinstance(images, ImageFolder):
-        return "{} x {}".format(*upright_size(images.files[number]))
-    return "{1} x {0}".format(*height_and_width(images))
+        return upright_size(images.files[number])[::-1]
+    return height_and_width(images)
 
 
 def _sample(n: int, n_maps: int, seed: int) -> np.ndarray:

@@ -37,6 +37,7 @@ KINDS = {
     "groups": "i",
     "owners": "i",
     "digests": "u",
+    "region": "b",
 }  # of numpy's types; all others are floats
 COUNTS = ("n_maps", "n_images", "k", "seed", "n_normal", "n_copies")
 MOST_PIXELS = 2**22  # of an image
@@ -55,6 +56,7 @@ def save(inspector, folder) -> None:
             "groups": inspector.groups_,
             "thumbnails": inspector.thumbnails_,
             **inspector.place_.tensors(),
+            **({} if inspector.region_ is None else {"region": inspector.region_}),
             "normal_image": inspector.normal_parts_["image"],
             "normal_place": inspector.normal_parts_["place"],
         }
@@ -237,6 +239,8 @@ def _rebuilt(cls, network: Backbone, facts: dict, tensors: dict[str, np.ndarray]
         "normal_image": (m,),
         "normal_place": (m,),
     } | inspector.place_.expected(row, m, tensors)
+    if "region" in tensors:
+        expected["region"] = tensors["region"].shape[:2]
     shapes = {name: array.shape for name, array in tensors.items()}
     if shapes != expected:
         raise ValueError(f"its tensors have the shapes {shapes}, expected {expected}.")
@@ -249,6 +253,7 @@ def _rebuilt(cls, network: Backbone, facts: dict, tensors: dict[str, np.ndarray]
     inspector.groups_, inspector.thumbnails_ = tensors["groups"], tensors["thumbnails"]
     inspector.scales_ = {part: facts["usual"][part] for part in ("image", "place")}
     inspector.normal_parts_ = {part: tensors[f"normal_{part}"] for part in inspector.scales_}
+    inspector.region_ = tensors.get("region")
     inspector.place_.restore(tensors, row, inspector.image_size_)
     inspector._fit_knn()
     return inspector
