@@ -6,7 +6,13 @@ nearby. A patch p of a test image scores
 
     d(p) = min over m in M of ||p - m||^2
 
-and the map of d is enlarged and blurred. Left out here: PatchCore's reweighting of the image score.
+and the map of d is enlarged and blurred. The score of an image is the largest value of its map. The
+paper multiplies it by a weight, which `reweight` adds: with p* the patch that is farthest from the
+bank, m* its nearest in the bank and N the patches of the bank nearest to m*, m* among them,
+
+    w = 1 - exp(||p* - m*||) / sum over m in N of exp(||p* - m||)          (equation 7)
+
+so that a patch whose nearest is itself a rare one counts for more.
 
 The bank grows image by image, so that memory does not grow with the number of images: a coreset of
 each portion of patches joins it, and what grows beyond twice `bank_size` is thinned again. A union
@@ -23,11 +29,19 @@ import torch
 import torch.nn.functional as F
 
 from pandalib.backbones import Backbone
-from pandalib.methods.distances import MapDetector, Nearest, enlarged, enlargement, height_and_width
+from pandalib.methods.distances import (
+    MapDetector,
+    Nearest,
+    enlarged,
+    enlargement,
+    height_and_width,
+    image_scores,
+)
 from pandalib.progress import progress as bar
 from pandalib.validation import as_images, check_counts
 
 PORTION = 16384  # patches of which one coreset is chosen: its time grows with their square
+NEIGHBOURS = 9  # of a patch in the bank, for `reweight`
 
 
 @dataclass(eq=False, repr=False)
@@ -46,6 +60,8 @@ class PatchCore(MapDetector):
         At most this many stay.
     sigma : float
         Of the Gaussian blur, in pixels of the image.
+    reweight : bool
+        Multiply the score of an image by the paper's weight.
     memory_mb : float
         About how much the features of the images being scored may take.
     seed : int
@@ -55,6 +71,8 @@ class PatchCore(MapDetector):
     Attributes
     ----------
     memory_bank_ : tensor, shape (M, C), float32
+    owners_ : tensor, shape (M,), int64
+        The number of the normal image that each patch of the bank comes from.
     image_size_ : (int, int)
         Height and width of the normal images.
 
@@ -76,70 +94,145 @@ class PatchCore(MapDetector):
     coreset_ratio: float = 0.1
     bank_size: int | None = None
     sigma: float = 4.0
+    reweight: bool = False
     memory_mb: float = 64.0
     seed: int = 0
     progress: bool = True
 
     def fit(self, normal_images, y=None) -> PatchCore:
         """Choose the bank among the patches of normal images, uint8 (N, 3, H, W)."""
+        normal_images = as_images(normal_images)
+        self.begin(height_and_width(normal_images))
+        batches, number = self._iter_patches(normal_images), 0
+        for patches in bar(batches, "memory bank", shown=self.progress):
+            self.learn(patches, range(number, number + len(patches)))
+            number += len(patches)
+        return self.finish()
+
+    def begin(self, image_size: tuple[int, int]) -> None:
+        """Start an empty bank for normal images of this height and width; checks the settings."""
         self._check_settings()
         if not 0 < self.coreset_ratio <= 1:
             raise ValueError(f"coreset_ratio={self.coreset_ratio!r}: expected above 0, at most 1.")
         if self.bank_size is not None:
             check_counts(bank_size=self.bank_size)
-        normal_images = as_images(normal_images)
-        self.image_size_ = height_and_width(normal_images)
-        bank, portion, waiting, n_seen = [], [], 0, 0
-        batches = self._iter_patches(normal_images)
-        for patches in bar(batches, "memory bank", shown=self.progress):
-            self._grid = patches.shape[1:3]
-            portion.append(patches.flatten(0, 2))
-            waiting += len(portion[-1])
-            if waiting >= PORTION:
-                n_seen += waiting
-                bank.append(self._thinned(torch.cat(portion), self.coreset_ratio))
-                portion, waiting = [], 0
-                if self.bank_size and sum(map(len, bank)) > 2 * self.bank_size:
-                    bank = [self._limited(torch.cat(bank))]
-        if portion:
-            bank.append(self._thinned(torch.cat(portion), self.coreset_ratio))
-        self.memory_bank_ = self._limited(torch.cat(bank))
-        self._mean = self.memory_bank_.mean(dim=0)
+        self.image_size_ = tuple(image_size)
+        self._bank, self._portion = [], []  # pairs of patches and owners
+
+    def learn(self, patches: torch.Tensor, numbers: Sequence[int]) -> None:
+        """Let patches (n, h, w, C) of the normal images with these numbers join the bank."""
+        self._grid = patches.shape[1:3]
+        owners = torch.as_tensor(numbers).repeat_interleave(self._grid.numel())
+        self._portion.append((patches.flatten(0, 2), owners))
+        if _size(self._portion) >= PORTION:
+            self._end_portion()
+            if self.bank_size and _size(self._bank) > 2 * self.bank_size:
+                self._bank = [self._limited(*_joined(self._bank))]
+
+    def finish(self) -> PatchCore:
+        """Thin the bank to its size. `learn` may go on from here."""
+        if self._portion:
+            self._end_portion()
+        self.set_bank(*self._limited(*_joined(self._bank)))
         return self
 
-    def _thinned(self, patches: torch.Tensor, ratio: float) -> torch.Tensor:
+    def set_bank(self, patches: torch.Tensor, owners: torch.Tensor) -> None:
+        """Take over a bank, for example that of an earlier fit."""
+        self.memory_bank_, self.owners_ = patches, owners
+        self._bank, self._portion = [(patches, owners)], []
+        self._mean = patches.mean(dim=0)
+
+    def _end_portion(self) -> None:
+        patches, owners = _joined(self._portion)
+        self._bank.append(self._thinned(patches, owners, self.coreset_ratio))
+        self._portion = []
+
+    def _thinned(self, patches: torch.Tensor, owners: torch.Tensor, ratio: float) -> tuple:
         n_kept = max(1, round(ratio * len(patches)))
         if n_kept == len(patches):
-            return patches
-        return patches[coreset(patches, n_kept, seed=self.seed)]
+            return patches, owners
+        chosen = coreset(patches, n_kept, seed=self.seed)
+        return patches[chosen], owners[chosen]
 
-    def _limited(self, patches: torch.Tensor) -> torch.Tensor:
-        return self._thinned(patches, min(1, (self.bank_size or len(patches)) / len(patches)))
+    def _limited(self, patches: torch.Tensor, owners: torch.Tensor) -> tuple:
+        ratio = min(1, (self.bank_size or len(patches)) / len(patches))
+        return self._thinned(patches, owners, ratio)
+
+    def score(self, images) -> np.ndarray:
+        """Anomaly scores (n,), higher = more anomalous."""
+        return np.concatenate(
+            [self.maps_and_scores(self._patches(part))[1] for part in self._iter_parts(images)]
+        )
+
+    def maps_and_scores(
+        self, patches: torch.Tensor, left_out: Sequence[int] = ()
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Maps (n, H, W) and scores (n,) of images by their patches (n, h, w, C).
+
+        With `left_out` the bank is without the patches of the normal images of these numbers.
+        """
+        bank = self.memory_bank_
+        if len(left_out):
+            bank = bank[~torch.isin(self.owners_, torch.as_tensor(left_out))]
+        flat = patches.flatten(1, 2)
+        nearest = Nearest(flat - self._mean)
+        nearest.update(bank - self._mean, range(len(patches)))
+        squared = nearest.squared()
+        small = squared.numpy().reshape(-1, *patches.shape[1:3])
+        maps = enlarged(small, self.image_size_, self.sigma)
+        scores = image_scores(maps)
+        if self.reweight:
+            farthest = flat[torch.arange(len(flat)), squared.argmax(dim=1)]
+            scores = scores * weights(farthest, bank).numpy()
+        return maps, scores
 
     def _maps_of(self, images) -> np.ndarray:
-        patches = torch.cat(list(self._iter_patches(images)))
-        nearest = Nearest(patches.flatten(1, 2) - self._mean)
-        nearest.update(self.memory_bank_ - self._mean, range(len(patches)))
-        maps = nearest.squared().numpy().reshape(-1, *self._grid)
-        return enlarged(maps, self.image_size_, self.sigma)
+        return self.maps_and_scores(self._patches(images))[0]
+
+    def _patches(self, images) -> torch.Tensor:
+        return torch.cat(list(self._iter_patches(images)))
 
     def _iter_patches(self, images) -> Iterator[torch.Tensor]:
         """Yield the patches (b, h, w, C) of images, on the grid of the first layer."""
         for found in self.backbone.iter_layers(images, self.layers, pooled=False):
-            # Zeros beyond the border: means over fewer positions would vary more and score higher.
-            maps = [F.avg_pool2d(found[name].float().cpu(), 3, 1, 1) for name in self.layers]
-            height, width = maps[0].shape[2:]
-            for number, coarse in enumerate(maps[1:], start=1):
-                rows = torch.from_numpy(enlargement(coarse.shape[2], height))
-                columns = torch.from_numpy(enlargement(coarse.shape[3], width))
-                maps[number] = rows @ coarse @ columns.T
-            patches = torch.cat(maps, dim=1).permute(0, 2, 3, 1)
-            if not patches.isfinite().all():
-                raise ValueError("features are NaN or infinite: expected finite numbers.")
-            yield patches
+            yield patches_of([found[name].float().cpu() for name in self.layers])
 
     def _bytes_per_image(self) -> int:
-        return 12 * self._grid[0] * self._grid[1] * self.memory_bank_.shape[1]
+        return 12 * self._grid.numel() * self.memory_bank_.shape[1]
+
+
+def patches_of(maps: list[torch.Tensor]) -> torch.Tensor:
+    """The patches (n, h, w, C) of layers (n, C, h, w), on the grid of the first of them."""
+    # Zeros beyond the border: means over fewer positions would vary more and score higher.
+    maps = [F.avg_pool2d(one, 3, 1, 1) for one in maps]
+    height, width = maps[0].shape[2:]
+    for number, coarse in enumerate(maps[1:], start=1):
+        rows = torch.from_numpy(enlargement(coarse.shape[2], height))
+        columns = torch.from_numpy(enlargement(coarse.shape[3], width))
+        maps[number] = rows @ coarse @ columns.T
+    patches = torch.cat(maps, dim=1).permute(0, 2, 3, 1)
+    if not patches.isfinite().all():
+        raise ValueError("features are NaN or infinite: expected finite numbers.")
+    return patches
+
+
+def weights(patches: torch.Tensor, bank: torch.Tensor) -> torch.Tensor:
+    """The paper's weight, equation 7, of the farthest patch of each image: (n, C) -> (n,)."""
+    distances = torch.cdist(patches, bank)
+    nearest = distances.argmin(dim=1)
+    around = torch.cdist(bank[nearest], bank).topk(min(NEIGHBOURS, len(bank)), largest=False)
+    close = distances.gather(1, around.indices)
+    own = distances.gather(1, nearest[:, None])
+    return 1 - 1 / (close - own).exp().sum(dim=1)
+
+
+def _size(pairs: list[tuple]) -> int:
+    return sum(len(patches) for patches, _ in pairs)
+
+
+def _joined(pairs: list[tuple]) -> tuple[torch.Tensor, torch.Tensor]:
+    patches, owners = zip(*pairs)
+    return torch.cat(patches), torch.cat(owners)
 
 
 def coreset(
