@@ -12,9 +12,10 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from small import images, small_backbone
 
-from pandalib import SPADE, Inspector, load_backbone
+from pandalib import SPADE, Inspector, PatchCore, load_backbone
 from pandalib.datasets.images import Geometry, ImageError, ImageFolder
 from pandalib.inspection import inspector
+from pandalib.inspection.duplicates import near_copies
 from pandalib.inspection.inspector import _sample, _scale, counted
 from pandalib.methods.distances import image_scores
 
@@ -28,9 +29,14 @@ def backbone():
     return small_backbone()
 
 
+@pytest.fixture(scope="module", params=["bank", "spade"])
+def method(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def fitted(backbone):
-    return Inspector(backbone, **SETTINGS).fit(NORMAL)
+def fitted(backbone, method):
+    return Inspector(backbone, method=method, **SETTINGS).fit(NORMAL)
 
 
 def new(backbone, **changes):
@@ -55,22 +61,50 @@ def same(one, other, rtol=1e-4):
 # --- what a score is ---
 
 
+def near_by_definition(features, row):
+    distances = cdist(features, features, "sqeuclidean")
+    np.fill_diagonal(distances, np.inf)
+    tenth = np.sort(distances, axis=1)[:, 9]
+    return np.flatnonzero(distances[row] < 0.4 * np.maximum(tenth, tenth[row]))
+
+
 def test_parts_are_those_of_the_definition(backbone, fitted):
     gallery = backbone.features(NORMAL).astype(float)
     queries = backbone.features(QUERIES).astype(float)
+    rows = fitted.sample_.tolist()
+    copies = [near_by_definition(gallery, row) for row in rows]
     among = cdist(gallery, gallery, "sqeuclidean")
-    np.fill_diagonal(among, np.inf)
-    among = np.sort(among, axis=1)[:, :2].sum(axis=1)[fitted.sample_]
+    for row, near in zip(rows, copies):
+        among[row, [row, *near]] = np.inf
+    among = np.sort(among, axis=1)[:, :2].sum(axis=1)[rows]
     whole = np.sort(cdist(queries, gallery, "sqeuclidean"), axis=1)[:, :2].sum(axis=1)
-    spade = SPADE(backbone, n_images=4, balanced=True).fit(NORMAL[fitted.sample_])
-    places = image_scores(spade.leave_one_out_maps(progress=False))
-    assert len(fitted.sample_) == 22 and fitted.features_.shape == gallery.shape
-    for part, normal, found in (("image", among, whole), ("place", places, spade.score(QUERIES))):
+    if fitted.method == "spade":
+        detector = SPADE(backbone, n_images=4, balanced=True).fit(NORMAL[rows])
+        ours = [[rows.index(number) for number in near if number in rows] for near in copies]
+        maps = detector.iter_leave_one_out_maps(copies=ours, progress=False)
+        places = np.concatenate([image_scores(part) for part in maps])
+    else:
+        detector = PatchCore(
+            backbone, bank_size=5000, coreset_ratio=1.0, n_parts=10, progress=False
+        ).fit(NORMAL)
+        patches = detector._patches(NORMAL)
+        places = np.concatenate(
+            [
+                detector.maps_and_scores(patches[row : row + 1], [row, *near])[1]
+                for row, near in zip(rows, copies)
+            ]
+        )
+    assert len(rows) == 22 and fitted.features_.shape == gallery.shape
+    assert all(map(np.array_equal, fitted.near_copies_, copies)) and any(map(len, copies))
+    for part, normal, found in (
+        ("image", among, whole),
+        ("place", places, detector.score(QUERIES)),
+    ):
         scale = np.quantile(normal, 0.9)
         np.testing.assert_allclose(fitted.normal_parts_[part], normal / scale, rtol=2e-3)
         np.testing.assert_allclose(fitted.parts(QUERIES)[part], found / scale, rtol=2e-3)
     assert np.array_equal(fitted.score(QUERIES), np.maximum(*fitted.parts(QUERIES).values()))
-    maps, expected = fitted.maps(QUERIES), spade.maps(QUERIES) / np.quantile(places, 0.9)
+    maps, expected = fitted.maps(QUERIES), detector.maps(QUERIES) / np.quantile(places, 0.9)
     np.testing.assert_allclose(maps, expected, rtol=2e-3, atol=1e-4)
     np.testing.assert_allclose(image_scores(maps), fitted.parts(QUERIES)["place"], rtol=1e-5)
 
@@ -98,6 +132,118 @@ def test_where_normal_images_are_all_alike_there_is_no_scale():
     assert _scale(np.arange(11.0)) == 9
 
 
+# --- the whole image ---
+
+
+def stripes(hole=None, wide=(120, 40), seed=0):
+    """A photograph of a fabric, perhaps with a black hole at (x, y)."""
+    rng, (width, height) = np.random.default_rng(seed), wide
+    waves = 128 + 40 * np.sin(np.arange(width) * 0.8) * np.ones((height, 1))
+    pixels = (waves + rng.normal(0, 6, (height, width))).clip(0, 255).astype(np.uint8)
+    if hole is not None:
+        x, y = hole
+        pixels[y - 4 : y + 4, x - 4 : x + 4] = 0
+    return np.repeat(pixels[..., None], 3, axis=2)
+
+
+def save_all(folder, pictures) -> Path:
+    folder.mkdir(parents=True)
+    for number, picture in enumerate(pictures):
+        Image.fromarray(picture).save(folder / f"{number:03}.png")
+    return folder
+
+
+def test_a_fault_outside_the_central_square_is_seen(tmp_path):
+    normal = save_all(tmp_path / "normal", [stripes(seed=n) for n in range(20)])
+    holes = [(20, 20), (60, 20), (108, 8)]
+    new = [stripes(hole, seed=99) for hole in holes] + [stripes(seed=98)]
+    detector = Inspector(load_backbone(), size=64, progress=False).fit(normal)
+    assert detector.geometry_ == Geometry(32, 128)
+    ranking = detector.rank(save_all(tmp_path / "new", new))
+    assert (ranking.scores > detector.threshold()).tolist() == [True, True, True, False]
+    for (x, y), peak, regions in zip(holes, ranking.peaks, ranking.regions):
+        assert np.abs(peak * (40, 120) - (y, x)).max() < 9  # in the original's pixels
+        left, top, right, bottom, area, value, peak_x, peak_y = regions[0]
+        assert left <= x < right <= 120 and top <= y < bottom <= 40
+        assert abs(peak_x - x) < 9 and abs(peak_y - y) < 9 and area < 40 * 120
+        assert value > detector.threshold()
+    assert ranking.regions[3] == []
+    cropped = Inspector(load_backbone(), size=64, framing="crop", progress=False).fit(normal)
+    found = cropped.rank(tmp_path / "new")
+    at_the_side, clean = found.parts["place"][[0, 3]]
+    assert at_the_side < 2 * clean  # not seen, and the map says so:
+    (seen,) = cropped.inspect(new[0])
+    restored = cropped.restored(seen)
+    assert restored.shape == (40, 120) and np.isnan(restored[:, :38]).all()
+    assert not np.isnan(restored[:, 41:79]).any()
+
+
+def test_upright_and_other_proportions_are_read_as_the_folder_is(tmp_path):
+    normal = save_all(tmp_path / "normal", [stripes(seed=n) for n in range(20)])
+    detector = Inspector(load_backbone(), size=64, framing="pad", progress=False).fit(normal)
+    tall = stripes((10, 100), wide=(40, 120))
+    (seen,) = detector.inspect(tall)
+    assert seen.size == (120, 40) and seen.image.shape == (3, 32, 128)
+    assert detector.restored(seen).shape == (120, 40)
+
+
+def test_a_frame_in_memory_is_scored_as_its_file(fitted, tmp_path, backbone):
+    detector = new(backbone, method=fitted.method).fit(
+        save_all(tmp_path / "normal", [stripes(seed=n) for n in range(12)])
+    )
+    picture = stripes((30, 10))
+    Image.fromarray(picture).save(tmp_path / "new.png")
+    expected = detector.score(tmp_path / "new.png")
+    for frame in (picture, Image.fromarray(picture), [picture], [Image.fromarray(picture)]):
+        assert np.array_equal(detector.score(frame), expected)
+    grey = picture[..., 0]
+    assert np.array_equal(detector.score(grey), expected)
+
+
+def test_a_model_keeps_the_range_of_16_bits(backbone, tmp_path):
+    rng = np.random.default_rng(0)
+    for number in range(12):
+        grey = rng.integers(800, 1000, (32, 32)).astype(np.uint16)
+        Image.fromarray(grey).save(tmp_path / f"{number}.png")
+    detector = new(backbone).fit(tmp_path)
+    assert detector.geometry_.white == 1023
+    detector.save(tmp_path / "model")
+    assert Inspector.load(tmp_path / "model", backbone=backbone).geometry_ == detector.geometry_
+
+
+# --- near-copies ---
+
+
+def test_near_copies_do_not_lower_the_threshold(method):
+    """20 scenes of 3 nearly equal frames: of 30 new scenes about 1 in 20 alarms, not all."""
+    network, rng = load_backbone(), np.random.default_rng(0)
+
+    def frames(scene, n):
+        noise = rng.integers(-4, 5, (n, 3, 48, 48))
+        return (scene.astype(int) + noise).clip(0, 255).astype(np.uint8)
+
+    alarms = 0
+    for seed in (3, 4, 5):
+        scenes = images(50, 48, seed=seed)
+        normal = np.concatenate([frames(scene, 3) for scene in scenes[:20]])
+        others = np.concatenate([frames(scene, 1) for scene in scenes[20:]])
+        detector = Inspector(network, method=method, progress=False).fit(normal)
+        for number, copies in zip(detector.sample_.tolist(), detector.near_copies_):
+            scene = range(number // 3 * 3, number // 3 * 3 + 3)
+            assert set(scene) - {number} <= set(copies.tolist())
+        alarms += detector.alarms(others).sum()
+    assert alarms <= 11, alarms  # of 90, where without near-copies all would
+
+
+def test_kinds_of_parts_are_no_near_copies():
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(100, 20)) + 50 * (np.arange(100) % 5)[:, None]
+    assert sum(map(len, near_copies(features, range(100)))) <= 10
+    features[7] = features[2] + 1e-3
+    assert near_copies(features, [2])[0].tolist() == [7]
+    assert near_copies(np.zeros((12, 3)), [0])[0].tolist() == []  # all alike: nothing to compare
+
+
 # --- which images are kept ---
 
 
@@ -113,8 +259,9 @@ def test_the_sample_is_uniform_and_who_leaves_it_never_returns():
 
 
 @pytest.mark.parametrize("first", [12, 24, 29])
-def test_fit_then_add_is_fit_of_all(backbone, fitted, first):
-    both = Inspector(backbone, **SETTINGS).fit(NORMAL[:first])
+def test_fit_then_add_is_fit_of_all(backbone, first):
+    fitted = Inspector(backbone, method="spade", **SETTINGS).fit(NORMAL)
+    both = Inspector(backbone, method="spade", **SETTINGS).fit(NORMAL[:first])
     before = set(both.sample_)
     same(both.add(NORMAL[first:]), fitted)
     if first == 24:  # some left, some came
@@ -122,7 +269,9 @@ def test_fit_then_add_is_fit_of_all(backbone, fitted, first):
 
 
 def test_copies_are_left_out(backbone, fitted):
-    doubled = Inspector(backbone, **SETTINGS).fit(np.concatenate([NORMAL, NORMAL[3:9]]))
+    doubled = Inspector(backbone, method=fitted.method, **SETTINGS).fit(
+        np.concatenate([NORMAL, NORMAL[3:9]])
+    )
     same(doubled, fitted)
     assert doubled.n_copies_ == 6
     same(doubled.add(NORMAL[:10]), fitted)
@@ -147,7 +296,7 @@ def test_a_failed_fit_or_add_changes_nothing(backbone, tmp_path, monkeypatch):
     def stopped(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(SPADE, "iter_leave_one_out_maps", stopped)
+    monkeypatch.setattr(Inspector, "_leave_one_out", stopped)
     for call in (detector.add, detector.fit):
         with pytest.raises(KeyboardInterrupt):
             call(QUERIES if call == detector.add else NORMAL)
@@ -180,9 +329,10 @@ def test_rates_beyond_the_sample(fitted):
 
 def test_settings_that_do_not_fit(backbone):
     wrong = dict(false_alarm_rate=1.0, n_maps=8, n_images=0.5, k=0, sigma=-1, size=0, memory_mb=0)
+    wrong |= dict(method="magic", framing="zoom", bank_size=0)
     for name, value in wrong.items():
         detector = Inspector(backbone, **SETTINGS | {name: value})  # said in fit, not before
-        with pytest.raises(ValueError, match=f"{name}={value}"):
+        with pytest.raises(ValueError, match=f"{name}={value!r}"):
             detector.fit(NORMAL)
     for layers in ((), "layer1", ["layer9"]):
         with pytest.raises(ValueError, match="layer"):
@@ -205,10 +355,14 @@ def test_it_is_an_estimator(backbone, fitted):
 def test_layers_and_sizes_follow_the_network(backbone, fitted):
     cut = Inspector(small_backbone(truncate_after="layer2"), **SETTINGS).fit(NORMAL)
     assert cut.layers_ == ["layer1", "layer2"]
-    assert (fitted.size_, fitted.image_size_) == (224, (SIDE, SIDE))
+    all_of_them = ["layer1", "layer2", "layer3"]
+    assert fitted.layers_ == all_of_them[-2 if fitted.method == "bank" else -3 :]
+    assert fitted.image_size_ == (SIDE, SIDE)  # arrays keep their own
     detector = Inspector(load_backbone())
     detector.prepare()
-    assert (detector.size_, detector.resize_) == (128, 128)
+    assert detector.geometry_ == Geometry(128, 128)
+    detector.set_params(resize=150, size=140).prepare()
+    assert detector.geometry_ == Geometry(140, 140, "crop", 150)
 
 
 # --- what may be called images ---
@@ -218,18 +372,18 @@ def test_folder_list_sequence_and_array_are_one(backbone, fitted, tmp_path):
     folder = write(tmp_path / "train" / "good", NORMAL)
     files = sorted(folder.iterdir())
     pillow = [Image.open(file) for file in files]
-    mvtec, lazy = tmp_path, ImageFolder(files, Geometry.square(SIDE, fit="crop"))
+    mvtec, lazy = tmp_path, ImageFolder(files, Geometry.square(SIDE))
     for given in (folder, mvtec, files, lazy, torch.from_numpy(NORMAL), pillow):
-        detector = new(backbone).fit(given)
+        detector = new(backbone, method=fitted.method).fit(given)
         same(detector, fitted)
     queries = write(tmp_path / "test", QUERIES)
-    detector = new(backbone).fit(folder)
+    detector = new(backbone, method=fitted.method).fit(folder)
     expected = detector.score(QUERIES)
     np.testing.assert_allclose(detector.score(queries), expected, rtol=1e-4)
     np.testing.assert_allclose(detector.score(queries / "002.png"), expected[2:3], rtol=1e-3)
     maps = detector.maps(str(tmp_path), recursive=True)[:6]
     np.testing.assert_allclose(maps, detector.maps(QUERIES), rtol=1e-3, atol=1e-4)
-    with pytest.raises(ValueError, match="resized to 40.*expected .*resized to 32"):
+    with pytest.raises(ValueError, match="resized to 40.*expected .*the whole image"):
         detector.score(ImageFolder(files, Geometry.square(SIDE, 40)))
 
 
@@ -285,14 +439,14 @@ class Lazy(Sequence):
         return self.pictures[index]
 
 
-def test_each_image_is_read_once_and_in_batches(backbone, monkeypatch):
+def test_each_image_is_read_once_and_in_batches(backbone, method, monkeypatch):
     monkeypatch.setattr(inspector, "PIXELS_PER_BATCH", 8 * SIDE**2)
     lazy = Lazy(images(100, SIDE))
-    detector = Inspector(backbone, **SETTINGS | dict(memory_mb=0.1)).fit(lazy)
+    detector = Inspector(backbone, method=method, **SETTINGS | dict(memory_mb=0.1)).fit(lazy)
     assert lazy.largest == 8 and (lazy.asked == 1).all() and len(detector.sample_) == 22
     lazy.forget()
     ranking = detector.rank(lazy, top=2)
-    bytes_an_image = 8 * detector.spade_.normal_.rows.shape[1]
+    bytes_an_image = detector.places_._bytes_per_image()
     assert (lazy.asked == 1).all() and lazy.largest * bytes_an_image <= 0.1e6
     # A view would keep its whole batch.
     assert all(one.map.base is None and one.image.base is None for one in ranking.top)

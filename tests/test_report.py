@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pandalib.datasets.images import Geometry
 from pandalib.inspection.inspector import Finding, Ranking
 from pandalib.inspection.report import (
     in_words,
@@ -38,7 +39,8 @@ def detector(source="imagenet", n=30):
         normal_scores_=rng.uniform(0.5, 1.5, n),
         features_=np.zeros((3 * n, 2)),
         sample_=np.arange(n),
-        image_size_=(SIDE, SIDE),
+        geometry_=Geometry(SIDE, SIDE),
+        method="spade",
         layers_=["layer1", "layer2"],
         n_images=50,
         sigma=4.0,
@@ -59,9 +61,14 @@ def ranking(n=8, top=3, names=None, unreadable=(), scale=1.0):
         heat = np.zeros((SIDE, SIDE), np.float32)
         heat[2:10, 30:40] = parts["place"][number]
         image = rng.integers(0, 256, (3, SIDE, SIDE), dtype=np.uint8)
-        findings.append(Finding(number, image, heat))
+        findings.append(Finding(number, image, heat, (SIDE, SIDE)))
     names = names or [f"photo {number}.png" for number in range(n)]
-    return Ranking(names, parts, peaks, findings, list(unreadable))
+    return Ranking(names, parts, peaks, findings, list(unreadable), *no_news(n))
+
+
+def no_news(n):
+    """p-values, regions, and images that were fitted."""
+    return np.full(n, 0.5), [[] for _ in range(n)], []
 
 
 class Page(HTMLParser):
@@ -175,8 +182,8 @@ def test_numbers_and_facts(text):
         "90, of which 30 serve",
         "5 %, about 1 in 20",
         "resnet18 up to layer4, weights: ImageNet",
-        "40 × 40 pixels",
-        "layer1, layer2; 50 nearest images; blur of 4 pixels",
+        "40 x 40 pixels, the whole image",
+        "layer1, layer2; SPADE, 50 nearest images; blur of 4 pixels",
         "torch ",
         "Python 3",
     ):
@@ -222,7 +229,9 @@ def test_what_a_reader_must_be_told(tmp_path):
 def one_image():
     parts = dict(image=np.array([15.0]), place=np.array([3.0]))
     found = ranking()
-    return Ranking(["a.png"], parts, np.zeros((1, 2)), [found.top[0]._replace(number=0)], [])
+    return Ranking(
+        ["a.png"], parts, np.zeros((1, 2)), [found.top[0]._replace(number=0)], [], *no_news(1)
+    )
 
 
 def test_histogram_holds_the_shares(text):
@@ -260,6 +269,16 @@ def test_a_failure_leaves_the_old_report(tmp_path, text):
         write_report(tmp_path / "report.html", detector(), ranking()._replace(names=["only one"]))
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == text
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_pictures_have_the_proportions_of_their_originals(tmp_path):
+    found = ranking()
+    tall = [one._replace(size=(90, 30)) for one in found.top]
+    for fit, sides in (("stretch", (13, 40)), ("pad", (13, 40)), ("crop", (40, 40))):
+        one = detector()
+        one.geometry_ = Geometry(SIDE, SIDE, fit)
+        images = Page(written(tmp_path, one, found._replace(top=tall))).all("img")[1:]
+        assert {(int(image["width"]), int(image["height"])) for image in images} == {sides}
 
 
 # --- pictures ---

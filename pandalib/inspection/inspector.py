@@ -5,15 +5,18 @@ in the right object:
 
     image(x) = DN2: squared distances of the pooled feature to the k nearest of all normal images
                (`pandalib.methods.knn`)
-    place(x) = SPADE: the largest value of the map of correspondences with normal images
+    place(x) = the largest value of a map: distances to a memory bank of normal patches
+               (`pandalib.methods.patchcore`), or to the positions of similar normal images
                (`pandalib.methods.spade`)
 
 Each part is divided by the value that one normal image in ten exceeds when compared with the
 others, so that both have the same scale. The score is the larger of the two. One threshold, from
-the leave-one-out scores of the normal images, serves scores and maps.
+the leave-one-out scores of the normal images, serves scores and maps. Near-copies of an image are
+left out together with it (`pandalib.inspection.duplicates`).
 
-Memory is bounded. Images are read once, in batches; all pooled features are kept, 4 d bytes each;
-the maps need whole pyramids of features, which are kept for a random sample of the images.
+Memory is bounded. Images are read once, in batches; all pooled features are kept, 4 d bytes each,
+and a bank of bounded size. The layers that the maps compare are kept for a random sample of the
+images, whose scores set the scales and the threshold.
 """
 
 from __future__ import annotations
@@ -21,34 +24,56 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 from sklearn.base import BaseEstimator
 
 from pandalib.backbones import PIXELS_PER_BATCH, Backbone
 from pandalib.datasets.folder import open_images
-from pandalib.datasets.images import Geometry, ImageFolder, LazyImages
+from pandalib.datasets.images import FITS, Geometry, ImageFolder, LazyImages, upright_size
 from pandalib.inspection import storage
+from pandalib.inspection.duplicates import near_copies, scores_without
+from pandalib.inspection.regions import Region, p_values, regions_above
 from pandalib.methods.distances import height_and_width, image_scores
 from pandalib.methods.knn import KNN
+from pandalib.methods.patchcore import PatchCore, patches_of
 from pandalib.methods.spade import SPADE, Pyramids
 from pandalib.metrics import threshold_at
 from pandalib.progress import progress as bar
 from pandalib.validation import check_counts, check_fitted
 from pandalib.weights import EMBEDDED
 
-LAYERS = ("layer1", "layer2", "layer3")  # of SPADE, as far as the network has them
+METHODS = ("bank", "spade")
+BANK_LAYERS = 2  # the coarsest of the network's: finer ones cost four times as much, for less
+BANK_PARTS = 10  # a normal image is compared with nine of them
 PARTS = ("image", "place")
+
+
+class Seen(NamedTuple):
+    """One image as the detector sees it."""
+
+    name: str
+    image: np.ndarray  # uint8 (3, h, w)
+    parts: dict[str, float]  # "image" and "place"
+    map: np.ndarray  # float32 (h, w)
+    size: tuple[int, int]  # height and width of the original
+    fitted: bool  # whether the same pixels were among the normal images
+
+    @property
+    def score(self) -> float:
+        return max(self.parts.values())
 
 
 class Finding(NamedTuple):
     """One of the most anomalous images of a ranking."""
 
     number: int  # its row in the ranking
-    image: np.ndarray  # uint8 (3, H, W)
-    map: np.ndarray  # float32 (H, W)
+    image: np.ndarray  # uint8 (3, h, w), as the detector sees it
+    map: np.ndarray  # float32 (h, w)
+    size: tuple[int, int]  # height and width of the original
 
 
 class Ranking(NamedTuple):
@@ -59,6 +84,9 @@ class Ranking(NamedTuple):
     peaks: np.ndarray  # (n, 2), where each map is largest: row and column, 0 to 1
     top: list[Finding]  # highest score first
     unreadable: list[tuple[str, str]]  # name and reason
+    p_values: np.ndarray  # (n,), see `pandalib.inspection.regions.p_values`
+    regions: list[list[Region]]  # of each image, in pixels of the original
+    fitted: list[str]  # names of images that the detector was fitted with
 
     @property
     def scores(self) -> np.ndarray:
@@ -73,22 +101,37 @@ class Ranking(NamedTuple):
 class Inspector(BaseEstimator):
     """From normal images to a detector that scores, shows where, and raises alarms.
 
-    Images are always a folder, a file, a list of files, or anything that
-    `pandalib.validation.as_images` takes, for example uint8 (N, 3, H, W).
+    Images are always a folder, a file, a pattern, a table of files or a list of these; one frame in
+    memory, a PIL image or uint8 (H, W, 3), or a list of them, which is treated as a file with the
+    same pixels; or anything that `pandalib.validation.as_images` takes, for example
+    uint8 (N, 3, H, W), which keeps its size.
 
     Parameters
     ----------
     backbone : Backbone
         The pretrained network, which is not adapted.
-    size, resize : int or None
-        Size in pixels of files and of the shorter side before the centre crop; None: 128 for the
-        embedded network, 224 for others. Arrays keep their own size.
+    size : int or None
+        Files become images of about size x size pixels, at the proportions that their folder has;
+        None: 128 for the embedded network, 224 for others.
+    framing : {"stretch", "pad", "crop"} or None
+        How a file of other proportions fits in; see `pandalib.datasets.images.Geometry`. None:
+        "crop", the central square only, if `resize` is given; else "stretch", the whole image.
+    resize : int or None
+        For "crop": the shorter side before it.
+    method : {"bank", "spade"}
+        Of the maps: a memory bank, or SPADE, which is slower.
     layers : sequence of str or None
-        For the maps; None: those of layer1 to layer3 that the network has.
+        For the maps; None: the network's own, for the bank the coarsest two of them.
+    bank_size : int
+        Largest number of patches in the memory bank.
+    reweight : bool
+        As for `pandalib.PatchCore`.
     n_maps : int
-        Largest number of normal images, drawn with `seed`, whose pyramids are kept for the maps and
-        whose scores give the threshold. A false-alarm rate r needs 1 / r - 1 of them.
-    n_images, sigma, memory_mb
+        Largest number of normal images, drawn with `seed`, whose layers are kept and whose scores
+        give scales and threshold. A false-alarm rate r needs 1 / r - 1 of them.
+    n_images : int
+        Of SPADE: most similar normal images to compare with.
+    sigma, memory_mb
         As for `pandalib.SPADE`.
     k : int
         Neighbours of DN2.
@@ -96,26 +139,40 @@ class Inspector(BaseEstimator):
         Fraction of normal images that may raise an alarm.
     seed : int
     progress : bool
+    batch_size : int or None
+        Images at once; None: as many as fit into bounded memory.
+    workers : int or None
+        Processes that decode files; None: as `ImageFolder` chooses.
 
     Attributes
     ----------
     features_ : ndarray, shape (N, d), float32
         Of all normal images.
+    names_ : list of str
+        Of all normal images.
     sample_ : ndarray, shape (M,), int64
-        Numbers of the images whose pyramids are kept, ascending.
-    knn_, spade_ : KNN, SPADE
+        Numbers of the images whose layers are kept, ascending.
+    pyramids_ : Pyramids
+        The layers of the sample.
+    knn_, places_ : KNN, PatchCore or SPADE
         The two detectors.
+    near_copies_ : list of ndarray
+        For each image of the sample the numbers of the normal images that are nearly equal to it.
     scales_ : dict of str to float
         What each part, "image" and "place", is divided by.
     normal_parts_, normal_scores_ : dict of str to ndarray (M,), ndarray (M,)
-        Of the sample, each image compared with the others.
-    layers_, size_, resize_, image_size_
-        What was used: the layers, the geometry of files, and height and width of all images.
+        Of the sample, each image compared with the others, without its near-copies.
+    geometry_ : Geometry
+        Of files.
+    layers_, image_size_
+        What was used: the layers; height and width of all images.
     n_copies_ : int
         Number of images left out so far as copies of others: a copy would make its original look
         more normal than any new image can be.
     unreadable_ : list of (str, str)
         Name and reason of the files that the last `fit` or `add` left out.
+    notes_ : list of str
+        How the last `fit` or `add` read its folder, and what it left out there.
 
     Examples
     --------
@@ -133,8 +190,12 @@ class Inspector(BaseEstimator):
         backbone: Backbone,
         *,
         size: int | None = None,
+        framing: str | None = None,
         resize: int | None = None,
+        method: str = "bank",
         layers: Sequence[str] | None = None,
+        bank_size: int = 5000,
+        reweight: bool = False,
         n_maps: int = 200,
         n_images: int = 50,
         sigma: float = 4.0,
@@ -143,11 +204,17 @@ class Inspector(BaseEstimator):
         seed: int = 0,
         memory_mb: float = 64.0,
         progress: bool = True,
+        batch_size: int | None = None,
+        workers: int | None = None,
     ):
         self.backbone = backbone
         self.size = size
+        self.framing = framing
         self.resize = resize
+        self.method = method
         self.layers = layers
+        self.bank_size = bank_size
+        self.reweight = reweight
         self.n_maps = n_maps
         self.n_images = n_images
         self.sigma = sigma
@@ -156,6 +223,8 @@ class Inspector(BaseEstimator):
         self.seed = seed
         self.memory_mb = memory_mb
         self.progress = progress
+        self.batch_size = batch_size
+        self.workers = workers
 
     def fit(
         self, images, y=None, *, recursive: bool = False, skip_unreadable: bool = False
@@ -179,34 +248,40 @@ class Inspector(BaseEstimator):
         """
         fitted = copy.copy(self)
         fitted.prepare()
-        images, names = open_images(images, fitted.geometry_, recursive=recursive, normal=True)
-        fitted.geometry_ = getattr(images, "geometry", fitted.geometry_)
-        fitted.size_, fitted.resize_ = fitted.geometry_.height, fitted.geometry_.resize
+        images, names = fitted._open_first(images, recursive)
         fitted.image_size_ = height_and_width(images)
         fitted.digests_ = np.empty(0, np.uint64)
-        fitted.n_copies_ = 0
-        fitted._learn(images, names, skip_unreadable, features=[], rows={}, shapes=None)
+        fitted.features_, fitted.names_, fitted.n_copies_ = None, [], 0
+        if fitted.method == "bank":
+            fitted.places_.begin(fitted.image_size_)
+        fitted._learn(images, names, skip_unreadable, rows={}, shapes=None)
         vars(self).update(vars(fitted))
         return self
 
     def add(self, images, *, recursive: bool = False, skip_unreadable: bool = False) -> Inspector:
-        """Learn more normal images: `fit(A).add(B)` is `fit(A + B)`, up to rounding.
+        """Learn more normal images: with SPADE `fit(A).add(B)` is `fit(A + B)`, up to rounding.
 
-        Parameters and errors as in `fit`.
+        A memory bank that is full is thinned again, so its patches may be others than those of a
+        fit to all images. Parameters and errors as in `fit`.
         """
         check_fitted(self, "features_")
-        images, names = open_images(images, self.geometry_, recursive=recursive, normal=True)
-        self._check_size(images)
+        images, names, _ = self._open(images, recursive, normal=True)
         fitted = copy.copy(self)
-        pyramids = self.spade_.normal_
-        rows = dict(zip(self.sample_.tolist(), pyramids.rows, strict=True))
-        fitted._learn(images, names, skip_unreadable, [self.features_], rows, pyramids.shapes)
+        fitted.places_ = copy.copy(self.places_)
+        if self.method == "bank":  # lists of its own
+            fitted.places_.set_bank(self.places_.memory_bank_, self.places_.owners_)
+        rows = dict(zip(self.sample_.tolist(), self.pyramids_.rows, strict=True))
+        fitted._learn(images, names, skip_unreadable, rows, self.pyramids_.shapes)
         vars(self).update(vars(fitted))
         return self
 
     def prepare(self) -> None:
         """Check the settings, and set what follows from them and from the network."""
         check_counts(n_maps=self.n_maps, n_images=self.n_images, k=self.k)
+        for name, choices in (("method", METHODS), ("framing", (None, *FITS))):
+            if getattr(self, name) not in choices:
+                expected = ", ".join(map(repr, choices))
+                raise ValueError(f"{name}={getattr(self, name)!r}: expected one of {expected}.")
         rate = self.false_alarm_rate
         if not 0 < rate < 1 or self.n_maps < _needed(rate):
             raise ValueError(
@@ -216,35 +291,68 @@ class Inspector(BaseEstimator):
         size = self.size
         if size is None:
             size = 128 if self.backbone.name == EMBEDDED else 224
-        self.geometry_ = Geometry.square(size, self.resize, "crop")
-        self.size_, self.resize_ = self.geometry_.height, self.geometry_.resize
+        self.geometry_ = Geometry.square(size, self.resize, self.framing)
         self.layers_ = self.layers
         if self.layers is None:
-            parts = (self.backbone.frozen, self.backbone.trainable)
-            stages = [name for part in parts for name, _ in part.named_children()]
-            self.layers_ = [name for name in LAYERS if name in stages]
-        self.spade_ = SPADE(
-            self.backbone,
-            layers=self.layers_,
-            n_images=self.n_images,
-            sigma=self.sigma,
-            balanced=True,
-            memory_mb=self.memory_mb,
-        )
-        self.spade_._check_settings()
+            self.layers_ = list(self.backbone.map_layers)
+            if self.method == "bank":
+                self.layers_ = self.layers_[-BANK_LAYERS:]
+        shared = dict(layers=self.layers_, sigma=self.sigma, memory_mb=self.memory_mb)
+        if self.method == "bank":
+            shared |= dict(bank_size=self.bank_size, reweight=self.reweight, seed=self.seed)
+            self.places_ = PatchCore(self.backbone, coreset_ratio=1.0, n_parts=BANK_PARTS, **shared)
+        else:
+            self.places_ = SPADE(self.backbone, n_images=self.n_images, balanced=True, **shared)
+        self.places_._check_settings()
 
-    def _learn(self, images, names, skip_unreadable, features, rows, shapes) -> None:
+    def _open_first(self, images, recursive: bool) -> tuple[Sequence, list[str]]:
+        """Normal images and their names; their folder decides about the geometry."""
+        size = self.geometry_.height
+        how = size, self.geometry_.fit, self.geometry_.resize
+        frames = _frames(images)
+        if frames is not None:
+            self.geometry_ = Geometry.for_images(frames, *how)
+            images, names, _ = _read_frames(frames, self.geometry_)
+        else:
+            images, names = open_images(images, size, fit=how[1], recursive=recursive, normal=True)
+            if isinstance(images, ImageFolder) and self.resize is not None:
+                self.geometry_ = Geometry.for_images(images.files, *how)
+                images = ImageFolder(images.files, self.geometry_, images.listing)
+            elif hasattr(images, "geometry"):
+                self.geometry_ = images.geometry
+            else:  # arrays, at their own size
+                self.geometry_ = Geometry(*height_and_width(images))
+        self.notes_ = _notes(images)
+        return images, names
+
+    def _open(
+        self, images, recursive: bool, normal: bool = False
+    ) -> tuple[Sequence, list[str], Callable[[int], tuple[int, int]]]:
+        """Images, names, and a function from number to the original's height and width."""
+        frames = _frames(images)
+        if frames is not None:
+            self.notes_ = []
+            return _read_frames(frames, self.geometry_)
+        images, names = open_images(images, self.geometry_, recursive=recursive, normal=normal)
+        self._check_size(images)
+        self.notes_ = _notes(images)
+        if isinstance(images, ImageFolder):
+            return images, names, lambda number: upright_size(images.files[number])[::-1]
+        return images, names, lambda number: self.image_size_
+
+    def _learn(self, images, names, skip_unreadable, rows, shapes) -> None:
         """Go once through more normal images, then compare each of the sample with the others.
 
-        `features` is a list of arrays, the pooled features so far; `rows` and `shapes` are the
-        pyramids of the sample so far. An image that leaves the sample never returns to it, so its
-        pyramid can be dropped at once.
+        `rows` and `shapes` are the pyramids of the sample so far. An image that leaves the sample
+        never returns to it, so its pyramid can be dropped at once.
         """
         self.unreadable_ = []
+        features = [] if self.features_ is None else [self.features_]
+        known = list(self.names_)
         digests = dict.fromkeys(self.digests_.tolist())
-        step = max(1, PIXELS_PER_BATCH // math.prod(self.image_size_))
-        batches = _batches(images, names, step, self.unreadable_ if skip_unreadable else None)
-        for _, batch in bar(batches, "features", shown=self.progress):
+        for numbers, batch in self._batches(
+            images, names, None, self.unreadable_ if skip_unreadable else None, "features"
+        ):
             n_before = len(digests)
             new = []
             for row, image in enumerate(batch):
@@ -254,11 +362,14 @@ class Inspector(BaseEstimator):
                 else:
                     digests[digest] = None
                     new.append(row)
+                    known.append(names[numbers[row]])
             if not new:
                 continue
             pyramids = Pyramids.of(self.backbone, batch[new], self.layers_, dtype=np.float32)
             shapes = pyramids.shapes
             features.append(pyramids.pooled.copy())  # a view would keep all of the pyramids
+            if self.method == "bank":
+                self.places_.learn(patches_of(pyramids.maps()), range(n_before, len(digests)))
             sample = _sample(len(digests), self.n_maps, self.seed).tolist()
             with np.errstate(over="raise"):  # beyond the largest float16
                 rows = {
@@ -267,18 +378,45 @@ class Inspector(BaseEstimator):
                     else pyramids.rows[number - n_before].astype(np.float16)
                     for number in sample
                 }
-        self.digests_ = np.array(list(digests), np.uint64)
+        self.digests_, self.names_ = np.array(list(digests), np.uint64), known
         self._check_enough()
         self.features_ = np.concatenate(features)
         self.sample_, rows = np.array(list(rows), np.int64), np.stack(list(rows.values()))
+        if self.method == "bank":
+            self.places_.finish()
         self.build(Pyramids(rows, shapes))
-        maps = self.spade_.iter_leave_one_out_maps(progress=self.progress)
-        raw = {
-            "image": self.knn_.leave_one_out()[self.sample_],
-            "place": np.concatenate([image_scores(batch) for batch in maps]),
-        }
+        raw = self._leave_one_out()
         self.scales_ = {part: _scale(values) for part, values in raw.items()}
         self.normal_parts_ = {part: raw[part] / self.scales_[part] for part in PARTS}
+
+    def _leave_one_out(self) -> dict[str, np.ndarray]:
+        """Both parts of the sample's scores, each image without itself and its near-copies."""
+        self.near_copies_ = near_copies(self.features_, self.sample_)
+        gallery = self.knn_.gallery_
+        whole = scores_without(gallery, self.sample_, self.near_copies_, self.k)
+        if self.method == "spade":
+            row_of = {number: row for row, number in enumerate(self.sample_.tolist())}
+            copies = [
+                [row_of[number] for number in one.tolist() if number in row_of]
+                for one in self.near_copies_
+            ]
+            maps = self.places_.iter_leave_one_out_maps(copies=copies, progress=self.progress)
+            places = [image_scores(batch) for batch in maps]
+        else:
+            each = bar(range(len(self.sample_)), "leave one out", shown=self.progress)
+            places = [self._places(self.pyramids_[[row]], self._left_out(row))[1] for row in each]
+        return {"image": whole, "place": np.concatenate(places)}
+
+    def _left_out(self, row: int) -> list[int]:
+        """The numbers of an image of the sample and its near-copies."""
+        return [int(self.sample_[row]), *self.near_copies_[row].tolist()]
+
+    def _places(self, pyramids: Pyramids, left_out=()) -> tuple[np.ndarray, np.ndarray]:
+        """Maps and raw scores of images by their pyramids."""
+        if self.method == "bank":
+            return self.places_.maps_and_scores(patches_of(pyramids.maps()), left_out)
+        maps = self.places_.maps_of(pyramids)
+        return maps, image_scores(maps)
 
     def _check_enough(self) -> None:
         n = len(self.digests_)
@@ -291,10 +429,12 @@ class Inspector(BaseEstimator):
             )
 
     def build(self, pyramids: Pyramids, scales: np.ndarray | None = None) -> None:
-        """Fit both detectors; `scales` as for `SPADE.fit_pyramids`."""
+        """Fit both detectors; `scales` as for `SPADE.fit_pyramids`. A bank is there already."""
         self.knn_ = KNN(self.k).fit(self.features_)
-        spade = copy.copy(self.spade_)
-        self.spade_ = spade.fit_pyramids(pyramids, self.image_size_, scales=scales)
+        self.pyramids_ = pyramids
+        if self.method == "spade":
+            spade = copy.copy(self.places_)
+            self.places_ = spade.fit_pyramids(pyramids, self.image_size_, scales=scales)
 
     @property
     def normal_scores_(self) -> np.ndarray:
@@ -326,67 +466,135 @@ class Inspector(BaseEstimator):
 
         "image": is it another kind of thing? "place": is something wrong somewhere?
         """
-        found = [parts for _, _, parts, _ in self._inspect(images, recursive)]
-        return {part: np.concatenate([parts[part] for parts in found]) for part in PARTS}
+        found = [seen.parts for seen in self.inspect(images, recursive=recursive)]
+        return {part: np.array([parts[part] for parts in found]) for part in PARTS}
 
     def maps(self, images, *, recursive: bool = False) -> np.ndarray:
-        """Anomaly maps, float32 (n, H, W): above `threshold()` an alarm."""
-        return np.concatenate([maps for _, _, _, maps in self._inspect(images, recursive)])
+        """Anomaly maps, float32 (n, h, w), as the detector sees the images: above `threshold()` an
+        alarm. `restored` lays one on its image.
+        """
+        return np.stack([seen.map for seen in self.inspect(images, recursive=recursive)])
+
+    def restored(self, seen: Seen | Finding) -> np.ndarray:
+        """The map in the original's pixels, float32 (H, W); NaN where a crop did not look."""
+        if seen.size == seen.map.shape:
+            return seen.map
+        return self.geometry_.restore(seen.map, *seen.size)
 
     def alarms(self, images, *, rate: float | None = None, recursive: bool = False) -> np.ndarray:
         """Which images raise an alarm, bool (n,)."""
         threshold = self.threshold(rate)  # first, since it may raise
         return self.score(images, recursive=recursive) > threshold
 
-    def _inspect(self, images, recursive: bool, unreadable: list | None = None) -> Iterator[tuple]:
-        """Yield names, images, parts and maps of a batch: memory does not grow with the images.
+    def inspect(
+        self, images, *, recursive: bool = False, unreadable: list | None = None
+    ) -> Iterator[Seen]:
+        """Yield what is seen of each image: memory does not grow with the number of images.
 
         `unreadable` collects name and reason of each file that is not an image; None: ImageError.
         """
         check_fitted(self, "features_")
-        images, names = open_images(images, self.geometry_, recursive=recursive)
-        self._check_size(images)
-        for numbers, batch in _batches(images, names, self.spade_._images_at_once(), unreadable):
+        images, names, size_of = self._open(images, recursive)
+        known = set(self.digests_.tolist())
+        step = self.places_._images_at_once()
+        for numbers, batch in self._batches(images, names, step, unreadable, "score"):
             pyramids = Pyramids.of(self.backbone, batch, self.layers_, dtype=np.float32)
-            maps = self.spade_.maps_of(pyramids)
-            raw = {"image": self.knn_.score(pyramids.pooled), "place": image_scores(maps)}
+            maps, places = self._places(pyramids)
+            raw = {"image": self.knn_.score(pyramids.pooled), "place": places}
             parts = {part: raw[part] / self.scales_[part] for part in PARTS}
             maps = maps / np.float32(self.scales_["place"])
-            yield [names[number] for number in numbers], batch, parts, maps
+            for row, number in enumerate(numbers):
+                yield Seen(
+                    names[number],
+                    batch[row],
+                    {part: float(values[row]) for part, values in parts.items()},
+                    maps[row],
+                    tuple(size_of(number)),
+                    _digest(batch[row]) in known,
+                )
 
     def rank(
-        self, images, *, top: int = 50, recursive: bool = False, skip_unreadable: bool = False
+        self,
+        images,
+        *,
+        top: int = 50,
+        rate: float | None = None,
+        recursive: bool = False,
+        skip_unreadable: bool = False,
+        on_image: Callable[[Seen], None] | None = None,
     ) -> Ranking:
         """Score images and keep the `top` most anomalous of them, with their maps.
 
         With `skip_unreadable` the ranking lists files that are not images; otherwise ImageError
-        names one. Raises ValueError if no file could be read.
+        names one. `rate` is that of the threshold for regions. `on_image` is called with what is
+        seen of each image. Raises ValueError if no file could be read.
         """
         check_counts(top=top)
-        names, parts, peaks, best, unreadable = [], [], [], [], []
-        batches = self._inspect(images, recursive, unreadable if skip_unreadable else None)
-        for batch_names, batch, batch_parts, maps in bar(batches, "score", shown=self.progress):
-            for row, score in enumerate(larger_part(batch_parts)):
+        threshold = self.threshold(rate)
+        names, parts, peaks, regions, best, known, unreadable = [], [], [], [], [], [], []
+        found = self.inspect(
+            images, recursive=recursive, unreadable=unreadable if skip_unreadable else None
+        )
+        for number, seen in enumerate(found):
+            if on_image is not None:
+                on_image(seen)
+            if len(best) < top or seen.score > best[-1][0]:
                 # Copies, since a view would keep the batch.
-                found = Finding(len(names) + row, batch[row].copy(), maps[row].copy())
-                best.append((score, found))
-            best.sort(key=lambda entry: (-entry[0], entry[1].number))
-            del best[top:]
-            names += batch_names
-            parts.append(batch_parts)
-            peaks.append(_peaks(maps))
+                kept = Finding(number, seen.image.copy(), seen.map.copy(), seen.size)
+                best.append((seen.score, kept))
+                best.sort(key=lambda entry: (-entry[0], entry[1].number))
+                del best[top:]
+            names.append(seen.name)
+            parts.append(seen.parts)
+            peaks.append(self._peak(seen))
+            hot = seen.map.max() > threshold
+            regions.append(regions_above(self.restored(seen), threshold) if hot else [])
+            known += [seen.name] if seen.fitted else []
         if not names:
             name, reason = unreadable[0]
             raise ValueError(
                 f"{counted(len(unreadable), 'file')} and no image, {name!r} first: {reason}."
             )
+        parts = {part: np.array([one[part] for one in parts]) for part in PARTS}
         return Ranking(
             names,
-            {part: np.concatenate([one[part] for one in parts]) for part in PARTS},
-            np.concatenate(peaks),
-            [found for _, found in best],
+            parts,
+            np.stack(peaks),
+            [kept for _, kept in best],
             unreadable,
+            p_values(larger_part(parts), self.normal_scores_),
+            regions,
+            known,
         )
+
+    def _peak(self, seen: Seen) -> np.ndarray:
+        """Row and column in the original, 0 to 1, where the map is largest."""
+        factor = min(1, max(seen.map.shape) / max(seen.size))
+        height, width = (max(1, round(side * factor)) for side in seen.size)
+        small = self.restored(seen._replace(size=(height, width)))
+        flat = np.nan_to_num(small, nan=-np.inf).argmax()
+        return (np.array(np.unravel_index(flat, small.shape)) + 0.5) / small.shape
+
+    def _batches(
+        self, images, names: list[str], step: int | None, unreadable: list | None, text: str
+    ) -> Iterator[tuple[Sequence[int], np.ndarray]]:
+        """Yield numbers and images; files that are not images go to `unreadable`; None: raise."""
+        step = min(step or math.inf, max(1, PIXELS_PER_BATCH // math.prod(self.image_size_)))
+        step = self.batch_size or step
+        total = -(-len(images) // step)
+        if not isinstance(images, LazyImages):
+            for start in bar(range(0, len(images), step), text, shown=self.progress):
+                batch = np.asarray(images[start : start + step])
+                yield range(start, start + len(batch)), batch
+            return
+        batches = images.iter_readable(step, workers=self.workers)
+        for numbers, batch, errors in bar(batches, text, total=total, shown=self.progress):
+            for number, error in errors.items():
+                if unreadable is None:
+                    raise error
+                unreadable.append((names[number], error.cause))
+            if numbers:
+                yield numbers, batch
 
     def _check_size(self, images) -> None:
         given, expected = [height_and_width(images)], [self.image_size_]
@@ -437,22 +645,31 @@ def counted(n: int, one: str, many: str = "") -> str:
     return f"{n} {one if n == 1 else many or one + 's'}"
 
 
-def _batches(
-    images, names: list[str], step: int, unreadable: list | None
-) -> Iterator[tuple[Sequence[int], np.ndarray]]:
-    """Yield numbers and images; files that are not images go to `unreadable`; None: raise."""
-    if not isinstance(images, LazyImages):
-        for start in range(0, len(images), step):
-            batch = np.asarray(images[start : start + step])
-            yield range(start, start + len(batch)), batch
-        return
-    for numbers, batch, errors in images.iter_readable(step):
-        for number, error in errors.items():
-            if unreadable is None:
-                raise error
-            unreadable.append((names[number], error.cause))
-        if numbers:
-            yield numbers, batch
+def _frames(images) -> list | None:
+    """Single images in memory, which are treated as files are; None for anything else."""
+    if _is_frame(images):
+        return [images]
+    some = isinstance(images, (list, tuple)) and len(images) > 0
+    return list(images) if some and all(map(_is_frame, images)) else None
+
+
+def _is_frame(image) -> bool:
+    if isinstance(image, Image.Image):
+        return True
+    shape = getattr(image, "shape", ())
+    return isinstance(image, np.ndarray) and (len(shape) == 2 or len(shape) == 3 == shape[2])
+
+
+def _read_frames(frames: list, geometry: Geometry) -> tuple:
+    names = [f"image {number}" for number in range(len(frames))]
+    images = np.stack([geometry.read(frame) for frame in frames])
+    return images, names, lambda number: upright_size(frames[number])[::-1]
+
+
+def _notes(images) -> list[str]:
+    """How a folder was read, and what was left out there."""
+    listing = getattr(images, "listing", None)
+    return [] if listing is None else [note for note in (listing.note, listing.warning) if note]
 
 
 def _sample(n: int, n_maps: int, seed: int) -> np.ndarray:
@@ -477,12 +694,6 @@ def _scale(values: np.ndarray) -> float:
     With the median in its place, the part that varies more would hide the other.
     """
     return float(np.quantile(values, 0.9)) or float(values.mean()) or 1.0
-
-
-def _peaks(maps: np.ndarray) -> np.ndarray:
-    """Row and column, 0 to 1, where each map (n, H, W) is largest: (n, 2)."""
-    flat = maps.reshape(len(maps), -1).argmax(axis=1)
-    return (np.stack(np.unravel_index(flat, maps.shape[1:]), axis=1) + 0.5) / maps.shape[1:]
 
 
 def _needed(rate: float) -> int:

@@ -86,10 +86,11 @@ def write_report(
         histogram=_histogram(inspector.normal_scores_ / threshold, relative),
         scale_bar=_picture(scale_bar()),
         reach=f"{REACH:g}",
-        cards=_cards(ranking, threshold),
+        cards=_cards(inspector, ranking, threshold),
         rows=ranked_rows(ranking, threshold),
         unreadable=ranking.unreadable,
         inspector=inspector,
+        heat_maps=_heat_maps(inspector),
         rate=rate,
         when=when or datetime.now(),
         source=SOURCES.get(network.source, Path(network.source or "").name),
@@ -113,6 +114,8 @@ def ranked_rows(ranking, threshold: float) -> Iterator[dict]:
             "image": float(ranking.parts["image"][number]),
             "place": float(ranking.parts["place"][number]),
             "hottest": in_words(ranking.peaks[number]),
+            "p_value": float(ranking.p_values[number]),
+            "regions": [region._asdict() for region in ranking.regions[number]],
         }
 
 
@@ -122,22 +125,41 @@ def in_words(peak) -> str:
     return PLACES[3 * row + column]
 
 
-def _cards(ranking, threshold: float) -> Iterator[dict]:
+def _cards(inspector, ranking, threshold: float) -> Iterator[dict]:
     """The rows of the gallery, with pictures."""
     for finding, row in zip(ranking.top, ranked_rows(ranking, threshold)):
-        share = (finding.map > threshold).mean()
-        height, width = finding.map.shape
+        image, heat = _at_its_proportions(inspector.geometry_, finding)
+        share = (heat > threshold).mean()
+        height, width = heat.shape
         yield row | {
             "times": _times(row["relative"]),
-            "peak": _times(finding.map.max() / threshold),
+            "peak": _times(heat.max() / threshold),
             "share": f"{_percent(share)} of the image lies above the threshold"
             if share
             else "no place lies above the threshold",
-            "picture": _picture(finding.image.transpose(1, 2, 0)),
-            "overlay": _picture(overlay(finding.image, finding.map, threshold)),
+            "picture": _picture(image.transpose(1, 2, 0)),
+            "overlay": _picture(overlay(image, heat, threshold)),
             "height": height,
             "width": width,
         }
+
+
+def _at_its_proportions(geometry, finding) -> tuple[np.ndarray, np.ndarray]:
+    """What the detector saw, and its map, at the proportions of the original; a crop as it is."""
+    factor = max(finding.map.shape) / max(finding.size)
+    height, width = (max(1, round(side * factor)) for side in finding.size)
+    if geometry.fit == "crop" or (height, width) == finding.map.shape:
+        return finding.image, finding.map
+    image = np.stack([geometry.restore(channel, height, width) for channel in finding.image])
+    return np.rint(image).astype(np.uint8), geometry.restore(finding.map, height, width)
+
+
+def _heat_maps(inspector) -> str:
+    """How the maps were made, in a line."""
+    how = f"SPADE, {inspector.n_images} nearest images"
+    if inspector.method == "bank":
+        how = f"memory bank of at most {inspector.bank_size} patches"
+    return f"{', '.join(inspector.layers_)}; {how}; blur of {inspector.sigma:g} pixels"
 
 
 def _histogram(normal: np.ndarray, found: np.ndarray, n_bins: int = 28) -> dict:

@@ -10,23 +10,28 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
+import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 from safetensors.numpy import save as as_safetensors
 
 from pandalib.backbones import Backbone, load_backbone
+from pandalib.datasets.images import Geometry
 from pandalib.experiments.config import versions
 from pandalib.io import dump_json_with_hash, load_json_with_hash, sha256_of, write_atomically
 from pandalib.methods.spade import Pyramids
 from pandalib.validation import check_fitted
 
-FORMAT = {"format": "pandalib detector", "version": 1}
+FORMAT = {"format": "pandalib detector", "version": 2}
+OLDER = FORMAT | {"version": 1}  # SPADE on the central square; read, no longer written
 FACTS = "detector.json"
 SETTINGS = ("n_maps", "n_images", "sigma", "k", "false_alarm_rate", "seed")
+SETTINGS_2 = ("method", "bank_size", "reweight")
 TENSORS = re.compile(r"normal-[0-9a-f]{12}\.safetensors")
 LEFTOVER = re.compile(TENSORS.pattern + r"|\.(normal|detector)[-.].*\.part")
 
@@ -35,17 +40,20 @@ def save(inspector, folder) -> None:
     """See `Inspector.save`."""
     check_fitted(inspector, "features_")
     folder = check_target(folder)
-    content = as_safetensors(
-        {
-            "features": inspector.features_,
-            "kept": inspector.sample_,
-            "digests": inspector.digests_,
-            "pyramids": inspector.spade_.normal_.rows,
-            "scales": inspector.spade_.scales_,
-            "normal_image": inspector.normal_parts_["image"],
-            "normal_place": inspector.normal_parts_["place"],
-        }
-    )
+    tensors = {
+        "features": inspector.features_,
+        "kept": inspector.sample_,
+        "digests": inspector.digests_,
+        "pyramids": inspector.pyramids_.rows,
+        "normal_image": inspector.normal_parts_["image"],
+        "normal_place": inspector.normal_parts_["place"],
+    }
+    if inspector.method == "bank":
+        tensors["bank"] = inspector.places_.memory_bank_.numpy()
+        tensors["owners"] = inspector.places_.owners_.numpy()
+    else:
+        tensors["scales"] = inspector.places_.scales_
+    content = as_safetensors(tensors)
     digest = hashlib.sha256(content).hexdigest()
     name = f"normal-{digest[:12]}.safetensors"
     facts = _facts(inspector) | {"tensors": {"file": name, "sha256": digest}}
@@ -80,7 +88,7 @@ def _remove_leftovers(folder: Path) -> None:
 
 
 def _facts(inspector) -> dict:
-    """What `detector.json` says, under the keys of format 1, which are older than our names."""
+    """What `detector.json` says; some of its keys are older than our names."""
     network = inspector.backbone
     return FORMAT | {
         "backbone": network.name,
@@ -92,11 +100,11 @@ def _facts(inspector) -> dict:
             "adapt_from": network.adapt_from,
         },
         "image_size": inspector.image_size_,
-        "size": inspector.size_,
-        "resize": inspector.resize_,
+        "geometry": asdict(inspector.geometry_),
         "layers": list(inspector.layers_),
-        **{name: np.asarray(getattr(inspector, name)).item() for name in SETTINGS},
+        **{name: np.asarray(getattr(inspector, name)).item() for name in SETTINGS + SETTINGS_2},
         "n_normal": len(inspector.features_),
+        "names": inspector.names_,
         "n_copies": inspector.n_copies_,
         "usual": inspector.scales_,
         "threshold": inspector.threshold(),
@@ -128,7 +136,7 @@ def read_facts(folder: Path) -> dict:
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}.") from None
     found = {key: facts.get(key) for key in FORMAT}
-    if found != FORMAT:
+    if found not in (FORMAT, OLDER):
         raise ValueError(f"{path} holds {found}: expected {FORMAT}.")
     return facts
 
@@ -185,9 +193,19 @@ def _check_network(network: Backbone, facts: dict) -> None:
 
 
 def _rebuilt(cls, network: Backbone, facts: dict, tensors: dict[str, np.ndarray]):
-    settings = {name: facts[name] for name in ("size", "resize", "layers", *SETTINGS)}
-    inspector = cls(network, **settings)
+    if facts["version"] == FORMAT["version"]:
+        geometry = Geometry(**facts["geometry"])
+        settings = {name: facts[name] for name in SETTINGS_2}
+        names = facts["names"]
+    else:
+        geometry = Geometry.square(facts["size"], facts["resize"], "crop")
+        settings = {"method": "spade"}
+        names = [f"image {number}" for number in range(facts["n_normal"])]
+    settings |= {name: facts[name] for name in ("layers", *SETTINGS)}
+    size = dict(size=geometry.height, framing=geometry.fit, resize=geometry.resize)
+    inspector = cls(network, **settings, **size)
     inspector.prepare()
+    inspector.geometry_ = geometry
     inspector.image_size_ = tuple(facts["image_size"])
     blank = np.zeros((1, 3, *inspector.image_size_), np.uint8)
     form = Pyramids.of(network, blank, inspector.layers_)
@@ -197,19 +215,30 @@ def _rebuilt(cls, network: Backbone, facts: dict, tensors: dict[str, np.ndarray]
         "kept": (m,),
         "digests": (n,),
         "pyramids": (m, form.rows.shape[1]),
-        "scales": (len(inspector.layers_),),
         "normal_image": (m,),
         "normal_place": (m,),
     }
+    if inspector.method == "bank":
+        n_patches, channels = len(tensors["owners"]), sum(shape[2] for shape in form.shapes)
+        expected |= {"bank": (n_patches, channels), "owners": (n_patches,)}
+    else:
+        expected["scales"] = (len(inspector.layers_),)
     shapes = {name: array.shape for name, array in tensors.items()}
-    if shapes != expected:
+    if shapes != expected or len(names) != n:
         raise ValueError(f"its tensors have the shapes {shapes}, expected {expected}.")
+    inspector.names_ = list(names)
     inspector.n_copies_ = facts["n_copies"]
-    inspector.unreadable_ = []
+    inspector.unreadable_, inspector.notes_ = [], []
     inspector.features_ = tensors["features"]
     inspector.sample_ = tensors["kept"]
     inspector.digests_ = tensors["digests"]
     inspector.scales_ = {part: facts["usual"][part] for part in ("image", "place")}
     inspector.normal_parts_ = {part: tensors[f"normal_{part}"] for part in inspector.scales_}
-    inspector.build(Pyramids(tensors["pyramids"], form.shapes), tensors["scales"])
+    if inspector.method == "bank":
+        bank, owners = (torch.from_numpy(tensors[name]) for name in ("bank", "owners"))
+        if not bank.isfinite().all() or len(bank) == 0:
+            raise ValueError("its memory bank holds no finite numbers.")
+        inspector.places_.image_size_ = inspector.image_size_
+        inspector.places_.set_bank(bank, owners, form.shapes[0][:2])
+    inspector.build(Pyramids(tensors["pyramids"], form.shapes), tensors.get("scales"))
     return inspector

@@ -17,6 +17,11 @@ so that a patch whose nearest is itself a rare one counts for more.
 The bank grows image by image, so that memory does not grow with the number of images: a coreset of
 each portion of patches joins it, and what grows beyond twice `bank_size` is thinned again. A union
 of coresets covers the patches as well as one coreset does, up to a constant (Malkomes et al. 2015).
+
+With `n_parts` the bank is a union of banks, each of every n-th image. A normal image is compared
+with the parts that it has no share in, as a new image would be with all. (Without parts its own
+patches would have to be left out. But they stand for similar ones of other images, which were not
+chosen because of them, and so it would look stranger than it is.)
 """
 
 from __future__ import annotations
@@ -60,6 +65,8 @@ class PatchCore(MapDetector):
         At most this many stay.
     sigma : float
         Of the Gaussian blur, in pixels of the image.
+    n_parts : int
+        The bank is a union of this many, each with its share of `bank_size`.
     reweight : bool
         Multiply the score of an image by the paper's weight.
     memory_mb : float
@@ -94,6 +101,7 @@ class PatchCore(MapDetector):
     coreset_ratio: float = 0.1
     bank_size: int | None = None
     sigma: float = 4.0
+    n_parts: int = 1
     reweight: bool = False
     memory_mb: float = 64.0
     seed: int = 0
@@ -114,38 +122,47 @@ class PatchCore(MapDetector):
         self._check_settings()
         if not 0 < self.coreset_ratio <= 1:
             raise ValueError(f"coreset_ratio={self.coreset_ratio!r}: expected above 0, at most 1.")
+        check_counts(n_parts=self.n_parts)
         if self.bank_size is not None:
             check_counts(bank_size=self.bank_size)
         self.image_size_ = tuple(image_size)
-        self._bank, self._portion = [], []  # pairs of patches and owners
+        # Pairs of patches and owners, for each part.
+        self._bank = [[] for _ in range(self.n_parts)]
+        self._portion = [[] for _ in range(self.n_parts)]
 
     def learn(self, patches: torch.Tensor, numbers: Sequence[int]) -> None:
         """Let patches (n, h, w, C) of the normal images with these numbers join the bank."""
         self._grid = patches.shape[1:3]
-        owners = torch.as_tensor(numbers).repeat_interleave(self._grid.numel())
-        self._portion.append((patches.flatten(0, 2), owners))
-        if _size(self._portion) >= PORTION:
-            self._end_portion()
-            if self.bank_size and _size(self._bank) > 2 * self.bank_size:
-                self._bank = [self._limited(*_joined(self._bank))]
+        for rows, number in zip(patches.flatten(1, 2), numbers):
+            part = number % self.n_parts
+            self._portion[part].append((rows, torch.full((len(rows),), number)))
+            if _size(self._portion[part]) >= PORTION / self.n_parts:
+                self._end_portion(part)
 
     def finish(self) -> PatchCore:
         """Thin the bank to its size. `learn` may go on from here."""
-        if self._portion:
-            self._end_portion()
-        self.set_bank(*self._limited(*_joined(self._bank)))
+        for part in range(self.n_parts):
+            self._end_portion(part)
+        parts = [self._limited(*_joined(bank)) for bank in self._bank if bank]
+        self.set_bank(*_joined(parts))
         return self
 
-    def set_bank(self, patches: torch.Tensor, owners: torch.Tensor) -> None:
-        """Take over a bank, for example that of an earlier fit."""
+    def set_bank(self, patches: torch.Tensor, owners: torch.Tensor, grid=None) -> None:
+        """Take over a bank, for example that of an earlier fit with its grid (h, w) of patches."""
         self.memory_bank_, self.owners_ = patches, owners
-        self._bank, self._portion = [(patches, owners)], []
+        self._grid = self._grid if grid is None else torch.Size(grid)
+        parts = [owners % self.n_parts == part for part in range(self.n_parts)]
+        self._bank = [[(patches[part], owners[part])] if part.any() else [] for part in parts]
+        self._portion = [[] for _ in parts]
         self._mean = patches.mean(dim=0)
 
-    def _end_portion(self) -> None:
-        patches, owners = _joined(self._portion)
-        self._bank.append(self._thinned(patches, owners, self.coreset_ratio))
-        self._portion = []
+    def _end_portion(self, part: int) -> None:
+        bank, portion = self._bank[part], self._portion[part]
+        if portion:
+            bank.append(self._thinned(*_joined(portion), self.coreset_ratio))
+        if self.bank_size and _size(bank) > 2 * self.bank_size / self.n_parts:
+            bank[:] = [self._limited(*_joined(bank))]
+        self._portion[part] = []
 
     def _thinned(self, patches: torch.Tensor, owners: torch.Tensor, ratio: float) -> tuple:
         n_kept = max(1, round(ratio * len(patches)))
@@ -155,8 +172,8 @@ class PatchCore(MapDetector):
         return patches[chosen], owners[chosen]
 
     def _limited(self, patches: torch.Tensor, owners: torch.Tensor) -> tuple:
-        ratio = min(1, (self.bank_size or len(patches)) / len(patches))
-        return self._thinned(patches, owners, ratio)
+        most = self.bank_size / self.n_parts if self.bank_size else len(patches)
+        return self._thinned(patches, owners, min(1, most / len(patches)))
 
     def score(self, images) -> np.ndarray:
         """Anomaly scores (n,), higher = more anomalous."""
@@ -169,11 +186,15 @@ class PatchCore(MapDetector):
     ) -> tuple[np.ndarray, np.ndarray]:
         """Maps (n, H, W) and scores (n,) of images by their patches (n, h, w, C).
 
-        With `left_out` the bank is without the patches of the normal images of these numbers.
+        `left_out` are numbers of normal images: what the bank has of them does not count, nor does
+        the part of the first of them, if there are several parts.
         """
         bank = self.memory_bank_
         if len(left_out):
-            bank = bank[~torch.isin(self.owners_, torch.as_tensor(left_out))]
+            others = ~torch.isin(self.owners_, torch.as_tensor(left_out))
+            if self.n_parts > 1:
+                others &= self.owners_ % self.n_parts != left_out[0] % self.n_parts
+            bank = bank[others]
         flat = patches.flatten(1, 2)
         nearest = Nearest(flat - self._mean)
         nearest.update(bank - self._mean, range(len(patches)))

@@ -153,10 +153,17 @@ class SPADE(MapDetector):
         """
         return np.concatenate(list(self.iter_leave_one_out_maps(progress=progress)))
 
-    def iter_leave_one_out_maps(self, *, progress: bool = True) -> Iterator[np.ndarray]:
-        """Yield `leave_one_out_maps` in batches: memory does not grow with the number of images."""
+    def iter_leave_one_out_maps(
+        self, *, copies: Sequence[Sequence[int]] | None = None, progress: bool = True
+    ) -> Iterator[np.ndarray]:
+        """Yield `leave_one_out_maps` in batches: memory does not grow with the number of images.
+
+        `copies` are numbers of normal images, for each normal image, that are left out as well.
+        """
         check_fitted(self, "normal_")
         neighbours = self._nearest_others()
+        if copies is not None:
+            neighbours = self._without(copies, neighbours.shape[1])
         step = self._images_at_once()
         for start in bar(range(0, len(self.normal_), step), "leave one out", shown=progress):
             rows = slice(start, start + step)
@@ -185,6 +192,19 @@ class SPADE(MapDetector):
         """For each normal image the numbers of the K nearest others."""
         k = min(self.n_images, max(1, len(self.normal_) - 1))
         return nearest_others(self.normal_.pooled, k)
+
+    def _without(self, copies: Sequence[Sequence[int]], k: int) -> np.ndarray:
+        """As `_nearest_others`, without copies; where fewer remain, the last stands for the rest.
+
+        An image whose copies are all the others keeps them.
+        """
+        n, most = len(self.normal_), max(map(len, copies), default=0)
+        found = nearest_others(self.normal_.pooled, min(n - 1, k + most))
+        rows = [
+            row[~np.isin(row, left_out)] if len(left_out) < n - 1 else row
+            for row, left_out in zip(found, copies, strict=True)
+        ]
+        return np.array([np.pad(row[:k], (0, max(0, k - len(row))), "edge") for row in rows])
 
     def _scales(self) -> np.ndarray:
         """The mean distance in each layer of some normal images, each from the others."""
@@ -278,6 +298,13 @@ class Pyramids:
         part = np.array(self.rows[which, self._ends[layer] : self._ends[layer + 1]])
         part = torch.from_numpy(part).float()  # ten times faster than numpy's cast
         return part.view(*part.shape[:-1], -1, self.shapes[layer][2])
+
+    def maps(self) -> list[torch.Tensor]:
+        """The layers as float32 (n, C, h, w)."""
+        return [
+            self.positions(slice(None), layer).view(-1, *shape).permute(0, 3, 1, 2)
+            for layer, shape in enumerate(self.shapes)
+        ]
 
     def mean(self, layer: int) -> torch.Tensor:
         """Mean over all images and positions, float32 (C,)."""
