@@ -476,3 +476,28 @@ def test_ranking(fitted):
     assert len(fitted.rank(pictures, top=99).top) == len(pictures)
     with pytest.raises(ValueError, match="top=0"):
         fitted.rank(pictures, top=0)
+
+
+# --- defects among the normal images ---
+
+
+def test_defects_among_the_normal_images_are_listed_and_may_be_left_out(tmp_path):
+    pictures = [stripes(seed=n) for n in range(37)]
+    pictures += [stripes((10 + 40 * n, 20), seed=n + 50) for n in range(3)]
+    folder = save_all(tmp_path / "normal", pictures)
+    defects = {"037.png", "038.png", "039.png"}
+    settings = dict(size=64, progress=False)
+    plain = Inspector(load_backbone(), **settings).fit(folder)
+    listed = plain.strangest(3)
+    assert {name for name, _ in listed} == defects and plain.left_out_ == []
+    assert listed[0][1] == plain.normal_scores_.max() / np.median(plain.normal_scores_)
+    assert len(plain.strangest(None)) == 40
+    limit = listed[2][1] * 0.99
+    cleaned = Inspector(load_backbone(), leave_out_above=limit, **settings).fit(folder)
+    assert cleaned.left_out_ == listed and len(cleaned.features_) == 37
+    same_as = Inspector(load_backbone(), **settings).fit(sorted(folder.iterdir())[:37])
+    assert np.array_equal(cleaned.normal_scores_, same_as.normal_scores_)
+    hidden = [stripes((70, 30), seed=70)]
+    assert cleaned.alarms(hidden).all() and not plain.alarms(hidden).any()
+    with pytest.raises(ValueError, match="leave_out_above=-1"):
+        Inspector(load_backbone(), leave_out_above=-1, **settings).fit(folder)

@@ -33,7 +33,7 @@ from sklearn.base import BaseEstimator
 
 from pandalib.backbones import PIXELS_PER_BATCH, Backbone
 from pandalib.datasets.folder import open_images
-from pandalib.datasets.images import FITS, Geometry, ImageFolder, LazyImages, upright_size
+from pandalib.datasets.images import FITS, Geometry, ImageFolder, LazyImages, take, upright_size
 from pandalib.inspection import storage
 from pandalib.inspection.duplicates import near_copies, scores_without
 from pandalib.inspection.regions import Region, p_values, regions_above
@@ -43,7 +43,7 @@ from pandalib.methods.patchcore import PatchCore, patches_of
 from pandalib.methods.spade import SPADE, Pyramids
 from pandalib.metrics import threshold_at
 from pandalib.progress import progress as bar
-from pandalib.validation import check_counts, check_fitted
+from pandalib.validation import check_counts, check_fitted, check_rates
 from pandalib.weights import EMBEDDED
 
 METHODS = ("bank", "spade")
@@ -126,6 +126,9 @@ class Inspector(BaseEstimator):
         Largest number of patches in the memory bank.
     reweight : bool
         As for `pandalib.PatchCore`.
+    leave_out_above : float or None
+        After a first fit, leave out the images whose score exceeds this many times the median
+        normal score, and fit again: there may be defects among them.
     n_maps : int
         Largest number of normal images, drawn with `seed`, whose layers are kept and whose scores
         give scales and threshold. A false-alarm rate r needs 1 / r - 1 of them.
@@ -171,8 +174,10 @@ class Inspector(BaseEstimator):
         more normal than any new image can be.
     unreadable_ : list of (str, str)
         Name and reason of the files that the last `fit` or `add` left out.
+    left_out_ : list of (str, float)
+        Name and score, in multiples of the median, of what `leave_out_above` left out.
     notes_ : list of str
-        How the last `fit` or `add` read its folder, and what it left out there.
+        How the last call read its folder, and what it left out there.
 
     Examples
     --------
@@ -196,6 +201,7 @@ class Inspector(BaseEstimator):
         layers: Sequence[str] | None = None,
         bank_size: int = 5000,
         reweight: bool = False,
+        leave_out_above: float | None = None,
         n_maps: int = 200,
         n_images: int = 50,
         sigma: float = 4.0,
@@ -215,6 +221,7 @@ class Inspector(BaseEstimator):
         self.layers = layers
         self.bank_size = bank_size
         self.reweight = reweight
+        self.leave_out_above = leave_out_above
         self.n_maps = n_maps
         self.n_images = n_images
         self.sigma = sigma
@@ -250,13 +257,35 @@ class Inspector(BaseEstimator):
         fitted.prepare()
         images, names = fitted._open_first(images, recursive)
         fitted.image_size_ = height_and_width(images)
-        fitted.digests_ = np.empty(0, np.uint64)
-        fitted.features_, fitted.names_, fitted.n_copies_ = None, [], 0
-        if fitted.method == "bank":
-            fitted.places_.begin(fitted.image_size_)
-        fitted._learn(images, names, skip_unreadable, rows={}, shapes=None)
+        fitted._learn_first(images, names, skip_unreadable)
+        if self.leave_out_above is not None:
+            strange = [entry for entry in fitted.strangest(None) if entry[1] > self.leave_out_above]
+            if strange:
+                out = {name for name, _ in strange}
+                kept = [number for number, name in enumerate(names) if name not in out]
+                names = [names[number] for number in kept]
+                fitted._learn_first(take(images, kept), names, skip_unreadable)
+                fitted.left_out_ = strange
         vars(self).update(vars(fitted))
         return self
+
+    def _learn_first(self, images, names, skip_unreadable) -> None:
+        self.digests_ = np.empty(0, np.uint64)
+        self.features_, self.names_, self.n_copies_, self.left_out_ = None, [], 0, []
+        if self.method == "bank":
+            self.places_.begin(self.image_size_)
+        self._learn(images, names, skip_unreadable, rows={}, shapes=None)
+
+    def strangest(self, n: int | None = 5) -> list[tuple[str, float]]:
+        """The normal images with the highest scores: name, and score in multiples of the median.
+
+        Each is compared with the others; only those of the sample have a score. None: all of them.
+        A defect among the normal images is found here.
+        """
+        check_fitted(self, "features_")
+        relative = self.normal_scores_ / (np.median(self.normal_scores_) or 1)
+        order = np.argsort(-relative, kind="stable")[:n]
+        return [(self.names_[self.sample_[row]], float(relative[row])) for row in order]
 
     def add(self, images, *, recursive: bool = False, skip_unreadable: bool = False) -> Inspector:
         """Learn more normal images: with SPADE `fit(A).add(B)` is `fit(A + B)`, up to rounding.
@@ -267,6 +296,7 @@ class Inspector(BaseEstimator):
         check_fitted(self, "features_")
         images, names, _ = self._open(images, recursive, normal=True)
         fitted = copy.copy(self)
+        fitted.left_out_ = []
         fitted.places_ = copy.copy(self.places_)
         if self.method == "bank":  # lists of its own
             fitted.places_.set_bank(self.places_.memory_bank_, self.places_.owners_)
@@ -282,6 +312,7 @@ class Inspector(BaseEstimator):
             if getattr(self, name) not in choices:
                 expected = ", ".join(map(repr, choices))
                 raise ValueError(f"{name}={getattr(self, name)!r}: expected one of {expected}.")
+        check_rates(leave_out_above=self.leave_out_above)
         rate = self.false_alarm_rate
         if not 0 < rate < 1 or self.n_maps < _needed(rate):
             raise ValueError(
@@ -403,7 +434,7 @@ class Inspector(BaseEstimator):
             maps = self.places_.iter_leave_one_out_maps(copies=copies, progress=self.progress)
             places = [image_scores(batch) for batch in maps]
         else:
-            each = bar(range(len(self.sample_)), "leave one out", shown=self.progress)
+            each = bar(range(len(self.sample_)), "leave one out", shown=self.progress, log=True)
             places = [self._places(self.pyramids_[[row]], self._left_out(row))[1] for row in each]
         return {"image": whole, "place": np.concatenate(places)}
 
@@ -583,12 +614,14 @@ class Inspector(BaseEstimator):
         step = self.batch_size or step
         total = -(-len(images) // step)
         if not isinstance(images, LazyImages):
-            for start in bar(range(0, len(images), step), text, shown=self.progress):
+            for start in bar(range(0, len(images), step), text, shown=self.progress, log=True):
                 batch = np.asarray(images[start : start + step])
                 yield range(start, start + len(batch)), batch
             return
         batches = images.iter_readable(step, workers=self.workers)
-        for numbers, batch, errors in bar(batches, text, total=total, shown=self.progress):
+        for numbers, batch, errors in bar(
+            batches, text, total=total, shown=self.progress, log=True
+        ):
             for number, error in errors.items():
                 if unreadable is None:
                     raise error

@@ -228,7 +228,7 @@ def _rebuilt(cls, network: Backbone, facts: dict, tensors: dict[str, np.ndarray]
         raise ValueError(f"its tensors have the shapes {shapes}, expected {expected}.")
     inspector.names_ = list(names)
     inspector.n_copies_ = facts["n_copies"]
-    inspector.unreadable_, inspector.notes_ = [], []
+    inspector.unreadable_, inspector.notes_, inspector.left_out_ = [], [], []
     inspector.features_ = tensors["features"]
     inspector.sample_ = tensors["kept"]
     inspector.digests_ = tensors["digests"]
