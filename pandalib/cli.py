@@ -7,8 +7,6 @@ where torch is broken. The options of `run` come from the methods' own dataclass
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import json
 import os
 import sys
@@ -178,36 +176,57 @@ def export(options: argparse.Namespace) -> int:
 
 # ---------------------------------------------------------------- fit, score
 
-FIXED = "tier backbone truncate_after size layers n_images n_maps false_alarm_rate seed".split()
+FIXED = """tier backbone truncate_after size framing method layers bank_size reweight n_images
+n_maps leave_out_above false_alarm_rate seed""".split()
+IMAGES = "a folder, files, a pattern as '*.png', or a table FILE.csv of files; several of these"
+ALARM = 3  # the exit status of --fail-on-alarm
+
+
+def _reading_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--recursive", action="store_true", help="search subfolders too")
+    add("--weights", help="embedded, imagenet, or a file; for a MODEL, where its file is now")
+    add("--device", help="cpu, cuda or cuda:1; default: a GPU if there is one")
+    add("--batch-size", type=int, help="images at once; default: what bounded memory holds")
+    add("--workers", type=int, help="processes that decode files; default: at most 4")
 
 
 def _fit_arguments(parser: argparse.ArgumentParser) -> None:
     parser.argument_default = argparse.SUPPRESS
     add = parser.add_argument
-    add("folder", metavar="FOLDER", help="normal images only; in MVTec's layout, train/good")
+    words = f"normal images only: {IMAGES}; in MVTec's layout, train/good"
+    add("images", nargs="+", metavar="IMAGES", help=words)
     target = parser.add_mutually_exclusive_group(required=True)
     target.add_argument("--out", metavar="MODEL", help="a new or an empty folder for the detector")
     target.add_argument(
         "--add-to", metavar="MODEL", help="a detector to which these images are added"
     )
     add("--force", action="store_true", help="replace the detector in MODEL")
-    add("--recursive", action="store_true", help="search subfolders too")
     add("--skip-unreadable", action="store_true", help="leave out files that are not images")
+    _reading_arguments(parser)
     add("--tier", choices=TIERS, help="of the network; default: PANDALIB_TIER, then embedded")
     add("--backbone", help="glyphs_resnet4, or a network of torchvision")
-    add("--weights", help="embedded, imagenet, or a file; with --add-to, where the file is now")
     add("--truncate-after", metavar="STAGE", help="cut the network after this stage, as layer3")
-    add("--size", type=int, help="side in pixels; default: 128 for the embedded network, else 224")
+    add(
+        "--size", type=int, help="about size x size pixels; default: 128 for the embedded, else 224"
+    )
+    words = "the whole image, stretched or padded to one size, or its central square"
+    add("--framing", choices=("stretch", "pad", "crop"), help=f"{words}; default: stretch")
+    add("--method", choices=("bank", "spade"), help="of the heat maps; default: bank")
     add("--layers", help="of the heat maps, as layer1,layer2,layer3")
-    add("--n-images", type=int, help="most similar normal images to compare with; default: 50")
-    add("--n-maps", type=int, help="normal images for heat maps and threshold; default: 200")
+    add("--bank-size", type=int, help="patches in the memory bank; default: 5000")
+    add("--reweight", action="store_true", help="weigh the bank's scores as PatchCore does")
+    add("--n-images", type=int, help="of spade: most similar normal images; default: 50")
+    add("--n-maps", type=int, help="normal images that set the threshold; default: 200")
+    words = "leave out normal images with more than X times the median score; default: none"
+    add("--leave-out-above", type=float, metavar="X", help=words)
     add("--false-alarm-rate", type=float, help="of the normal images; default: 0.05")
     add("--seed", type=int, help="draws the images of --n-maps; default: 0")
 
 
 def fit(options: argparse.Namespace) -> int:
-    """fit a detector to a folder of normal images and save it"""
-    from pandalib.inspection.inspector import Inspector
+    """fit a detector to normal images and save it"""
+    from pandalib.inspection.results import check_folder
     from pandalib.inspection.storage import FACTS, check_target
 
     given = vars(options)
@@ -219,9 +238,10 @@ def fit(options: argparse.Namespace) -> int:
             flag = f"--{settled[0].replace('_', '-')}"
             raise ValueError(f"{flag} cannot change after fitting: fit again with --out.")
         target = options.add_to
-        inspector = Inspector.load(target, weights=given.get("weights"))
+        check_folder(target)
+        inspector = _loaded(target, given)
         before, copies = len(inspector.features_), inspector.n_copies_
-        inspector.add(options.folder, **how)
+        inspector.add(options.images, **how)
     else:
         target = options.out
         folder = Path(target).expanduser()
@@ -229,16 +249,12 @@ def fit(options: argparse.Namespace) -> int:
             raise FileExistsError(
                 f"{target!r} holds a detector: choose another folder, --force or --add-to."
             )
+        check_folder(folder)
         check_target(folder)
-        inspector = _new_inspector(given).fit(options.folder, **how)
+        inspector = _new_inspector(given).fit(options.images, **how)
     inspector.save(target)
-    for name, reason in inspector.unreadable_:
-        print(f"left out: {name!r} is not an image: {reason}", file=sys.stderr)
-    if inspector.n_copies_ > copies:
-        print(f"left out: {inspector.n_copies_ - copies} copies of others", file=sys.stderr)
+    _say_what_was_fitted(inspector, copies)
     network, n = inspector.backbone, len(inspector.features_)
-    if network.source == "embedded":
-        print("note: for real photographs use --tier standard", file=sys.stderr)
     news = f"{n - before} added, " if before else ""
     print(
         f"{target}  {n} normal images ({news}{len(inspector.unreadable_)} unreadable)  "
@@ -249,6 +265,48 @@ def fit(options: argparse.Namespace) -> int:
     return 0
 
 
+def _say_what_was_fitted(inspector, copies: int) -> None:
+    """What a user should know about the normal images, on standard error."""
+    from pandalib.datasets.listing import describe
+    from pandalib.io import printable
+
+    def say(text):
+        print(text, file=sys.stderr)
+
+    for note in inspector.notes_:
+        say(printable(note))
+    say(f"images as {inspector.geometry_}")
+    for name, reason in inspector.unreadable_:
+        say(f"left out: {name!r} is not an image: {reason}")
+    if inspector.n_copies_ > copies:
+        say(f"left out: {inspector.n_copies_ - copies} copies of others")
+    for name, times in inspector.left_out_:
+        say(f"left out: {printable(name)}, {times:.2f} times the median normal score")
+    near = [
+        (inspector.names_[number], "nearly the same as others; not compared with those")
+        for number, others in zip(inspector.sample_, inspector.near_copies_)
+        if len(others)
+    ]
+    if near:
+        say(f"near-copies: {printable(describe(near).removeprefix('left out: '))}")
+    say("the strangest normal images, in multiples of the median score; is one a defect?")
+    for name, times in inspector.strangest():
+        say(f"  {times:6.2f}  {printable(name)}")
+    if inspector.backbone.source == "embedded":
+        say("note: for real photographs use --tier standard")
+
+
+def _loaded(model, given: dict):
+    """A saved detector, on the device and with the batches that were asked for."""
+    from pandalib.inspection.inspector import Inspector
+
+    inspector = Inspector.load(model, weights=given.get("weights"))
+    if given.get("device"):
+        inspector.backbone.to(given["device"])
+    pace = {name: given[name] for name in ("batch_size", "workers") if given.get(name) is not None}
+    return inspector.set_params(**pace)
+
+
 def _new_inspector(given: dict):
     from pandalib.backbones import load_backbone
     from pandalib.inspection.inspector import Inspector
@@ -256,69 +314,84 @@ def _new_inspector(given: dict):
     tier = tier_named(given.get("tier") or os.environ.get("PANDALIB_TIER") or "embedded")
     name = given.get("backbone", tier.backbone)
     weights = given.get("weights", tier.weights if name == tier.backbone else "imagenet")
+    if weights == "random":
+        raise ValueError(
+            "--weights random makes a detector that no command can load: choose embedded, imagenet "
+            "or a file."
+        )
+    if "backbone" not in given and weights not in ("embedded", "imagenet"):
+        raise ValueError(
+            f"--weights {weights!r}: of which network? Add its name, as --backbone resnet18."
+        )
     cut = given.get("truncate_after", tier.truncate_after)
-    names = ("size", "n_images", "n_maps", "false_alarm_rate", "seed")
+    names = (*FIXED[FIXED.index("size") :], "batch_size", "workers")
     settings = {name: given[name] for name in names if name in given}
     if "layers" in given:
         settings["layers"] = [layer.strip() for layer in given["layers"].split(",")]
-    resize = None if "size" in given else tier.resize
-    network = load_backbone(name, weights, truncate_after=cut)
-    return Inspector(network, resize=resize, **settings)
+    if given.get("framing") == "crop" and "size" not in given:
+        settings["resize"] = tier.resize
+    network = load_backbone(name, weights, truncate_after=cut, device=given.get("device"))
+    return Inspector(network, **settings)
 
 
 def _score_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("model", metavar="MODEL", help="a detector, as `fit` writes")
-    add("images", metavar="IMAGES", help="a folder, or a file")
+    add("images", nargs="+", metavar="IMAGES", help=IMAGES)
     add("--report", metavar="FILE", help="write an HTML report with heat maps, one file")
-    add("--csv", metavar="FILE", help="write all scores as a table")
+    add("--csv", metavar="FILE", help="write all scores as a table; -: print it, not the list")
     add("--json", metavar="FILE", help="write all scores as JSON; -: print it, not the list")
+    add("--maps", metavar="FOLDER", help="write each heat map there: PNG and 16-bit TIFF")
     add("--rate", type=float, help="false-alarm rate; default: the detector's own")
     add("--top", type=int, default=50, help="how many images list and report show; default: 50")
-    add("--recursive", action="store_true", help="search subfolders too")
-    add("--weights", metavar="FILE", help="where the network's weights are now")
+    add("--fail-on-alarm", action="store_true", help=f"exit status {ALARM} if an image alarms")
+    _reading_arguments(parser)
 
 
 def score(options: argparse.Namespace) -> int:
     """score images with a saved detector: a ranking, alarms, a report"""
-    from pandalib.inspection.inspector import Inspector, counted
+    from pandalib.inspection.inspector import counted
     from pandalib.inspection.report import ranked_rows, write_report
-    from pandalib.io import printable, write_atomically
+    from pandalib.inspection.results import (
+        MapFolder,
+        as_csv,
+        as_json,
+        check_file,
+        check_folder,
+        write_text,
+    )
+    from pandalib.io import printable
 
-    inspector = Inspector.load(options.model, weights=options.weights)
+    printed = [name for name in ("csv", "json") if getattr(options, name) == "-"]
+    if len(printed) == 2:
+        raise ValueError("--csv - and --json -: expected one of them on standard output.")
+    if options.report == "-":
+        raise ValueError("--report -: expected the name of a file.")
+    for target in (options.report, options.csv, options.json):
+        check_file(target)
+    if options.maps:
+        check_folder(options.maps)
+    inspector = _loaded(options.model, vars(options))
     threshold = inspector.threshold(options.rate)  # first, since it may raise
     ranking = inspector.rank(
-        options.images, top=options.top, recursive=options.recursive, skip_unreadable=True
+        options.images,
+        top=options.top,
+        rate=options.rate,
+        recursive=options.recursive,
+        skip_unreadable=True,
+        on_image=MapFolder(options.maps, inspector, threshold) if options.maps else None,
     )
     rows = list(ranked_rows(ranking, threshold))
     alarms = sum(row["alarm"] for row in rows)
+    if options.csv:
+        write_text(options.csv, as_csv(rows))
+    if options.json:
+        write_text(options.json, as_json(inspector, ranking, rows, options.rate))
     if options.report:
-        name = "/".join(Path(options.images).expanduser().resolve().parts[-2:])
+        name = "/".join(Path(options.images[0]).expanduser().resolve().parts[-2:])
         title = f"Anomaly report: {name}"
         write_report(options.report, inspector, ranking, rate=options.rate, title=title)
-    if options.csv:
-        buffer = io.StringIO()
-        writer = csv.DictWriter(buffer, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        content = buffer.getvalue().encode(errors="surrogateescape")  # names as they are
-        write_atomically(Path(options.csv).expanduser(), content)
-    if options.json:
-        found = dict(
-            threshold=threshold,
-            false_alarm_rate=options.rate or inspector.false_alarm_rate,
-            n_images=len(rows),
-            n_alarms=alarms,
-            weights_sha256=inspector.backbone.weights_sha256,
-            unreadable=[dict(file=name, reason=reason) for name, reason in ranking.unreadable],
-            images=rows,
-        )
-        text = json.dumps(found, indent=1, allow_nan=False) + "\n"
-        if options.json == "-":
-            sys.stdout.write(text)
-        else:
-            write_atomically(Path(options.json).expanduser(), text.encode())
-    if options.json != "-":
+    if not printed:
         print("rank  score / threshold  alarm  file")
         for row in rows[: options.top]:
             alarm = "yes" if row["alarm"] else "no "
@@ -329,9 +402,20 @@ def score(options: argparse.Namespace) -> int:
             f"{alarms} of {counted(len(rows), 'image')} {'raises' if alarms == 1 else 'raise'}"
         )
         print(f"{raising} an alarm (score above {threshold:.4g})")
+    for note in (*inspector.notes_, f"images as {inspector.geometry_}"):
+        print(printable(note), file=sys.stderr)
+    if ranking.fitted:
+        few = ", ".join(map(printable, ranking.fitted[:3]))
+        print(
+            f"note: {counted(len(ranking.fitted), 'image')} among the normal images that the "
+            f"detector was fitted with, whose scores are too low: {few}",
+            file=sys.stderr,
+        )
     for name, reason in ranking.unreadable:
         print(f"pandalib: {name!r} is not an image: {reason}", file=sys.stderr)
-    return int(bool(ranking.unreadable))
+    if ranking.unreadable:
+        return 1
+    return ALARM if options.fail_on_alarm and alarms else 0
 
 
 # ---------------------------------------------------------------- sweep, table

@@ -1,5 +1,6 @@
 """The command line: what each command prints, its exit status, and errors in one line."""
 
+import csv
 import json
 import subprocess
 import sys
@@ -228,3 +229,82 @@ def test_fit_add_and_score(photos, tmp_path, capsys):
     assert main([*score, "--json", "-", "--rate", "0.2"]) == 1
     printed = capsys.readouterr()
     assert json.loads(printed.out)["false_alarm_rate"] == 0.2 and "broken.png" in printed.err
+
+
+@pytest.fixture
+def model(photos, capsys):
+    folder = photos / "model"
+    settings = ["--size", "32", "--false-alarm-rate", "0.1"]
+    assert main(["fit", str(photos / "good"), "--out", str(folder), *settings]) == 0
+    said = capsys.readouterr().err
+    assert "images as 32 x 32 pixels, the whole image" in said
+    assert "the strangest normal images" in said and said.count("\n  ") == 5
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--report", "."], "'.' is a folder: expected the name of a file"),
+        (["--json", "{}/good/0.png/x.json"], "0.png' is a file: expected a folder"),
+        (["--csv", "{}"], "is a folder: expected the name of a file"),
+        (["--maps", "{}/good/0.png"], "0.png' is a file: expected a folder"),
+        (["--csv", "-", "--json", "-"], "expected one of them on standard output"),
+        (["--report", "-"], "expected the name of a file"),
+    ],
+)
+def test_targets_are_tried_before_the_work(options, words, model, photos, capsys, monkeypatch):
+    monkeypatch.setattr(pandalib.Inspector, "rank", None)  # never reached
+    options = [one.format(photos) for one in options]
+    assert main(["score", model, str(photos / "bad"), *options]) == 2
+    printed = capsys.readouterr()
+    assert words in printed.err and printed.err.count("\n") == 1 and printed.out == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--weights", "random"], "no command can load"),
+        (["--weights", "my.pth"], "of which network? Add its name, as --backbone resnet18"),
+        (["--out", "{}/good/0.png/model"], "is a file: expected a folder"),
+    ],
+)
+def test_a_fit_that_would_be_in_vain_is_refused(options, words, photos, capsys, monkeypatch):
+    monkeypatch.setattr(pandalib.Inspector, "fit", None)
+    options = [one.format(photos) for one in options]
+    target = [] if "--out" in options else ["--out", str(photos / "new")]
+    assert main(["fit", str(photos / "good"), *target, *options]) == 2
+    printed = capsys.readouterr().err
+    assert words in printed and printed.count("\n") == 1 and not (photos / "new").exists()
+
+
+def test_results_as_files(model, photos, capsys, tmp_path):
+    bad, good = photos / "bad", photos / "good"
+    table = tmp_path / "list.csv"
+    table.write_text("file\nbad/0.png\nbad/1.png\n")
+    given = [str(table), str(bad / "1?.png"), str(good / "3.png")]
+    arguments = ["score", model, *given, "--batch-size", "2", "--workers", "0", "--device", "cpu"]
+    assert main([*arguments, "--csv", "-", "--maps", str(tmp_path / "maps")]) == 0
+    printed = capsys.readouterr()
+    rows = list(csv.DictReader(printed.out.splitlines()))
+    assert [row["file"] for row in rows[-1:]] == ["good/3.png"]
+    assert {row["file"] for row in rows} == {f"bad/{n}.png" for n in (0, 1, 10, 11)} | {
+        "good/3.png"
+    }
+    assert "1 image among the normal images" in printed.err and "good/3.png" in printed.err
+    assert rows[0]["alarm"] == "True" and float(rows[0]["p_value"]) == 1 / 13
+    box = [int(rows[0][name]) for name in ("left", "top", "right", "bottom")]
+    assert 0 <= box[0] < box[2] <= 50 and 0 <= box[1] < box[3] <= 40  # the original's pixels
+
+    assert main([*arguments, "--json", "-", "--fail-on-alarm"]) == cli.ALARM
+    found = json.loads(capsys.readouterr().out)
+    assert found["fitted"] == ["good/3.png"] and found["images"][0]["regions"][0]["area"] > 0
+    detector = pandalib.Inspector.load(model)
+    for row in found["images"]:
+        relative = np.asarray(Image.open(tmp_path / "maps" / f"{row['file']}.tif")) / 8192
+        assert relative.shape == (40, 50)
+        (seen,) = detector.inspect(photos / row["file"])
+        expected = detector.restored(seen) / found["threshold"]
+        np.testing.assert_allclose(relative, expected.clip(0, 65535 / 8192), atol=1e-3)
+        assert Image.open(tmp_path / "maps" / f"{row['file']}.png").size == (50, 40)
+    assert main(["score", model, str(good / "3.png"), "--fail-on-alarm"]) == 0

@@ -257,6 +257,12 @@ def overlay(image: np.ndarray, heat: np.ndarray, threshold: float) -> np.ndarray
     return np.rint(np.clip(mixed, 0, 1) * 255).astype(np.uint8)
 
 
+def heat_colours(relative: np.ndarray) -> np.ndarray:
+    """A map (H, W) in multiples of the threshold in the report's colours: uint8 (H, W, 3)."""
+    colours = COLOURS[np.clip(relative / REACH * 255, 0, 255).astype(np.uint8)]
+    return np.rint(colours * 255).astype(np.uint8)
+
+
 def scale_bar(width: int = 256, height: int = 20) -> np.ndarray:
     """The colours over middle grey, with the line at the threshold: uint8 (height, width, 3)."""
     relative = np.broadcast_to(np.linspace(0, REACH, width, dtype=np.float32), (height, width))
