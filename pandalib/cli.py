@@ -176,8 +176,8 @@ def export(options: argparse.Namespace) -> int:
 
 # ---------------------------------------------------------------- fit, score
 
-FIXED = """tier backbone truncate_after size framing method layers bank_size reweight n_images
-n_maps leave_out_above false_alarm_rate seed""".split()
+FIXED = """tier backbone truncate_after size tile overlap smallest_defect region framing method
+layers bank_size reweight n_images n_maps leave_out_above false_alarm_rate seed""".split()
 IMAGES = "a folder, files, a pattern as '*.png', or a table FILE.csv of files; several of these"
 ALARM = 3  # the exit status of --fail-on-alarm
 
@@ -210,6 +210,15 @@ def _fit_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--size", type=int, help="about size x size pixels; default: 128 for the embedded, else 224"
     )
+    words = "look at tiles of PX pixels of the file, for small defects in large images"
+    add("--tiles", dest="tile", type=int, metavar="PX", help=words)
+    add(
+        "--overlap", type=int, metavar="PX", help="shared by neighbouring tiles; default: a quarter"
+    )
+    words = "in place of --tiles: the size of a defect that must be seen, in pixels"
+    add("--smallest-defect", type=int, metavar="PX", help=words)
+    words = "look only at this part: a mask image, or a polygon as '10,20 300,20 300,180'"
+    add("--region", metavar="FILE", help=words)
     words = "the whole image, stretched or padded to one size, or its central square"
     add("--framing", choices=("stretch", "pad", "crop"), help=f"{words}; default: stretch")
     add("--method", choices=("bank", "spade"), help="of the heat maps; default: bank")
@@ -251,7 +260,9 @@ def fit(options: argparse.Namespace) -> int:
             )
         check_folder(folder)
         check_target(folder)
-        inspector = _new_inspector(given).fit(options.images, **how)
+        inspector = _new_inspector(given)
+        _say_cost(inspector, options.images, how["recursive"], normal=True)
+        inspector.fit(options.images, **how)
     inspector.save(target)
     _say_what_was_fitted(inspector, copies)
     network, n = inspector.backbone, len(inspector.features_)
@@ -263,6 +274,18 @@ def fit(options: argparse.Namespace) -> int:
         f"{inspector.false_alarm_rate:g}"
     )
     return 0
+
+
+def _say_cost(inspector, images, recursive: bool, normal: bool = False) -> None:
+    """With tiles, how many images' worth of work lies ahead; before it begins."""
+    n_tiles = inspector.n_tiles(images, recursive=recursive, normal=normal)
+    if n_tiles:
+        twice = ", each looked at twice" if normal else ""
+        print(
+            f"{n_tiles} tiles ahead{twice}: each takes as long as an image without tiles",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def _say_what_was_fitted(inspector, copies: int) -> None:
@@ -373,6 +396,7 @@ def score(options: argparse.Namespace) -> int:
         check_folder(options.maps)
     inspector = _loaded(options.model, vars(options))
     threshold = inspector.threshold(options.rate)  # first, since it may raise
+    _say_cost(inspector, options.images, options.recursive)
     ranking = inspector.rank(
         options.images,
         top=options.top,

@@ -308,3 +308,19 @@ def test_results_as_files(model, photos, capsys, tmp_path):
         np.testing.assert_allclose(relative, expected.clip(0, 65535 / 8192), atol=1e-3)
         assert Image.open(tmp_path / "maps" / f"{row['file']}.png").size == (50, 40)
     assert main(["score", model, str(good / "3.png"), "--fail-on-alarm"]) == 0
+
+
+def test_tiles_and_a_region(photos, capsys):
+    model = str(photos / "tiled")
+    fit = ["fit", str(photos / "good"), "--out", model, "--size", "32", "--tiles", "30"]
+    fit += ["--false-alarm-rate", "0.1", "--region", "0,0 1,0 1,0.5 0,0.5"]
+    assert main(fit) == 0
+    # 40 x 50 pixels in tiles of 30 that share 7: 2 x 2 of them
+    assert capsys.readouterr().err.startswith("48 tiles ahead, each looked at twice: each takes")
+    assert main(["score", model, str(photos / "bad"), "--maps", str(photos / "maps")]) == 0
+    printed = capsys.readouterr()
+    assert "12 of 12 images raise an alarm" in printed.out and "48 tiles ahead: " in printed.err
+    heat = np.asarray(Image.open(photos / "maps" / "0.png.tif"))
+    assert heat.shape == (40, 50) and heat[:18].any() and not heat[20:].any()
+    assert main([*fit, "--force", "--smallest-defect", "3"]) == 2
+    assert "tile and smallest_defect" in capsys.readouterr().err

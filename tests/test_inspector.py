@@ -241,6 +241,9 @@ def test_kinds_of_parts_are_no_near_copies():
     assert sum(map(len, near_copies(features, range(100)))) <= 10
     features[7] = features[2] + 1e-3
     assert near_copies(features, [2])[0].tolist() == [7]
+    hub = np.concatenate([np.zeros((1, 6)), 20 * np.eye(6), 20 * np.eye(6) + 0.1])
+    for n in range(2, 13):
+        assert all(len(one) <= (n - 1) // 2 for one in near_copies(hub[:n], range(n)))
     assert near_copies(np.zeros((12, 3)), [0])[0].tolist() == []  # all alike: nothing to compare
 
 

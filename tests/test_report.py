@@ -41,6 +41,7 @@ def detector(source="imagenet", n=30):
         sample_=np.arange(n),
         geometry_=Geometry(SIDE, SIDE),
         method="spade",
+        tile_=None,
         layers_=["layer1", "layer2"],
         n_images=50,
         sigma=4.0,

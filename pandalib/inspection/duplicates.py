@@ -8,8 +8,9 @@ features,
     ||f(i) - f(j)||^2 < 0.4 max(r(i), r(j)),
 
 where r(i) is the squared distance from i to its 10th nearest image, of more than 200 images to the
-5 % nearest. The limit is local, so that several kinds of parts are no near-copies of each other,
-and an image has about ten near-copies at most: whatever the data, most others remain.
+5 % nearest, of fewer than 20 to the middle one. The limit is local, so that several kinds of parts
+are no near-copies of each other, and an image has about ten near-copies at most. One that has more
+than half of the others keeps them: whatever the data, most others remain to compare with.
 """
 
 from __future__ import annotations
@@ -45,15 +46,16 @@ def near_copies(features: np.ndarray, rows: Sequence[int]) -> list[np.ndarray]:
     [[20], [], [0]]
     """
     n = len(features)
+    nearest = max(1, min((n - 1) // 2, max(FEW, n // SHARE)))
     # One more than wanted, since each image finds itself.
-    nearest = min(n, max(FEW, n // SHARE) + 1)
-    distances, numbers = squared_distances(features, features, nearest)
+    distances, numbers = squared_distances(features, features, min(n, nearest + 1))
     near = distances < NEAR * distances[:, -1:]
     pairs = np.column_stack([np.nonzero(near)[0], numbers[near]])
     pairs = np.concatenate([pairs, pairs[:, ::-1]])
     pairs = np.unique(pairs[pairs[:, 0] != pairs[:, 1]], axis=0)
     starts = np.searchsorted(pairs[:, 0], np.arange(n + 1))
-    return [pairs[starts[row] : starts[row + 1], 1] for row in rows]
+    copies = [pairs[starts[row] : starts[row + 1], 1] for row in rows]
+    return [one if len(one) <= (n - 1) // 2 else one[:0] for one in copies]
 
 
 def scores_without(

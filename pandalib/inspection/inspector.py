@@ -34,7 +34,9 @@ from sklearn.base import BaseEstimator
 from pandalib.backbones import PIXELS_PER_BATCH, Backbone
 from pandalib.datasets.folder import open_images
 from pandalib.datasets.images import FITS, Geometry, ImageFolder, LazyImages, take, upright_size
-from pandalib.inspection import storage
+from pandalib.datasets.region import read_region
+from pandalib.datasets.tiles import tile_boxes, tile_side
+from pandalib.inspection import storage, tiled
 from pandalib.inspection.duplicates import near_copies, scores_without
 from pandalib.inspection.regions import Region, p_values, regions_above
 from pandalib.methods.distances import height_and_width, image_scores
@@ -113,6 +115,14 @@ class Inspector(BaseEstimator):
     size : int or None
         Files become images of about size x size pixels, at the proportions that their folder has;
         None: 128 for the embedded network, 224 for others.
+    tile, overlap : int or None
+        Look at tiles of this side in pixels of the files, which share at least `overlap` (None: a
+        quarter): for defects that are small in large images. It takes as long as that many images.
+    smallest_defect : int or None
+        In place of `tile`: the tiles are such that a defect of this many pixels can be seen.
+    region : path, str, sequence of (x, y) or None
+        The part of every image that is looked at, as for `pandalib.datasets.region.read_region`, in
+        pixels of the first normal image; images of other sizes need its proportions.
     framing : {"stretch", "pad", "crop"} or None
         How a file of other proportions fits in; see `pandalib.datasets.images.Geometry`. None:
         "crop", the central square only, if `resize` is given; else "stretch", the whole image.
@@ -168,7 +178,11 @@ class Inspector(BaseEstimator):
     geometry_ : Geometry
         Of files.
     layers_, image_size_
-        What was used: the layers; height and width of all images.
+        What was used: the layers; height and width of what the network sees.
+    tile_, overlap_ : int or None
+        Pixels; None without tiles.
+    region_ : ndarray, shape (H, W), bool, or None
+        What is looked at, in an image of this size.
     n_copies_ : int
         Number of images left out so far as copies of others: a copy would make its original look
         more normal than any new image can be.
@@ -195,6 +209,10 @@ class Inspector(BaseEstimator):
         backbone: Backbone,
         *,
         size: int | None = None,
+        tile: int | None = None,
+        overlap: int | None = None,
+        smallest_defect: int | None = None,
+        region=None,
         framing: str | None = None,
         resize: int | None = None,
         method: str = "bank",
@@ -215,6 +233,10 @@ class Inspector(BaseEstimator):
     ):
         self.backbone = backbone
         self.size = size
+        self.tile = tile
+        self.overlap = overlap
+        self.smallest_defect = smallest_defect
+        self.region = region
         self.framing = framing
         self.resize = resize
         self.method = method
@@ -255,26 +277,35 @@ class Inspector(BaseEstimator):
         """
         fitted = copy.copy(self)
         fitted.prepare()
-        images, names = fitted._open_first(images, recursive)
-        fitted.image_size_ = height_and_width(images)
-        fitted._learn_first(images, names, skip_unreadable)
+        images, names, size_of = fitted._open_first(images, recursive)
+        if fitted.tile_ is None:
+            fitted.image_size_ = height_and_width(images)
+        fitted.region_ = None
+        if self.region is not None:
+            fitted.region_ = read_region(self.region, *size_of(0))
+        fitted._learn_first(images, names, size_of, skip_unreadable)
         if self.leave_out_above is not None:
             strange = [entry for entry in fitted.strangest(None) if entry[1] > self.leave_out_above]
             if strange:
                 out = {name for name, _ in strange}
                 kept = [number for number, name in enumerate(names) if name not in out]
                 names = [names[number] for number in kept]
-                fitted._learn_first(take(images, kept), names, skip_unreadable)
+                fitted._learn_first(
+                    [images[n] for n in kept] if isinstance(images, list) else take(images, kept),
+                    names,
+                    lambda number: size_of(kept[number]),
+                    skip_unreadable,
+                )
                 fitted.left_out_ = strange
         vars(self).update(vars(fitted))
         return self
 
-    def _learn_first(self, images, names, skip_unreadable) -> None:
+    def _learn_first(self, images, names, size_of, skip_unreadable) -> None:
         self.digests_ = np.empty(0, np.uint64)
         self.features_, self.names_, self.n_copies_, self.left_out_ = None, [], 0, []
         if self.method == "bank":
             self.places_.begin(self.image_size_)
-        self._learn(images, names, skip_unreadable, rows={}, shapes=None)
+        self._learn(images, names, size_of, skip_unreadable, rows={}, shapes=None)
 
     def strangest(self, n: int | None = 5) -> list[tuple[str, float]]:
         """The normal images with the highest scores: name, and score in multiples of the median.
@@ -294,14 +325,16 @@ class Inspector(BaseEstimator):
         fit to all images. Parameters and errors as in `fit`.
         """
         check_fitted(self, "features_")
-        images, names, _ = self._open(images, recursive, normal=True)
+        if self.tile_ is not None:
+            raise ValueError("a detector with tiles cannot learn more: fit it again to all images.")
+        images, names, size_of = self._open(images, recursive, normal=True)
         fitted = copy.copy(self)
         fitted.left_out_ = []
         fitted.places_ = copy.copy(self.places_)
         if self.method == "bank":  # lists of its own
             fitted.places_.set_bank(self.places_.memory_bank_, self.places_.owners_)
         rows = dict(zip(self.sample_.tolist(), self.pyramids_.rows, strict=True))
-        fitted._learn(images, names, skip_unreadable, rows, self.pyramids_.shapes)
+        fitted._learn(images, names, size_of, skip_unreadable, rows, self.pyramids_.shapes)
         vars(self).update(vars(fitted))
         return self
 
@@ -323,6 +356,7 @@ class Inspector(BaseEstimator):
         if size is None:
             size = 128 if self.backbone.name == EMBEDDED else 224
         self.geometry_ = Geometry.square(size, self.resize, self.framing)
+        self._prepare_tiles(size)
         self.layers_ = self.layers
         if self.layers is None:
             self.layers_ = list(self.backbone.map_layers)
@@ -336,25 +370,78 @@ class Inspector(BaseEstimator):
             self.places_ = SPADE(self.backbone, n_images=self.n_images, balanced=True, **shared)
         self.places_._check_settings()
 
-    def _open_first(self, images, recursive: bool) -> tuple[Sequence, list[str]]:
-        """Normal images and their names; their folder decides about the geometry."""
+    def _prepare_tiles(self, size: int) -> None:
+        self.tile_, self.overlap_ = self.tile, self.overlap
+        if self.smallest_defect is not None:
+            if self.tile is not None:
+                raise ValueError("tile and smallest_defect: expected one of them.")
+            self.tile_ = tile_side(self.smallest_defect, size)
+        if self.tile_ is None:
+            if self.overlap is not None:
+                raise ValueError(f"overlap={self.overlap} without tile: expected both.")
+            return
+        if self.overlap is None:
+            self.overlap_ = max(self.tile_ // 4, self.smallest_defect or 0)
+        tile_boxes(1, 1, self.tile_, self.overlap_)  # raises for what makes no tiles
+        if self.method != "bank" or self.reweight or self.geometry_.fit == "crop":
+            raise ValueError(
+                "tiles need the whole image and a plain memory bank: expected method='bank', "
+                "reweight=False and no crop."
+            )
+        self.image_size_ = (size, size)
+
+    def n_tiles(self, images, *, recursive: bool = False, normal: bool = False) -> int:
+        """How many tiles these images have, by the files' headers; 0 without tiles.
+
+        Each costs about what an image costs without tiles, in `fit` twice.
+        """
+        probe = copy.copy(self)
+        if not hasattr(self, "features_"):
+            probe.prepare()
+        if probe.tile_ is None:
+            return 0
+        frames = _frames(images)
+        if frames is None:
+            images, _ = open_images(images, probe.geometry_, recursive=recursive, normal=normal)
+            frames = tiled.sources_of(images)
+        return tiled.number_of_tiles(frames, probe.tile_, probe.overlap_)
+
+    def region_of(self, size: tuple[int, int]) -> np.ndarray | None:
+        """What is looked at in an image of this height and width, bool (H, W); None: all of it."""
+        if self.region_ is None or self.region_.shape == tuple(size):
+            return self.region_
+        (height, width), (given_height, given_width) = self.region_.shape, size
+        if abs(given_width - given_height * width / height) > max(1, 0.01 * given_width):
+            raise ValueError(
+                f"an image has {given_width} x {given_height} pixels: expected the proportions of "
+                f"the region of interest, {width} x {height}."
+            )
+        return Geometry(*size).fit_mask(self.region_)
+
+    @property
+    def _inside(self) -> np.ndarray | None:
+        """What is looked at, bool (h, w), as the detector sees it: images have its proportions."""
+        return None if self.region_ is None else self.geometry_.fit_mask(self.region_)
+
+    def _open_first(self, images, recursive: bool) -> tuple:
+        """Normal images, names and sizes; their folder decides about the geometry."""
         size = self.geometry_.height
         how = size, self.geometry_.fit, self.geometry_.resize
         frames = _frames(images)
         if frames is not None:
             self.geometry_ = Geometry.for_images(frames, *how)
-            images, names, _ = _read_frames(frames, self.geometry_)
-        else:
-            images, names = open_images(images, size, fit=how[1], recursive=recursive, normal=True)
-            if isinstance(images, ImageFolder) and self.resize is not None:
-                self.geometry_ = Geometry.for_images(images.files, *how)
-                images = ImageFolder(images.files, self.geometry_, images.listing)
-            elif hasattr(images, "geometry"):
-                self.geometry_ = images.geometry
-            else:  # arrays, at their own size
-                self.geometry_ = Geometry(*height_and_width(images))
+            self.notes_ = []
+            return self._read_frames(frames)
+        images, names = open_images(images, size, fit=how[1], recursive=recursive, normal=True)
         self.notes_ = _notes(images)
-        return images, names
+        if isinstance(images, ImageFolder) and self.resize is not None:
+            geometry = Geometry.for_images(images.files, *how)
+            images = ImageFolder(images.files, geometry, images.listing)
+        if hasattr(images, "geometry"):
+            self.geometry_ = images.geometry
+        else:  # arrays, at their own size
+            self.geometry_ = Geometry(*height_and_width(images))
+        return images, names, _sizes(images)
 
     def _open(
         self, images, recursive: bool, normal: bool = False
@@ -363,27 +450,43 @@ class Inspector(BaseEstimator):
         frames = _frames(images)
         if frames is not None:
             self.notes_ = []
-            return _read_frames(frames, self.geometry_)
+            return self._read_frames(frames)
         images, names = open_images(images, self.geometry_, recursive=recursive, normal=normal)
-        self._check_size(images)
+        if self.tile_ is None:
+            self._check_size(images)
         self.notes_ = _notes(images)
-        if isinstance(images, ImageFolder):
-            return images, names, lambda number: upright_size(images.files[number])[::-1]
-        return images, names, lambda number: self.image_size_
+        return images, names, _sizes(images)
 
-    def _learn(self, images, names, skip_unreadable, rows, shapes) -> None:
+    def _read_frames(self, frames: list) -> tuple:
+        names = [f"image {number}" for number in range(len(frames))]
+        sizes = [upright_size(frame)[::-1] for frame in frames]
+        if self.tile_ is None:
+            frames = np.stack([self.geometry_.read(frame) for frame in frames])
+        return frames, names, sizes.__getitem__
+
+    def _learn(self, images, names, size_of, skip_unreadable, rows, shapes) -> None:
         """Go once through more normal images, then compare each of the sample with the others.
 
         `rows` and `shapes` are the pyramids of the sample so far. An image that leaves the sample
         never returns to it, so its pyramid can be dropped at once.
         """
         self.unreadable_ = []
+        unreadable = self.unreadable_ if skip_unreadable else None
+        if self.tile_ is not None:
+            raw = tiled.learn(
+                self,
+                images,
+                names,
+                unreadable,
+                _digest,
+                lambda n: _sample(n, self.n_maps, self.seed),
+            )
+            self._set_scales(raw)
+            return
         features = [] if self.features_ is None else [self.features_]
         known = list(self.names_)
         digests = dict.fromkeys(self.digests_.tolist())
-        for numbers, batch in self._batches(
-            images, names, None, self.unreadable_ if skip_unreadable else None, "features"
-        ):
+        for numbers, batch in self._batches(images, names, size_of, None, unreadable, "features"):
             n_before = len(digests)
             new = []
             for row, image in enumerate(batch):
@@ -416,7 +519,9 @@ class Inspector(BaseEstimator):
         if self.method == "bank":
             self.places_.finish()
         self.build(Pyramids(rows, shapes))
-        raw = self._leave_one_out()
+        self._set_scales(self._leave_one_out())
+
+    def _set_scales(self, raw: dict[str, np.ndarray]) -> None:
         self.scales_ = {part: _scale(values) for part, values in raw.items()}
         self.normal_parts_ = {part: raw[part] / self.scales_[part] for part in PARTS}
 
@@ -432,7 +537,11 @@ class Inspector(BaseEstimator):
                 for one in self.near_copies_
             ]
             maps = self.places_.iter_leave_one_out_maps(copies=copies, progress=self.progress)
-            places = [image_scores(batch) for batch in maps]
+            inside = self._inside
+            places = [
+                image_scores(batch if inside is None else np.where(inside, batch, 0))
+                for batch in maps
+            ]
         else:
             each = bar(range(len(self.sample_)), "leave one out", shown=self.progress, log=True)
             places = [self._places(self.pyramids_[[row]], self._left_out(row))[1] for row in each]
@@ -443,11 +552,18 @@ class Inspector(BaseEstimator):
         return [int(self.sample_[row]), *self.near_copies_[row].tolist()]
 
     def _places(self, pyramids: Pyramids, left_out=()) -> tuple[np.ndarray, np.ndarray]:
-        """Maps and raw scores of images by their pyramids."""
+        """Maps and raw scores of images by their pyramids; maps are 0 outside the region."""
         if self.method == "bank":
-            return self.places_.maps_and_scores(patches_of(pyramids.maps()), left_out)
-        maps = self.places_.maps_of(pyramids)
-        return maps, image_scores(maps)
+            maps, scores = self.places_.maps_and_scores(patches_of(pyramids.maps()), left_out)
+        else:
+            maps = self.places_.maps_of(pyramids)
+            scores = image_scores(maps)
+        if (inside := self._inside) is not None:
+            whole = image_scores(maps)
+            maps = np.where(inside, maps, np.float32(0))
+            # With reweighting a score is a multiple of the largest value.
+            scores = scores * image_scores(maps) / np.where(whole > 0, whole, 1)
+        return maps, scores
 
     def _check_enough(self) -> None:
         n = len(self.digests_)
@@ -527,8 +643,14 @@ class Inspector(BaseEstimator):
         check_fitted(self, "features_")
         images, names, size_of = self._open(images, recursive)
         known = set(self.digests_.tolist())
+        if self.tile_ is not None:
+            for name, image, raw, whole, pixels in tiled.inspect(self, images, names, unreadable):
+                parts = {part: raw[part] / self.scales_[part] for part in PARTS}
+                whole = whole / np.float32(self.scales_["place"])
+                yield Seen(name, image, parts, whole, whole.shape, _digest(pixels) in known)
+            return
         step = self.places_._images_at_once()
-        for numbers, batch in self._batches(images, names, step, unreadable, "score"):
+        for numbers, batch in self._batches(images, names, size_of, step, unreadable, "score"):
             pyramids = Pyramids.of(self.backbone, batch, self.layers_, dtype=np.float32)
             maps, places = self._places(pyramids)
             raw = {"image": self.knn_.score(pyramids.pooled), "place": places}
@@ -571,7 +693,7 @@ class Inspector(BaseEstimator):
                 on_image(seen)
             if len(best) < top or seen.score > best[-1][0]:
                 # Copies, since a view would keep the batch.
-                kept = Finding(number, seen.image.copy(), seen.map.copy(), seen.size)
+                kept = self._finding(number, seen)
                 best.append((seen.score, kept))
                 best.sort(key=lambda entry: (-entry[0], entry[1].number))
                 del best[top:]
@@ -598,8 +720,17 @@ class Inspector(BaseEstimator):
             known,
         )
 
+    def _finding(self, number: int, seen: Seen) -> Finding:
+        if self.tile_ is None:
+            return Finding(number, seen.image.copy(), seen.map.copy(), seen.size)
+        size = seen.image.shape[1:]  # a map of the original's size would be too large to keep
+        return Finding(number, seen.image, tiled.small_map(seen.map, *size), size)
+
     def _peak(self, seen: Seen) -> np.ndarray:
         """Row and column in the original, 0 to 1, where the map is largest."""
+        if seen.map.shape == seen.size:
+            flat = seen.map.argmax()
+            return (np.array(np.unravel_index(flat, seen.size)) + 0.5) / seen.size
         factor = min(1, max(seen.map.shape) / max(seen.size))
         height, width = (max(1, round(side * factor)) for side in seen.size)
         small = self.restored(seen._replace(size=(height, width)))
@@ -607,11 +738,23 @@ class Inspector(BaseEstimator):
         return (np.array(np.unravel_index(flat, small.shape)) + 0.5) / small.shape
 
     def _batches(
-        self, images, names: list[str], step: int | None, unreadable: list | None, text: str
+        self, images, names, size_of, step: int | None, unreadable: list | None, text: str
     ) -> Iterator[tuple[Sequence[int], np.ndarray]]:
-        """Yield numbers and images; files that are not images go to `unreadable`; None: raise."""
+        """Yield numbers and images; files that are not images go to `unreadable`; None: raise.
+
+        What is outside the region of interest is painted over.
+        """
         step = min(step or math.inf, max(1, PIXELS_PER_BATCH // math.prod(self.image_size_)))
         step = self.batch_size or step
+        inside = self._inside
+        for numbers, batch in self._readable(images, names, step, unreadable, text):
+            if inside is not None:
+                for number in numbers:
+                    self.region_of(size_of(number))  # raises for other proportions
+                batch = np.where(inside, batch, np.uint8(tiled.PAINT))
+            yield numbers, batch
+
+    def _readable(self, images, names, step, unreadable, text) -> Iterator[tuple]:
         total = -(-len(images) // step)
         if not isinstance(images, LazyImages):
             for start in bar(range(0, len(images), step), text, shown=self.progress, log=True):
@@ -693,10 +836,11 @@ def _is_frame(image) -> bool:
     return isinstance(image, np.ndarray) and (len(shape) == 2 or len(shape) == 3 == shape[2])
 
 
-def _read_frames(frames: list, geometry: Geometry) -> tuple:
-    names = [f"image {number}" for number in range(len(frames))]
-    images = np.stack([geometry.read(frame) for frame in frames])
-    return images, names, lambda number: upright_size(frames[number])[::-1]
+def _sizes(images) -> Callable[[int], tuple[int, int]]:
+    """From the number of an image to the height and width of the original."""
+    if isinstance(images, ImageFolder):
+        return lambda number: upright_size(images.files[number])[::-1]
+    return lambda number: height_and_width(images)
 
 
 def _notes(images) -> list[str]:

@@ -159,6 +159,8 @@ def _heat_maps(inspector) -> str:
     how = f"SPADE, {inspector.n_images} nearest images"
     if inspector.method == "bank":
         how = f"memory bank of at most {inspector.bank_size} patches"
+    if inspector.tile_ is not None:
+        how += f"; tiles of {inspector.tile_} pixels, {inspector.overlap_} of them shared"
     return f"{', '.join(inspector.layers_)}; {how}; blur of {inspector.sigma:g} pixels"
 
 

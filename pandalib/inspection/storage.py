@@ -24,6 +24,7 @@ from pandalib.backbones import Backbone, load_backbone
 from pandalib.datasets.images import Geometry
 from pandalib.experiments.config import versions
 from pandalib.io import dump_json_with_hash, load_json_with_hash, sha256_of, write_atomically
+from pandalib.methods.knn import KNN
 from pandalib.methods.spade import Pyramids
 from pandalib.validation import check_fitted
 
@@ -44,10 +45,16 @@ def save(inspector, folder) -> None:
         "features": inspector.features_,
         "kept": inspector.sample_,
         "digests": inspector.digests_,
-        "pyramids": inspector.pyramids_.rows,
         "normal_image": inspector.normal_parts_["image"],
         "normal_place": inspector.normal_parts_["place"],
     }
+    if inspector.tile_ is None:
+        tensors["pyramids"] = inspector.pyramids_.rows
+    else:
+        tensors["tile_features"] = inspector.tile_features_
+        tensors["tile_owners"] = inspector.tile_owners_
+    if inspector.region_ is not None:
+        tensors["region"] = inspector.region_
     if inspector.method == "bank":
         tensors["bank"] = inspector.places_.memory_bank_.numpy()
         tensors["owners"] = inspector.places_.owners_.numpy()
@@ -101,6 +108,8 @@ def _facts(inspector) -> dict:
         },
         "image_size": inspector.image_size_,
         "geometry": asdict(inspector.geometry_),
+        "tile": inspector.tile_,
+        "overlap": inspector.overlap_,
         "layers": list(inspector.layers_),
         **{name: np.asarray(getattr(inspector, name)).item() for name in SETTINGS + SETTINGS_2},
         "n_normal": len(inspector.features_),
@@ -195,14 +204,15 @@ def _check_network(network: Backbone, facts: dict) -> None:
 def _rebuilt(cls, network: Backbone, facts: dict, tensors: dict[str, np.ndarray]):
     if facts["version"] == FORMAT["version"]:
         geometry = Geometry(**facts["geometry"])
-        settings = {name: facts[name] for name in SETTINGS_2}
+        settings = {name: facts[name] for name in (*SETTINGS_2, "tile", "overlap")}
         names = facts["names"]
     else:
         geometry = Geometry.square(facts["size"], facts["resize"], "crop")
         settings = {"method": "spade"}
         names = [f"image {number}" for number in range(facts["n_normal"])]
     settings |= {name: facts[name] for name in ("layers", *SETTINGS)}
-    size = dict(size=geometry.height, framing=geometry.fit, resize=geometry.resize)
+    side = facts["image_size"][0] if settings.get("tile") else geometry.height
+    size = dict(size=side, framing=geometry.fit, resize=geometry.resize)
     inspector = cls(network, **settings, **size)
     inspector.prepare()
     inspector.geometry_ = geometry
@@ -214,10 +224,16 @@ def _rebuilt(cls, network: Backbone, facts: dict, tensors: dict[str, np.ndarray]
         "features": (n, form.pooled.shape[1]),
         "kept": (m,),
         "digests": (n,),
-        "pyramids": (m, form.rows.shape[1]),
         "normal_image": (m,),
         "normal_place": (m,),
     }
+    if inspector.tile_ is None:
+        expected["pyramids"] = (m, form.rows.shape[1])
+    else:
+        n_tiles = len(tensors["tile_owners"])
+        expected |= {"tile_features": (n_tiles, form.pooled.shape[1]), "tile_owners": (n_tiles,)}
+    if "region" in tensors and tensors["region"].ndim == 2:
+        expected["region"] = tensors["region"].shape
     if inspector.method == "bank":
         n_patches, channels = len(tensors["owners"]), sum(shape[2] for shape in form.shapes)
         expected |= {"bank": (n_patches, channels), "owners": (n_patches,)}
@@ -240,5 +256,11 @@ def _rebuilt(cls, network: Backbone, facts: dict, tensors: dict[str, np.ndarray]
             raise ValueError("its memory bank holds no finite numbers.")
         inspector.places_.image_size_ = inspector.image_size_
         inspector.places_.set_bank(bank, owners, form.shapes[0][:2])
+    inspector.region_ = tensors["region"] > 0 if "region" in tensors else None
+    if inspector.tile_ is not None:
+        inspector.tile_features_ = tensors["tile_features"]
+        inspector.tile_owners_ = tensors["tile_owners"]
+        inspector.knn_ = KNN(inspector.k).fit(inspector.tile_features_)
+        return inspector
     inspector.build(Pyramids(tensors["pyramids"], form.shapes), tensors.get("scales"))
     return inspector
