@@ -442,6 +442,81 @@ def score(options: argparse.Namespace) -> int:
     return ALARM if options.fail_on_alarm and alarms else 0
 
 
+# ---------------------------------------------------------------- evaluate
+
+
+def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="a detector, as `fit` writes")
+    words = "labelled images: MVTec's layout, BTAD, VisA, or a folder per class as PATH:CLASS"
+    add("folder", metavar="FOLDER", help=f"{words}, where CLASS is normal")
+    add("--against", metavar="MODEL", help="another detector, compared on the same images")
+    add("--rate", type=float, help="false-alarm rate; default: each detector's own")
+    add("--json", metavar="FILE", help="write the numbers as JSON; -: print it, not the table")
+    add("--weights", metavar="FILE", help="where the weights of the networks are now")
+    add("--device", help="cpu, cuda or cuda:1; default: a GPU if there is one")
+
+
+def evaluate(options: argparse.Namespace) -> int:
+    """measure a detector on labelled images: precision, recall, F1, ROC-AUC, with intervals"""
+    import numpy as np
+
+    from pandalib.datasets.listing import Listing, common_folder
+    from pandalib.inspection.evaluate import compare, evaluate, labelled_images
+    from pandalib.inspection.inspector import counted
+    from pandalib.inspection.results import check_file, write_text
+    from pandalib.io import printable
+
+    check_file(options.json)
+    files, labels, note = labelled_images(options.folder)
+    print(printable(note), file=sys.stderr)
+    models = [model for model in (options.model, options.against) if model]
+    thresholds, scores, left_out = [], [], set()
+    for model in models:
+        inspector = _loaded(model, vars(options))
+        thresholds.append(inspector.threshold(options.rate))
+        ranking = inspector.rank(files, top=1, rate=options.rate, skip_unreadable=True)
+        scores.append(dict(zip(ranking.names, ranking.scores)))
+        for name, reason in ranking.unreadable:
+            print(f"pandalib: {name!r} is not an image: {reason}", file=sys.stderr)
+        left_out |= {name for name, _ in ranking.unreadable} | set(ranking.fitted)
+        if ranking.fitted:
+            print(
+                f"left out: {counted(len(ranking.fitted), 'image')} that {model} was fitted with",
+                file=sys.stderr,
+            )
+    names = Listing(files, [], common_folder(files)).names
+    kept = [number for number, name in enumerate(names) if name not in left_out]
+    labels = labels[kept]
+    if labels.all() or not labels.any():
+        raise ValueError("what remains is all of one kind: expected normal and anomalous images.")
+    scores = [np.array([found[names[number]] for number in kept]) for found in scores]
+    found = {
+        "n_normal": int((~labels).sum()),
+        "n_anomalous": int(labels.sum()),
+        "models": [
+            {"model": model, "threshold": threshold, **evaluate(labels, one, threshold)}
+            for model, threshold, one in zip(models, thresholds, scores)
+        ],
+    }
+    if options.against:
+        found["roc_auc_difference"] = compare(labels, *scores)
+    if options.json:
+        write_text(options.json, json.dumps(found, indent=1) + "\n")
+    if options.json != "-":
+        print(f"{found['n_normal']} normal and {found['n_anomalous']} anomalous images")
+        for one in found["models"]:
+            print(f"{one['model']}  threshold {one['threshold']:.4g}")
+            for name in ("roc_auc", "precision", "recall", "f1", "false_alarm_rate"):
+                value, low, high = one[name]
+                print(f"  {name:16} {value:.3f}  ({low:.3f} to {high:.3f})")
+        if options.against:
+            value, low, high = found["roc_auc_difference"]
+            verdict = "more than chance explains" if low > 0 or high < 0 else "may be chance"
+            print(f"difference in ROC-AUC {value:+.3f}  ({low:+.3f} to {high:+.3f}): {verdict}")
+    return 0
+
+
 # ---------------------------------------------------------------- sweep, table
 
 
@@ -530,6 +605,7 @@ COMMANDS = {
     "run": (_run_arguments, run),
     "fit": (_fit_arguments, fit),
     "score": (_score_arguments, score),
+    "evaluate": (_evaluate_arguments, evaluate),
     "sweep": (_sweep_arguments, sweep),
     "table": (_table_arguments, table),
     "data": (_data_arguments, data),

@@ -324,3 +324,44 @@ def test_tiles_and_a_region(photos, capsys):
     assert heat.shape == (40, 50) and heat[:18].any() and not heat[20:].any()
     assert main([*fit, "--force", "--smallest-defect", "3"]) == 2
     assert "tile and smallest_defect" in capsys.readouterr().err
+
+
+def test_evaluate_measures_and_compares(model, photos, capsys):
+    rng = np.random.default_rng(1)
+    for name, brightness in (("good", 60), ("bad", 190), ("bad", 62)):
+        for number in range(20, 26):
+            picture = rng.integers(brightness - 30, brightness + 30, (40, 50, 3), dtype=np.uint8)
+            Image.fromarray(picture).save(photos / name / f"{brightness}_{number}.png")
+    data = photos / "data"
+    data.mkdir()
+    for name in ("good", "bad"):
+        (photos / name).rename(data / name)
+    other = str(photos / "other")
+    fit = ["fit", f"{data}/bad", "--out", other, "--size", "32", "--false-alarm-rate", "0.2"]
+    assert main(fit) == 0
+    capsys.readouterr()
+    assert main(["evaluate", model, f"{data}:good", "--json", "-"]) == 0
+    printed = capsys.readouterr()
+    assert "18 normal images (good), 24 anomalous" in printed.err
+    assert "left out: 12 images that" in printed.err  # the detector has learned from these
+    found = json.loads(printed.out)
+    assert (found["n_normal"], found["n_anomalous"]) == (6, 24)
+    detector = pandalib.Inspector.load(model)
+    files = sorted((data / "good").glob("60_*.png")) + sorted((data / "bad").iterdir())
+    scores, labels = detector.score(files), np.arange(30) >= 6
+    alarms = scores > detector.threshold()
+    (one,) = found["models"]
+    assert one["recall"][0] == alarms[labels].mean()
+    assert one["precision"][0] == (alarms & labels).sum() / alarms.sum()
+    assert one["false_alarm_rate"][0] == alarms[~labels].mean()
+    product = one["precision"][0] * one["recall"][0]
+    assert one["f1"][0] == pytest.approx(2 * product / (one["precision"][0] + one["recall"][0]))
+    assert one["roc_auc"][0] == pandalib.metrics.roc_auc(labels, scores)
+    for name in ("recall", "precision", "f1", "roc_auc"):
+        value, low, high = one[name]
+        assert low <= value <= high
+    assert main(["evaluate", model, f"{data}:good", "--against", model]) == 0
+    printed = capsys.readouterr().out
+    assert "difference in ROC-AUC +0.000  (+0.000 to +0.000): may be chance" in printed
+    assert main(["evaluate", model, f"{data}:good", "--against", other]) == 2
+    assert "what remains is all of one kind" in capsys.readouterr().err
