@@ -195,12 +195,14 @@ def _fit_arguments(parser: argparse.ArgumentParser) -> None:
     parser.argument_default = argparse.SUPPRESS
     add = parser.add_argument
     words = f"normal images only: {IMAGES}; in MVTec's layout, train/good"
-    add("images", nargs="+", metavar="IMAGES", help=words)
+    add("images", nargs="*", default=[], metavar="IMAGES", help=words)
     target = parser.add_mutually_exclusive_group(required=True)
     target.add_argument("--out", metavar="MODEL", help="a new or an empty folder for the detector")
     target.add_argument(
         "--add-to", metavar="MODEL", help="a detector to which these images are added"
     )
+    words = "with --add-to: the review that a report wrote, of images below the folder IMAGES"
+    add("--reviewed", metavar="FILE", help=f"{words}; default: the folder that FILE lies in")
     add("--force", action="store_true", help="replace the detector in MODEL")
     add("--skip-unreadable", action="store_true", help="leave out files that are not images")
     _reading_arguments(parser)
@@ -241,6 +243,10 @@ def fit(options: argparse.Namespace) -> int:
     given = vars(options)
     how = {name: name in given for name in ("recursive", "skip_unreadable")}
     before, copies = 0, 0
+    if not options.images and "reviewed" not in given:
+        raise ValueError("which images? Name a folder of normal images, or files.")
+    if "reviewed" in given and ("add_to" not in given or len(options.images) > 1):
+        raise ValueError("--reviewed needs --add-to MODEL and at most one folder of images.")
     if "add_to" in given:
         settled = [name for name in FIXED if name in given]
         if settled:
@@ -250,7 +256,10 @@ def fit(options: argparse.Namespace) -> int:
         check_folder(target)
         inspector = _loaded(target, given)
         before, copies = len(inspector.features_), inspector.n_copies_
-        inspector.add(options.images, **how)
+        if "reviewed" in given:
+            _learn_review(inspector, given["reviewed"], options.images)
+        else:
+            inspector.add(options.images, **how)
     else:
         target = options.out
         folder = Path(target).expanduser()
@@ -274,6 +283,52 @@ def fit(options: argparse.Namespace) -> int:
         f"{inspector.false_alarm_rate:g}"
     )
     return 0
+
+
+def _learn_review(inspector, reviewed, folders: list[str]) -> None:
+    """Add confirmed normal images, keep confirmed defects to check."""
+    from pandalib.inspection.inspector import counted
+    from pandalib.inspection.review import read_review
+
+    review = read_review(reviewed, *folders)
+    if review.normal:
+        inspector.add(review.normal)
+    if review.defects:
+        inspector.add_defects(review.defects, review.defect_names)
+    print(
+        f"reviewed: {counted(len(review.normal), 'image')} confirmed normal, "
+        f"{len(review.defects)} confirmed as defects",
+        file=sys.stderr,
+    )
+    _say_check(inspector)
+
+
+def _say_check(inspector, rate: float | None = None) -> None:
+    """Whether the confirmed defects are found, and at which rate they would be."""
+    from pandalib.datasets.listing import describe
+    from pandalib.inspection.inspector import counted
+    from pandalib.io import printable
+
+    names = inspector.check_names_
+    if not names:
+        return
+    missed = [
+        (name, "not above the threshold")
+        for name, score in zip(names, inspector.check())
+        if score <= inspector.threshold(rate)
+    ]
+    found = f"check set: {len(names) - len(missed)} of {counted(len(names), 'confirmed defect')}"
+    print(f"{found} found", file=sys.stderr)
+    if missed:
+        print(f"  missed: {printable(describe(missed)[len('left out: ') :])}", file=sys.stderr)
+        proposed = inspector.rate_that_finds_all()
+        if proposed is not None:
+            print(
+                f"  --rate {proposed:.3g} would find all of them. This rate is chosen by these "
+                f"{len(names)} defects and {len(inspector.sample_)} normal images: it promises "
+                "nothing about other defects.",
+                file=sys.stderr,
+            )
 
 
 def _say_cost(inspector, images, recursive: bool, normal: bool = False) -> None:
@@ -405,6 +460,7 @@ def score(options: argparse.Namespace) -> int:
         skip_unreadable=True,
         on_image=MapFolder(options.maps, inspector, threshold) if options.maps else None,
     )
+    notes = inspector.notes_
     rows = list(ranked_rows(ranking, threshold))
     alarms = sum(row["alarm"] for row in rows)
     if options.csv:
@@ -426,8 +482,9 @@ def score(options: argparse.Namespace) -> int:
             f"{alarms} of {counted(len(rows), 'image')} {'raises' if alarms == 1 else 'raise'}"
         )
         print(f"{raising} an alarm (score above {threshold:.4g})")
-    for note in (*inspector.notes_, f"images as {inspector.geometry_}"):
+    for note in (*notes, f"images as {inspector.geometry_}"):
         print(printable(note), file=sys.stderr)
+    _say_check(inspector, options.rate)
     if ranking.fitted:
         few = ", ".join(map(printable, ranking.fitted[:3]))
         print(

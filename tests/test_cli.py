@@ -365,3 +365,52 @@ def test_evaluate_measures_and_compares(model, photos, capsys):
     assert "difference in ROC-AUC +0.000  (+0.000 to +0.000): may be chance" in printed
     assert main(["evaluate", model, f"{data}:good", "--against", other]) == 2
     assert "what remains is all of one kind" in capsys.readouterr().err
+
+
+def test_the_review_loop(model, photos, capsys):
+    """Confirmed normals join, confirmed misses are kept and reported on by each later score."""
+    rng = np.random.default_rng(5)
+    new = photos / "new"
+    new.mkdir()
+    for number, brightness in enumerate((60, 95, 98, 61)):
+        picture = rng.integers(brightness - 30, brightness + 30, (40, 50, 3), dtype=np.uint8)
+        Image.fromarray(picture).save(new / f"{number}.png")
+    before = pandalib.Inspector.load(model)
+    assert before.alarms(new).tolist() == [False, True, True, False]
+    verdicts = [("1.png", "normal"), ("2.png", "normal"), ("3.png", "defect")]
+    entries = [dict(file=name, verdict=verdict, alarm=True) for name, verdict in verdicts]
+    review = new / "pandalib-review.json"
+    review.write_text(json.dumps(review_of(entries)))
+    fit = ["fit", "--add-to", model, "--reviewed", str(review)]
+    assert main(fit) == 0
+    printed = capsys.readouterr()
+    assert "14 normal images (2 added" in printed.out
+    assert "2 images confirmed normal, 1 confirmed as defects" in printed.err
+    assert "check set: 0 of 1 confirmed defect found" in printed.err
+    after = pandalib.Inspector.load(model)
+    assert after.names_[-2:] == ["1.png", "2.png"] and after.check_names_ == ["3.png"]
+    assert np.array_equal(after.check(), after.score(new / "3.png"))
+    assert (after.score(new) / after.threshold())[1] < (before.score(new) / before.threshold())[1]
+
+    assert main(["score", model, str(photos / "bad"), "--json", "-"]) == 0
+    printed = capsys.readouterr()
+    (checked,) = json.loads(printed.out)["check"]
+    assert checked["file"] == "3.png" and checked["alarm"] is False
+    assert "missed: '3.png' (not above the threshold)" in printed.err
+    rate = after.rate_that_finds_all()
+    if rate is not None:
+        assert f"--rate {rate:.3g} would find all" in printed.err and "promises nothing" in (
+            printed.err
+        )
+        assert (after.check() > after.threshold(rate)).all()
+    assert main([*fit, str(new)]) == 0  # again: nothing is learned twice
+    assert len(pandalib.Inspector.load(model).check_names_) == 1
+    assert len(pandalib.Inspector.load(model).features_) == 14
+    capsys.readouterr()
+    for arguments in (fit[:1] + ["--out", "x"], fit + [str(new), str(new)], ["fit", "--out", "x"]):
+        assert main(arguments) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+
+
+def review_of(entries):
+    return {"format": "pandalib review", "version": 1, "reviewed": entries}

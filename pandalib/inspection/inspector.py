@@ -188,6 +188,8 @@ class Inspector(BaseEstimator):
         more normal than any new image can be.
     unreadable_ : list of (str, str)
         Name and reason of the files that the last `fit` or `add` left out.
+    check_images_, check_names_ : ndarray, shape (n, 3, h, w), uint8, and list of str
+        Confirmed defects, on which `check` reports.
     left_out_ : list of (str, float)
         Name and score, in multiples of the median, of what `leave_out_above` left out.
     notes_ : list of str
@@ -279,7 +281,7 @@ class Inspector(BaseEstimator):
         fitted.prepare()
         images, names, size_of = fitted._open_first(images, recursive)
         if fitted.tile_ is None:
-            fitted.image_size_ = height_and_width(images)
+            fitted.image_size_ = tuple(height_and_width(images))
         fitted.region_ = None
         if self.region is not None:
             fitted.region_ = read_region(self.region, *size_of(0))
@@ -303,6 +305,7 @@ class Inspector(BaseEstimator):
     def _learn_first(self, images, names, size_of, skip_unreadable) -> None:
         self.digests_ = np.empty(0, np.uint64)
         self.features_, self.names_, self.n_copies_, self.left_out_ = None, [], 0, []
+        self.check_images_, self.check_names_ = np.empty((0, 3, *self.image_size_), np.uint8), []
         if self.method == "bank":
             self.places_.begin(self.image_size_)
         self._learn(images, names, size_of, skip_unreadable, rows={}, shapes=None)
@@ -337,6 +340,39 @@ class Inspector(BaseEstimator):
         fitted._learn(images, names, size_of, skip_unreadable, rows, self.pyramids_.shapes)
         vars(self).update(vars(fitted))
         return self
+
+    def add_defects(self, images, names: Sequence[str] | None = None) -> Inspector:
+        """Keep confirmed defects, so that `check` can say whether the detector finds them.
+
+        They change neither scores nor threshold. Defects that are kept already are passed over.
+        """
+        check_fitted(self, "features_")
+        if self.tile_ is not None:
+            raise ValueError("a detector with tiles keeps no defects: their images are too large.")
+        images, found, _ = self._open(images, recursive=False)
+        kept = dict.fromkeys(map(_digest, self.check_images_))
+        new = {_digest(image): number for number, image in enumerate(images[:])}
+        new = [number for digest, number in new.items() if digest not in kept]
+        names = found if names is None else names
+        self.check_images_ = np.concatenate([self.check_images_, *(images[[n]] for n in new)])
+        self.check_names_ = [*self.check_names_, *(names[number] for number in new)]
+        return self
+
+    def check(self) -> np.ndarray:
+        """The scores of the confirmed defects, (n,): those not above `threshold()` are missed."""
+        check_fitted(self, "features_")
+        return self.score(self.check_images_) if self.check_names_ else np.empty(0)
+
+    def rate_that_finds_all(self) -> float | None:
+        """The false-alarm rate whose threshold lies just below all confirmed defects.
+
+        It was chosen by these defects and the normal images, and promises nothing about others.
+        None if there are none, or if no rate below 1 does.
+        """
+        lowest = self.check().min(initial=np.inf)
+        rate = float(p_values([lowest], self.normal_scores_)[0])
+        rate = math.ceil(1e4 * rate - 1e-6) / 1e4  # as it is typed
+        return rate if self.check_names_ and rate < 1 else None
 
     def prepare(self) -> None:
         """Check the settings, and set what follows from them and from the network."""
@@ -749,8 +785,8 @@ class Inspector(BaseEstimator):
         inside = self._inside
         for numbers, batch in self._readable(images, names, step, unreadable, text):
             if inside is not None:
-                for number in numbers:
-                    self.region_of(size_of(number))  # raises for other proportions
+                for size in {tuple(size_of(number)) for number in numbers} - {self.image_size_}:
+                    self.region_of(size)  # raises for other proportions
                 batch = np.where(inside, batch, np.uint8(tiled.PAINT))
             yield numbers, batch
 

@@ -1,15 +1,19 @@
-"""A ranking as one HTML file: gallery with heat maps, histogram, table; nothing in it runs.
+"""A ranking as one HTML file: gallery with heat maps, histogram, table, and buttons to review it.
 
 The page is `report.html.j2`; its rows and pictures are made here one at a time, so that memory does
 not grow with the number of images. All heat maps share one scale: the colours (magma, which darkens
 evenly, for colour-blind readers and grey print) go from zero to twice the threshold, and a line
-follows the threshold itself.
+follows the threshold itself. The only script, `review.js`, stands in the page under its hash, so
+that a browser runs no other: it writes the reader's verdicts into a file
+(`pandalib.inspection.review`).
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
+import json
 import platform
 from collections.abc import Iterator
 from datetime import datetime
@@ -18,6 +22,7 @@ from pathlib import Path
 import jinja2
 import matplotlib
 import numpy as np
+from markupsafe import Markup
 from PIL import Image
 from scipy.ndimage import binary_dilation
 
@@ -25,8 +30,9 @@ from pandalib.experiments.config import versions
 from pandalib.io import atomic_file, printable
 from pandalib.methods.distances import enlargement
 
-TEMPLATE = "report.html.j2"
+TEMPLATE, SCRIPT = "report.html.j2", "review.js"
 SIDE = 320  # the least length in pixels of the longer side of an overlay
+AT_FULL_SIZE = 60  # cards; of more, the pictures shrink, so that all together stay below 10 MB
 REACH = 2.0  # the darkest colour, in thresholds
 # The map ends short of black, which looks like a hole.
 COLOURS = matplotlib.colormaps["magma_r"](np.linspace(0.1, 0.9, 256))[:, :3].astype(np.float32)
@@ -76,7 +82,16 @@ def write_report(
         undefined=jinja2.StrictUndefined,
     )
     pages.filters["printable"] = printable
+    pages.filters["as_json"] = json.dumps  # ASCII: bytes that are no text survive in it
+    script = (Path(__file__).parent / SCRIPT).read_text(encoding="utf-8")
+    script_sha256 = hashlib.sha256(script.encode()).digest()
     page = pages.get_template(TEMPLATE).generate(
+        script=Markup(script),
+        script_sha256=base64.b64encode(script_sha256).decode(),
+        check=[
+            {"file": name, "alarm": score > threshold}
+            for name, score in zip(inspector.check_names_, inspector.check())
+        ],
         title=title,
         n=len(relative),
         n_alarms=int((relative > 1).sum()),
@@ -127,6 +142,7 @@ def in_words(peak) -> str:
 
 def _cards(inspector, ranking, threshold: float) -> Iterator[dict]:
     """The rows of the gallery, with pictures."""
+    shrink = min(1, (AT_FULL_SIZE / max(1, len(ranking.top))) ** 0.5)
     for finding, row in zip(ranking.top, ranked_rows(ranking, threshold)):
         image, heat = _at_its_proportions(inspector.geometry_, finding)
         share = (heat > threshold).mean()
@@ -137,8 +153,8 @@ def _cards(inspector, ranking, threshold: float) -> Iterator[dict]:
             "share": f"{_percent(share)} of the image lies above the threshold"
             if share
             else "no place lies above the threshold",
-            "picture": _picture(image.transpose(1, 2, 0)),
-            "overlay": _picture(overlay(image, heat, threshold)),
+            "picture": _picture(image.transpose(1, 2, 0), shrink),
+            "overlay": _picture(overlay(image, heat, threshold), shrink),
             "height": height,
             "width": width,
         }
@@ -283,9 +299,11 @@ def _laid_over(grey: np.ndarray, relative: np.ndarray) -> np.ndarray:
     return faded * (1 - opacity) + colours * opacity
 
 
-def _picture(pixels: np.ndarray) -> str:
-    """uint8 (h, w, 3) as the data address of a JPEG file."""
+def _picture(pixels: np.ndarray, shrink: float = 1) -> str:
+    """uint8 (h, w, 3) as the data address of a JPEG file, its sides times `shrink`."""
     buffer = io.BytesIO()
     image = Image.fromarray(np.ascontiguousarray(pixels))
-    image.save(buffer, "JPEG", quality=92, subsampling=0, optimize=True)
+    if shrink < 1:
+        image = image.resize([max(1, round(side * shrink)) for side in image.size])
+    image.save(buffer, "JPEG", quality=85)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

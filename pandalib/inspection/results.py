@@ -61,8 +61,9 @@ def as_csv(rows: Iterable[dict]) -> str:
 
 def as_json(inspector, ranking, rows: list[dict], rate: float | None) -> str:
     """All that is known of a ranking."""
+    threshold, check = inspector.threshold(rate), inspector.check().tolist()
     found = dict(
-        threshold=inspector.threshold(rate),
+        threshold=threshold,
         false_alarm_rate=rate or inspector.false_alarm_rate,
         n_images=len(rows),
         n_alarms=sum(row["alarm"] for row in rows),
@@ -70,6 +71,10 @@ def as_json(inspector, ranking, rows: list[dict], rate: float | None) -> str:
         geometry=str(inspector.geometry_),
         unreadable=[dict(file=name, reason=reason) for name, reason in ranking.unreadable],
         fitted=ranking.fitted,
+        check=[
+            dict(file=name, score=score, alarm=score > threshold)
+            for name, score in zip(inspector.check_names_, check)
+        ],
         images=rows,
     )
     return json.dumps(found, indent=1, allow_nan=False) + "\n"

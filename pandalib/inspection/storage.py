@@ -47,6 +47,7 @@ def save(inspector, folder) -> None:
         "digests": inspector.digests_,
         "normal_image": inspector.normal_parts_["image"],
         "normal_place": inspector.normal_parts_["place"],
+        "check_images": inspector.check_images_,
     }
     if inspector.tile_ is None:
         tensors["pyramids"] = inspector.pyramids_.rows
@@ -114,6 +115,7 @@ def _facts(inspector) -> dict:
         **{name: np.asarray(getattr(inspector, name)).item() for name in SETTINGS + SETTINGS_2},
         "n_normal": len(inspector.features_),
         "names": inspector.names_,
+        "check_names": inspector.check_names_,
         "n_copies": inspector.n_copies_,
         "usual": inspector.scales_,
         "threshold": inspector.threshold(),
@@ -205,10 +207,12 @@ def _rebuilt(cls, network: Backbone, facts: dict, tensors: dict[str, np.ndarray]
     if facts["version"] == FORMAT["version"]:
         geometry = Geometry(**facts["geometry"])
         settings = {name: facts[name] for name in (*SETTINGS_2, "tile", "overlap")}
-        names = facts["names"]
+        names, check_names = facts["names"], facts["check_names"]
     else:
         geometry = Geometry.square(facts["size"], facts["resize"], "crop")
         settings = {"method": "spade"}
+        check_names = []
+        tensors["check_images"] = np.empty((0, 3, *facts["image_size"]), np.uint8)
         names = [f"image {number}" for number in range(facts["n_normal"])]
     settings |= {name: facts[name] for name in ("layers", *SETTINGS)}
     side = facts["image_size"][0] if settings.get("tile") else geometry.height
@@ -226,6 +230,7 @@ def _rebuilt(cls, network: Backbone, facts: dict, tensors: dict[str, np.ndarray]
         "digests": (n,),
         "normal_image": (m,),
         "normal_place": (m,),
+        "check_images": (len(check_names), 3, *inspector.image_size_),
     }
     if inspector.tile_ is None:
         expected["pyramids"] = (m, form.rows.shape[1])
@@ -242,9 +247,11 @@ def _rebuilt(cls, network: Backbone, facts: dict, tensors: dict[str, np.ndarray]
     shapes = {name: array.shape for name, array in tensors.items()}
     if shapes != expected or len(names) != n:
         raise ValueError(f"its tensors have the shapes {shapes}, expected {expected}.")
-    inspector.names_ = list(names)
+    inspector.names_, inspector.check_names_ = list(names), list(check_names)
+    inspector.check_images_ = tensors["check_images"].astype(np.uint8)
     inspector.n_copies_ = facts["n_copies"]
     inspector.unreadable_, inspector.notes_, inspector.left_out_ = [], [], []
+    inspector.near_copies_ = []  # found again by `add`
     inspector.features_ = tensors["features"]
     inspector.sample_ = tensors["kept"]
     inspector.digests_ = tensors["digests"]
