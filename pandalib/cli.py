@@ -177,7 +177,8 @@ def export(options: argparse.Namespace) -> int:
 # ---------------------------------------------------------------- fit, score
 
 FIXED = """tier backbone truncate_after size tile overlap smallest_defect region framing method
-layers bank_size reweight n_images n_maps leave_out_above false_alarm_rate seed""".split()
+layers bank_size reweight normalise whiten n_images n_maps leave_out_above false_alarm_rate
+seed""".split()
 IMAGES = "a folder, files, a pattern as '*.png', or a table FILE.csv of files; several of these"
 ALARM = 3  # the exit status of --fail-on-alarm
 
@@ -227,6 +228,8 @@ def _fit_arguments(parser: argparse.ArgumentParser) -> None:
     add("--layers", help="of the heat maps, as layer1,layer2,layer3")
     add("--bank-size", type=int, help="patches in the memory bank; default: 5000")
     add("--reweight", action="store_true", help="weigh the bank's scores as PatchCore does")
+    add("--normalise", action="store_true", help="whole images by direction alone: often better")
+    add("--whiten", action="store_true", help="whole images in units of their normal spread")
     add("--n-images", type=int, help="of spade: most similar normal images; default: 50")
     add("--n-maps", type=int, help="normal images that set the threshold; default: 200")
     words = "leave out normal images with more than X times the median score; default: none"

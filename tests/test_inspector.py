@@ -12,9 +12,9 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from small import images, small_backbone
 
-from pandalib import SPADE, Inspector, PatchCore, load_backbone
+from pandalib import KNN, SPADE, Inspector, PatchCore, load_backbone
 from pandalib.datasets.images import Geometry, ImageError, ImageFolder
-from pandalib.inspection import inspector
+from pandalib.inspection import duplicates, inspector
 from pandalib.inspection.duplicates import near_copies
 from pandalib.inspection.inspector import _sample, _scale, counted
 from pandalib.methods.distances import image_scores
@@ -107,6 +107,29 @@ def test_parts_are_those_of_the_definition(backbone, fitted):
     maps, expected = fitted.maps(QUERIES), detector.maps(QUERIES) / np.quantile(places, 0.9)
     np.testing.assert_allclose(maps, expected, rtol=2e-3, atol=1e-4)
     np.testing.assert_allclose(image_scores(maps), fitted.parts(QUERIES)["place"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("whiten", [False, True])
+def test_whole_images_may_be_normalised_and_whitened(backbone, whiten, tmp_path, monkeypatch):
+    monkeypatch.setattr(duplicates, "NEAR", 0)
+    detector = Inspector(backbone, normalise=True, whiten=whiten, **SETTINGS).fit(NORMAL)
+    gallery = backbone.features(NORMAL)
+    rows = detector.sample_.tolist()
+    raw = []
+    for row in rows:  # each image against a detector of the others
+        scorer = KNN(2, normalise=True, whiten=whiten)
+        others = np.delete(gallery, row, axis=0)
+        raw.append(scorer.fit(others).score(gallery[row : row + 1])[0])
+    found = detector.normal_parts_["image"] * detector.scales_["image"]
+    # Whitening keeps the shrinkage of all images, so there it is nearly the same.
+    np.testing.assert_allclose(found, raw, rtol=0.25 if whiten else 1e-3)
+    assert np.corrcoef(found, raw)[0, 1] > 0.99
+    scorer = KNN(2, normalise=True, whiten=whiten).fit(gallery)
+    expected = scorer.score(backbone.features(QUERIES)) / detector.scales_["image"]
+    np.testing.assert_allclose(detector.parts(QUERIES)["image"], expected, rtol=1e-4)
+    detector.save(tmp_path / "model")
+    again = Inspector.load(tmp_path / "model", backbone=backbone)
+    assert np.array_equal(again.score(QUERIES), detector.score(QUERIES))
 
 
 def test_threshold_is_a_rank_among_the_normal_images(fitted):

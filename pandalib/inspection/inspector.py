@@ -43,6 +43,7 @@ from pandalib.methods.distances import height_and_width, image_scores
 from pandalib.methods.knn import KNN
 from pandalib.methods.patchcore import PatchCore, patches_of
 from pandalib.methods.spade import SPADE, Pyramids
+from pandalib.methods.whitening import whitened_leave_one_out_scores
 from pandalib.metrics import threshold_at
 from pandalib.progress import progress as bar
 from pandalib.validation import check_counts, check_fitted, check_rates
@@ -148,6 +149,8 @@ class Inspector(BaseEstimator):
         As for `pandalib.SPADE`.
     k : int
         Neighbours of DN2.
+    normalise, whiten : bool
+        How DN2 prepares its features, as for `pandalib.KNN`.
     false_alarm_rate : float
         Fraction of normal images that may raise an alarm.
     seed : int
@@ -226,6 +229,8 @@ class Inspector(BaseEstimator):
         n_images: int = 50,
         sigma: float = 4.0,
         k: int = 2,
+        normalise: bool = False,
+        whiten: bool = False,
         false_alarm_rate: float = 0.05,
         seed: int = 0,
         memory_mb: float = 64.0,
@@ -250,6 +255,8 @@ class Inspector(BaseEstimator):
         self.n_images = n_images
         self.sigma = sigma
         self.k = k
+        self.normalise = normalise
+        self.whiten = whiten
         self.false_alarm_rate = false_alarm_rate
         self.seed = seed
         self.memory_mb = memory_mb
@@ -424,6 +431,8 @@ class Inspector(BaseEstimator):
                 "tiles need the whole image and a plain memory bank: expected method='bank', "
                 "reweight=False and no crop."
             )
+        if self.normalise or self.whiten:
+            raise ValueError("tiles are compared as they are: expected no normalise, no whiten.")
         self.image_size_ = (size, size)
 
     def n_tiles(self, images, *, recursive: bool = False, normal: bool = False) -> int:
@@ -565,7 +574,12 @@ class Inspector(BaseEstimator):
         """Both parts of the sample's scores, each image without itself and its near-copies."""
         self.near_copies_ = near_copies(self.features_, self.sample_)
         gallery = self.knn_.gallery_
-        whole = scores_without(gallery, self.sample_, self.near_copies_, self.k)
+        if self.whiten:  # the image leaves mean and covariance, too
+            copies = near_copies(self.features_, range(len(gallery)))
+            whole = whitened_leave_one_out_scores(gallery, self.knn_.whitening_, self.k, copies)
+            whole = whole[self.sample_]
+        else:
+            whole = scores_without(gallery, self.sample_, self.near_copies_, self.k)
         if self.method == "spade":
             row_of = {number: row for row, number in enumerate(self.sample_.tolist())}
             copies = [
@@ -613,7 +627,7 @@ class Inspector(BaseEstimator):
 
     def build(self, pyramids: Pyramids, scales: np.ndarray | None = None) -> None:
         """Fit both detectors; `scales` as for `SPADE.fit_pyramids`. A bank is there already."""
-        self.knn_ = KNN(self.k).fit(self.features_)
+        self.knn_ = KNN(self.k, normalise=self.normalise, whiten=self.whiten).fit(self.features_)
         self.pyramids_ = pyramids
         if self.method == "spade":
             spade = copy.copy(self.places_)

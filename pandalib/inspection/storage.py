@@ -32,7 +32,7 @@ FORMAT = {"format": "pandalib detector", "version": 2}
 OLDER = FORMAT | {"version": 1}  # SPADE on the central square; read, no longer written
 FACTS = "detector.json"
 SETTINGS = ("n_maps", "n_images", "sigma", "k", "false_alarm_rate", "seed")
-SETTINGS_2 = ("method", "bank_size", "reweight")
+SETTINGS_2 = ("method", "bank_size", "reweight", "normalise", "whiten")
 TENSORS = re.compile(r"normal-[0-9a-f]{12}\.safetensors")
 LEFTOVER = re.compile(TENSORS.pattern + r"|\.(normal|detector)[-.].*\.part")
 
