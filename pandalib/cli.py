@@ -176,9 +176,9 @@ def export(options: argparse.Namespace) -> int:
 
 # ---------------------------------------------------------------- fit, score
 
-FIXED = """tier backbone truncate_after size tile overlap smallest_defect region framing method
-layers bank_size reweight normalise whiten n_images n_maps leave_out_above false_alarm_rate
-seed""".split()
+FIXED = """tier backbone truncate_after size adapt tile overlap smallest_defect region framing
+method layers bank_size reweight normalise whiten n_images n_maps leave_out_above
+false_alarm_rate seed""".split()
 IMAGES = "a folder, files, a pattern as '*.png', or a table FILE.csv of files; several of these"
 ALARM = 3  # the exit status of --fail-on-alarm
 
@@ -228,6 +228,8 @@ def _fit_arguments(parser: argparse.ArgumentParser) -> None:
     add("--layers", help="of the heat maps, as layer1,layer2,layer3")
     add("--bank-size", type=int, help="patches in the memory bank; default: 5000")
     add("--reweight", action="store_true", help="weigh the bank's scores as PatchCore does")
+    words = "adapt the network to half of the images, with EWC or stopped early; default: not"
+    add("--adapt", choices=("ewc", "early"), help=words)
     add("--normalise", action="store_true", help="whole images by direction alone: often better")
     add("--whiten", action="store_true", help="whole images in units of their normal spread")
     add("--n-images", type=int, help="of spade: most similar normal images; default: 50")
@@ -384,6 +386,7 @@ def _loaded(model, given: dict):
     inspector = Inspector.load(model, weights=given.get("weights"))
     if given.get("device"):
         inspector.backbone.to(given["device"])
+        inspector.backbone_.to(given["device"])
     pace = {name: given[name] for name in ("batch_size", "workers") if given.get(name) is not None}
     return inspector.set_params(**pace)
 

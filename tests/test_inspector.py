@@ -14,7 +14,7 @@ from small import images, small_backbone
 
 from pandalib import KNN, SPADE, Inspector, PatchCore, load_backbone
 from pandalib.datasets.images import Geometry, ImageError, ImageFolder
-from pandalib.inspection import duplicates, inspector
+from pandalib.inspection import adapted, duplicates, inspector
 from pandalib.inspection.duplicates import near_copies
 from pandalib.inspection.inspector import _sample, _scale, counted
 from pandalib.methods.distances import image_scores
@@ -527,3 +527,44 @@ def test_defects_among_the_normal_images_are_listed_and_may_be_left_out(tmp_path
     assert cleaned.alarms(hidden).all() and not plain.alarms(hidden).any()
     with pytest.raises(ValueError, match="leave_out_above=-1"):
         Inspector(load_backbone(), leave_out_above=-1, **settings).fit(folder)
+
+
+# --- an adapted network ---
+
+
+@pytest.mark.parametrize("kind", ["early", "ewc"])
+def test_the_network_may_be_adapted_to_half_of_the_images(kind, tmp_path, monkeypatch):
+    monkeypatch.setattr(adapted, "epochs_for", lambda minibatches, n_images: 3)
+    network, pictures = load_backbone(), images(60, 48, seed=8)
+    copies = pictures[:6] // 8 * 8 + 3  # near-copies of the first six
+    normal = np.concatenate([pictures, copies])
+    before = network.trainable_sha256()
+    settings = dict(n_maps=20, false_alarm_rate=0.1, progress=False)
+    detector = Inspector(network, adapt=kind, **settings).fit(normal)
+    assert network.trainable_sha256() == before != detector.backbone_.trainable_sha256()
+    halves = set(detector.adapted_.tolist())
+    assert 20 <= len(halves) <= 33 and len(detector.sample_) == 20
+    # What the network has seen sets no threshold, nor does a near-copy of it.
+    assert not halves & set(detector.sample_.tolist())
+    assert all((number in halves) == (60 + number in halves) for number in range(6))
+    plain = Inspector(detector.backbone_, **settings).fit(normal)
+    np.testing.assert_allclose(detector.features_, plain.features_, rtol=1e-4, atol=1e-4)
+    raw = [one.parts(QUERIES_48)["place"] * one.scales_["place"] for one in (detector, plain)]
+    np.testing.assert_allclose(*raw, rtol=1e-4)
+    detector.save(tmp_path / "model")
+    again = Inspector.load(tmp_path / "model")
+    assert again.backbone_.trainable_sha256() == detector.backbone_.trainable_sha256()
+    assert np.array_equal(again.score(QUERIES_48), detector.score(QUERIES_48))
+    assert again.threshold() == detector.threshold() and again.adapt == kind
+    more = images(8, 48, seed=9)
+    assert len(again.add(more).features_) == 74 and not halves & set(again.sample_.tolist())
+
+
+QUERIES_48 = images(5, 48, seed=21)
+
+
+def test_too_few_images_to_adapt_to(backbone):
+    with pytest.raises(ValueError, match="adapt='ewc' sets half of the 20 normal images aside"):
+        Inspector(load_backbone(), adapt="ewc", progress=False).fit(images(20, 48))
+    with pytest.raises(ValueError, match="adapt='magic'"):
+        Inspector(backbone, adapt="magic", progress=False).fit(NORMAL)

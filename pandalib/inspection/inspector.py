@@ -28,6 +28,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from PIL import Image
 from sklearn.base import BaseEstimator
 
@@ -36,7 +37,7 @@ from pandalib.datasets.folder import open_images
 from pandalib.datasets.images import FITS, Geometry, ImageFolder, LazyImages, take, upright_size
 from pandalib.datasets.region import read_region
 from pandalib.datasets.tiles import tile_boxes, tile_side
-from pandalib.inspection import storage, tiled
+from pandalib.inspection import adapted, storage, tiled
 from pandalib.inspection.duplicates import near_copies, scores_without
 from pandalib.inspection.regions import Region, p_values, regions_above
 from pandalib.methods.distances import height_and_width, image_scores
@@ -112,7 +113,10 @@ class Inspector(BaseEstimator):
     Parameters
     ----------
     backbone : Backbone
-        The pretrained network, which is not adapted.
+        The pretrained network, which stays as it is.
+    adapt : {"ewc", "early"} or None
+        Adapt a copy of it to half of the normal images, with EWC or stopped early; the other half
+        sets the threshold. For both parts of the score.
     size : int or None
         Files become images of about size x size pixels, at the proportions that their folder has;
         None: 128 for the embedded network, 224 for others.
@@ -162,6 +166,10 @@ class Inspector(BaseEstimator):
 
     Attributes
     ----------
+    backbone_ : Backbone
+        The network that is used: `backbone`, or its adapted copy.
+    adapted_ : ndarray of int64
+        Numbers of the normal images that were set aside to adapt to: they set no threshold.
     features_ : ndarray, shape (N, d), float32
         Of all normal images.
     names_ : list of str
@@ -213,6 +221,7 @@ class Inspector(BaseEstimator):
         self,
         backbone: Backbone,
         *,
+        adapt: str | None = None,
         size: int | None = None,
         tile: int | None = None,
         overlap: int | None = None,
@@ -239,6 +248,7 @@ class Inspector(BaseEstimator):
         workers: int | None = None,
     ):
         self.backbone = backbone
+        self.adapt = adapt
         self.size = size
         self.tile = tile
         self.overlap = overlap
@@ -298,16 +308,36 @@ class Inspector(BaseEstimator):
             if strange:
                 out = {name for name, _ in strange}
                 kept = [number for number, name in enumerate(names) if name not in out]
-                names = [names[number] for number in kept]
-                fitted._learn_first(
-                    [images[n] for n in kept] if isinstance(images, list) else take(images, kept),
-                    names,
-                    lambda number: size_of(kept[number]),
-                    skip_unreadable,
-                )
+                images, names, size_of = _part(images, names, size_of, kept)
+                fitted._learn_first(images, names, size_of, skip_unreadable)
                 fitted.left_out_ = strange
+        if self.adapt is not None:
+            fitted._adapt(images, names, size_of, skip_unreadable)
         vars(self).update(vars(fitted))
         return self
+
+    def _adapt(self, images, names, size_of, skip_unreadable) -> None:
+        """Adapt the network to half of the images, then learn from all of them again."""
+        adapting, others = adapted.two_halves(self.features_, self.seed)
+        needed = max(_needed(self.false_alarm_rate), self.k + 1)
+        if len(adapting) < 2 or len(others) < needed:
+            raise ValueError(
+                f"adapt={self.adapt!r} sets half of the {len(self.features_)} normal images aside, "
+                f"near-copies together, and {len(others)} remain for the threshold: expected at "
+                f"least {needed} of them, and 2 to adapt to."
+            )
+        some = adapting[_sample(len(adapting), adapted.MOST, self.seed)]
+        wanted = {self.names_[number] for number in some.tolist()}
+        chosen = [number for number, name in enumerate(names) if name in wanted]
+        part = _part(images, names, size_of, chosen)
+        batches = self._batches(*part, None, None, "adapt")
+        frozen = torch.cat([self.backbone.frozen_features(batch) for _, batch in batches])
+        self.backbone_ = adapted.adapt(
+            self.backbone, frozen, self.adapt, seed=self.seed, progress=self.progress
+        )
+        self.adapted_, left_out = adapting, self.left_out_
+        self._learn_first(images, names, size_of, skip_unreadable)
+        self.left_out_ = left_out
 
     def _learn_first(self, images, names, size_of, skip_unreadable) -> None:
         self.digests_ = np.empty(0, np.uint64)
@@ -384,7 +414,13 @@ class Inspector(BaseEstimator):
     def prepare(self) -> None:
         """Check the settings, and set what follows from them and from the network."""
         check_counts(n_maps=self.n_maps, n_images=self.n_images, k=self.k)
-        for name, choices in (("method", METHODS), ("framing", (None, *FITS))):
+        self.backbone_, self.adapted_ = self.backbone, np.empty(0, np.int64)
+        options = (
+            ("method", METHODS),
+            ("framing", (None, *FITS)),
+            ("adapt", (None, *adapted.KINDS)),
+        )
+        for name, choices in options:
             if getattr(self, name) not in choices:
                 expected = ", ".join(map(repr, choices))
                 raise ValueError(f"{name}={getattr(self, name)!r}: expected one of {expected}.")
@@ -431,8 +467,10 @@ class Inspector(BaseEstimator):
                 "tiles need the whole image and a plain memory bank: expected method='bank', "
                 "reweight=False and no crop."
             )
-        if self.normalise or self.whiten:
-            raise ValueError("tiles are compared as they are: expected no normalise, no whiten.")
+        if self.normalise or self.whiten or self.adapt:
+            raise ValueError(
+                "tiles are compared as they are: expected no normalise, no whiten and no adapt."
+            )
         self.image_size_ = (size, size)
 
     def n_tiles(self, images, *, recursive: bool = False, normal: bool = False) -> int:
@@ -524,7 +562,7 @@ class Inspector(BaseEstimator):
                 names,
                 unreadable,
                 _digest,
-                lambda n: _sample(n, self.n_maps, self.seed),
+                self._sampled,
             )
             self._set_scales(raw)
             return
@@ -544,12 +582,12 @@ class Inspector(BaseEstimator):
                     known.append(names[numbers[row]])
             if not new:
                 continue
-            pyramids = Pyramids.of(self.backbone, batch[new], self.layers_, dtype=np.float32)
+            pyramids = Pyramids.of(self.backbone_, batch[new], self.layers_, dtype=np.float32)
             shapes = pyramids.shapes
             features.append(pyramids.pooled.copy())  # a view would keep all of the pyramids
             if self.method == "bank":
                 self.places_.learn(patches_of(pyramids.maps()), range(n_before, len(digests)))
-            sample = _sample(len(digests), self.n_maps, self.seed).tolist()
+            sample = self._sampled(len(digests)).tolist()
             with np.errstate(over="raise"):  # beyond the largest float16
                 rows = {
                     number: rows[number]
@@ -596,6 +634,11 @@ class Inspector(BaseEstimator):
             each = bar(range(len(self.sample_)), "leave one out", shown=self.progress, log=True)
             places = [self._places(self.pyramids_[[row]], self._left_out(row))[1] for row in each]
         return {"image": whole, "place": np.concatenate(places)}
+
+    def _sampled(self, n: int) -> np.ndarray:
+        """Which of n images to sample, none of those that the network was adapted to."""
+        sample = _sample(n, self.n_maps + len(self.adapted_), self.seed, by_key=True)
+        return np.sort(sample[~np.isin(sample, self.adapted_)][: self.n_maps])
 
     def _left_out(self, row: int) -> list[int]:
         """The numbers of an image of the sample and its near-copies."""
@@ -645,7 +688,7 @@ class Inspector(BaseEstimator):
         """
         check_fitted(self, "features_")
         rate = self.false_alarm_rate if rate is None else rate
-        n, n_normal = len(self.sample_), len(self.features_)
+        n, n_normal = len(self.sample_), len(self.features_) - len(self.adapted_)
         if 0 < rate < 1 and n < min(n_normal, _needed(rate)):
             raise ValueError(
                 f"a false-alarm rate of {rate:g} needs the scores of {_needed(rate)} normal "
@@ -701,7 +744,7 @@ class Inspector(BaseEstimator):
             return
         step = self.places_._images_at_once()
         for numbers, batch in self._batches(images, names, size_of, step, unreadable, "score"):
-            pyramids = Pyramids.of(self.backbone, batch, self.layers_, dtype=np.float32)
+            pyramids = Pyramids.of(self.backbone_, batch, self.layers_, dtype=np.float32)
             maps, places = self._places(pyramids)
             raw = {"image": self.knn_.score(pyramids.pooled), "place": places}
             parts = {part: raw[part] / self.scales_[part] for part in PARTS}
@@ -886,6 +929,12 @@ def _is_frame(image) -> bool:
     return isinstance(image, np.ndarray) and (len(shape) == 2 or len(shape) == 3 == shape[2])
 
 
+def _part(images, names, size_of, numbers: list[int]) -> tuple:
+    """The images of these numbers, their names and sizes."""
+    part = [images[n] for n in numbers] if isinstance(images, list) else take(images, numbers)
+    return part, [names[n] for n in numbers], lambda number: size_of(numbers[number])
+
+
 def _sizes(images) -> Callable[[int], tuple[int, int]]:
     """From the number of an image to the height and width of the original."""
     if isinstance(images, ImageFolder):
@@ -899,15 +948,18 @@ def _notes(images) -> list[str]:
     return [] if listing is None else [note for note in (listing.note, listing.warning) if note]
 
 
-def _sample(n: int, n_maps: int, seed: int) -> np.ndarray:
+def _sample(n: int, n_maps: int, seed: int, by_key: bool = False) -> np.ndarray:
     """Which of n images to sample: those with the smallest of n random keys, in ascending order.
+
+    `by_key`: in the order of the keys.
 
     The key of an image depends only on seed and number, so an image that left the sample never
     returns, and images can be added at any time. The raw stream of a generator is the same in
     every version of numpy.
     """
     keys = np.random.Philox(seed).random_raw(n)
-    return np.sort(np.argsort(keys, kind="stable")[:n_maps])
+    drawn = np.argsort(keys, kind="stable")[:n_maps]
+    return drawn if by_key else np.sort(drawn)
 
 
 def _digest(image: np.ndarray) -> int:

@@ -7,6 +7,7 @@ and no name in a file leads out of the folder.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 import re
@@ -32,7 +33,8 @@ FORMAT = {"format": "pandalib detector", "version": 2}
 OLDER = FORMAT | {"version": 1}  # SPADE on the central square; read, no longer written
 FACTS = "detector.json"
 SETTINGS = ("n_maps", "n_images", "sigma", "k", "false_alarm_rate", "seed")
-SETTINGS_2 = ("method", "bank_size", "reweight", "normalise", "whiten")
+OWN = "trainable."  # the tensors of an adapted network
+SETTINGS_2 = ("adapt", "method", "bank_size", "reweight", "normalise", "whiten")
 TENSORS = re.compile(r"normal-[0-9a-f]{12}\.safetensors")
 LEFTOVER = re.compile(TENSORS.pattern + r"|\.(normal|detector)[-.].*\.part")
 
@@ -48,7 +50,11 @@ def save(inspector, folder) -> None:
         "normal_image": inspector.normal_parts_["image"],
         "normal_place": inspector.normal_parts_["place"],
         "check_images": inspector.check_images_,
+        "adapted": inspector.adapted_,
     }
+    if inspector.adapt is not None:
+        trainable = inspector.backbone_.trainable.state_dict()
+        tensors |= {f"{OWN}{name}": value.cpu().numpy() for name, value in trainable.items()}
     if inspector.tile_ is None:
         tensors["pyramids"] = inspector.pyramids_.rows
     else:
@@ -97,7 +103,7 @@ def _remove_leftovers(folder: Path) -> None:
 
 def _facts(inspector) -> dict:
     """What `detector.json` says; some of its keys are older than our names."""
-    network = inspector.backbone
+    network = inspector.backbone_
     return FORMAT | {
         "backbone": network.name,
         "last": network.truncate_after,
@@ -131,9 +137,13 @@ def load(cls, folder, *, weights=None, backbone: Backbone | None = None):
     try:
         tensors = _read_tensors(folder, facts)
         network = _network(facts, weights) if backbone is None else backbone
-        _check_network(network, facts)
-        return _rebuilt(cls, network, facts, tensors)
-    except (ValueError, LookupError, TypeError) as error:
+        own = {name: tensors.pop(name) for name in list(tensors) if name.startswith(OWN)}
+        used = _with_trainable(network, own) if own else network
+        _check_network(used, facts)
+        inspector = _rebuilt(cls, network, facts, tensors)
+        inspector.backbone_ = used
+        return inspector
+    except (ValueError, RuntimeError, LookupError, TypeError) as error:
         raise ValueError(f"{folder / FACTS} is not a usable detector: {error}") from None
 
 
@@ -189,6 +199,14 @@ def _network(facts: dict, weights) -> Backbone:
     )
 
 
+def _with_trainable(network: Backbone, own: dict[str, np.ndarray]) -> Backbone:
+    """The network with an adapted trainable part."""
+    trainable = copy.deepcopy(network.trainable)
+    state = {name.removeprefix(OWN): torch.from_numpy(value) for name, value in own.items()}
+    trainable.load_state_dict(state)
+    return network.with_trainable(trainable)
+
+
 def _check_network(network: Backbone, facts: dict) -> None:
     weights = facts["weights"]
     for what, found, expected in (
@@ -212,6 +230,7 @@ def _rebuilt(cls, network: Backbone, facts: dict, tensors: dict[str, np.ndarray]
         geometry = Geometry.square(facts["size"], facts["resize"], "crop")
         settings = {"method": "spade"}
         check_names = []
+        tensors["adapted"] = np.empty(0, np.int64)
         tensors["check_images"] = np.empty((0, 3, *facts["image_size"]), np.uint8)
         names = [f"image {number}" for number in range(facts["n_normal"])]
     settings |= {name: facts[name] for name in ("layers", *SETTINGS)}
@@ -223,13 +242,15 @@ def _rebuilt(cls, network: Backbone, facts: dict, tensors: dict[str, np.ndarray]
     inspector.image_size_ = tuple(facts["image_size"])
     blank = np.zeros((1, 3, *inspector.image_size_), np.uint8)
     form = Pyramids.of(network, blank, inspector.layers_)
-    n, m = facts["n_normal"], min(facts["n_normal"], facts["n_maps"])
+    n, n_adapted = facts["n_normal"], len(tensors["adapted"])
+    m = min(n - n_adapted, facts["n_maps"])
     expected = {
         "features": (n, form.pooled.shape[1]),
         "kept": (m,),
         "digests": (n,),
         "normal_image": (m,),
         "normal_place": (m,),
+        "adapted": (n_adapted,),
         "check_images": (len(check_names), 3, *inspector.image_size_),
     }
     if inspector.tile_ is None:
@@ -247,6 +268,7 @@ def _rebuilt(cls, network: Backbone, facts: dict, tensors: dict[str, np.ndarray]
     shapes = {name: array.shape for name, array in tensors.items()}
     if shapes != expected or len(names) != n:
         raise ValueError(f"its tensors have the shapes {shapes}, expected {expected}.")
+    inspector.adapted_ = tensors["adapted"]
     inspector.names_, inspector.check_names_ = list(names), list(check_names)
     inspector.check_images_ = tensors["check_images"].astype(np.uint8)
     inspector.n_copies_ = facts["n_copies"]

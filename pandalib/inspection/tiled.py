@@ -167,4 +167,4 @@ def small_map(whole: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _pyramids(inspector, batch: np.ndarray) -> Pyramids:
-    return Pyramids.of(inspector.backbone, batch, inspector.layers_, dtype=np.float32)
+    return Pyramids.of(inspector.backbone_, batch, inspector.layers_, dtype=np.float32)
