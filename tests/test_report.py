@@ -44,6 +44,11 @@ def detector(source="imagenet", n=30):
         geometry_=Geometry(SIDE, SIDE),
         method="spade",
         tile_=None,
+        k=2,
+        normalise=True,
+        whiten=False,
+        adapt="ewc",
+        adapted_=[0, 1, 2],
         check_names_=[],
         check=lambda: [],
         layers_=["layer1", "layer2"],
@@ -235,6 +240,8 @@ def test_numbers_and_facts(text):
         "resnet18 up to layer4, weights: ImageNet",
         "40 x 40 pixels, the whole image",
         "layer1, layer2; SPADE, 50 nearest images; blur of 4 pixels",
+        "2 nearest normal images; features normalised; network adapted to 3 of the normal images, "
+        "with EWC",
         "torch ",
         "Python 3",
     ):

@@ -106,6 +106,7 @@ def write_report(
         unreadable=ranking.unreadable,
         inspector=inspector,
         heat_maps=_heat_maps(inspector),
+        whole_images=_whole_images(inspector),
         rate=rate,
         when=when or datetime.now(),
         source=SOURCES.get(network.source, Path(network.source or "").name),
@@ -178,6 +179,17 @@ def _heat_maps(inspector) -> str:
     if inspector.tile_ is not None:
         how += f"; tiles of {inspector.tile_} pixels, {inspector.overlap_} of them shared"
     return f"{', '.join(inspector.layers_)}; {how}; blur of {inspector.sigma:g} pixels"
+
+
+def _whole_images(inspector) -> str:
+    """How whole images are compared, in a line."""
+    how = [f"{inspector.k} nearest normal images"]
+    how += ["features normalised"] if inspector.normalise else []
+    how += ["features whitened"] if inspector.whiten else []
+    if inspector.adapt is not None:
+        kind = {"ewc": "with EWC", "early": "stopped early"}[inspector.adapt]
+        how.append(f"network adapted to {len(inspector.adapted_)} of the normal images, {kind}")
+    return "; ".join(how)
 
 
 def _histogram(normal: np.ndarray, found: np.ndarray, n_bins: int = 28) -> dict:
