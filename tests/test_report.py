@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from pandalib.datasets.images import Geometry
-from pandalib.inspection.inspector import Finding, Ranking
+from pandalib.inspection.ranking import Finding, Ranking
 from pandalib.inspection.report import (
     in_words,
     overlay,

@@ -25,21 +25,21 @@ import copy
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from sklearn.base import BaseEstimator
 
 from pandalib.backbones import PIXELS_PER_BATCH, Backbone
 from pandalib.datasets.folder import open_images
-from pandalib.datasets.images import FITS, Geometry, ImageFolder, LazyImages, take, upright_size
+from pandalib.datasets.images import FITS, Geometry, ImageFolder, LazyImages, upright_size
 from pandalib.datasets.region import read_region
 from pandalib.datasets.tiles import tile_boxes, tile_side
 from pandalib.inspection import adapted, storage, tiled
 from pandalib.inspection.duplicates import near_copies, scores_without
-from pandalib.inspection.regions import Region, p_values, regions_above
+from pandalib.inspection.opening import frames_of, notes_of, part_of, sizes_of
+from pandalib.inspection.ranking import Finding, Ranking, Seen, larger_part
+from pandalib.inspection.regions import p_values, regions_above
 from pandalib.methods.distances import height_and_width, image_scores
 from pandalib.methods.knn import KNN
 from pandalib.methods.patchcore import PatchCore, patches_of
@@ -54,52 +54,6 @@ METHODS = ("bank", "spade")
 BANK_LAYERS = 2  # the coarsest of the network's: finer ones cost four times as much, for less
 BANK_PARTS = 10  # a normal image is compared with nine of them
 PARTS = ("image", "place")
-
-
-class Seen(NamedTuple):
-    """One image as the detector sees it."""
-
-    name: str
-    image: np.ndarray  # uint8 (3, h, w)
-    parts: dict[str, float]  # "image" and "place"
-    map: np.ndarray  # float32 (h, w)
-    size: tuple[int, int]  # height and width of the original
-    fitted: bool  # whether the same pixels were among the normal images
-
-    @property
-    def score(self) -> float:
-        return max(self.parts.values())
-
-
-class Finding(NamedTuple):
-    """One of the most anomalous images of a ranking."""
-
-    number: int  # its row in the ranking
-    image: np.ndarray  # uint8 (3, h, w), as the detector sees it
-    map: np.ndarray  # float32 (h, w)
-    size: tuple[int, int]  # height and width of the original
-
-
-class Ranking(NamedTuple):
-    """The scores of all images in the given order, and the most anomalous images with maps."""
-
-    names: list[str]
-    parts: dict[str, np.ndarray]  # "image" and "place", (n,) each
-    peaks: np.ndarray  # (n, 2), where each map is largest: row and column, 0 to 1
-    top: list[Finding]  # highest score first
-    unreadable: list[tuple[str, str]]  # name and reason
-    p_values: np.ndarray  # (n,), see `pandalib.inspection.regions.p_values`
-    regions: list[list[Region]]  # of each image, in pixels of the original
-    fitted: list[str]  # names of images that the detector was fitted with
-
-    @property
-    def scores(self) -> np.ndarray:
-        return larger_part(self.parts)
-
-    @property
-    def order(self) -> np.ndarray:
-        """Rows from the highest score to the lowest; ties in the given order."""
-        return np.argsort(-self.scores, kind="stable")
 
 
 class Inspector(BaseEstimator):
@@ -308,7 +262,7 @@ class Inspector(BaseEstimator):
             if strange:
                 out = {name for name, _ in strange}
                 kept = [number for number, name in enumerate(names) if name not in out]
-                images, names, size_of = _part(images, names, size_of, kept)
+                images, names, size_of = part_of(images, names, size_of, kept)
                 fitted._learn_first(images, names, size_of, skip_unreadable)
                 fitted.left_out_ = strange
         if self.adapt is not None:
@@ -329,7 +283,7 @@ class Inspector(BaseEstimator):
         some = adapting[_sample(len(adapting), adapted.MOST, self.seed)]
         wanted = {self.names_[number] for number in some.tolist()}
         chosen = [number for number, name in enumerate(names) if name in wanted]
-        part = _part(images, names, size_of, chosen)
+        part = part_of(images, names, size_of, chosen)
         batches = self._batches(*part, None, None, "adapt")
         frozen = torch.cat([self.backbone.frozen_features(batch) for _, batch in batches])
         self.backbone_ = adapted.adapt(
@@ -483,7 +437,7 @@ class Inspector(BaseEstimator):
             probe.prepare()
         if probe.tile_ is None:
             return 0
-        frames = _frames(images)
+        frames = frames_of(images)
         if frames is None:
             images, _ = open_images(images, probe.geometry_, recursive=recursive, normal=normal)
             frames = tiled.sources_of(images)
@@ -510,13 +464,13 @@ class Inspector(BaseEstimator):
         """Normal images, names and sizes; their folder decides about the geometry."""
         size = self.geometry_.height
         how = size, self.geometry_.fit, self.geometry_.resize
-        frames = _frames(images)
+        frames = frames_of(images)
         if frames is not None:
             self.geometry_ = Geometry.for_images(frames, *how)
             self.notes_ = []
             return self._read_frames(frames)
         images, names = open_images(images, size, fit=how[1], recursive=recursive, normal=True)
-        self.notes_ = _notes(images)
+        self.notes_ = notes_of(images)
         if isinstance(images, ImageFolder) and self.resize is not None:
             geometry = Geometry.for_images(images.files, *how)
             images = ImageFolder(images.files, geometry, images.listing)
@@ -524,21 +478,21 @@ class Inspector(BaseEstimator):
             self.geometry_ = images.geometry
         else:  # arrays, at their own size
             self.geometry_ = Geometry(*height_and_width(images))
-        return images, names, _sizes(images)
+        return images, names, sizes_of(images)
 
     def _open(
         self, images, recursive: bool, normal: bool = False
     ) -> tuple[Sequence, list[str], Callable[[int], tuple[int, int]]]:
         """Images, names, and a function from number to the original's height and width."""
-        frames = _frames(images)
+        frames = frames_of(images)
         if frames is not None:
             self.notes_ = []
             return self._read_frames(frames)
         images, names = open_images(images, self.geometry_, recursive=recursive, normal=normal)
         if self.tile_ is None:
             self._check_size(images)
-        self.notes_ = _notes(images)
-        return images, names, _sizes(images)
+        self.notes_ = notes_of(images)
+        return images, names, sizes_of(images)
 
     def _read_frames(self, frames: list) -> tuple:
         names = [f"image {number}" for number in range(len(frames))]
@@ -904,48 +858,9 @@ class Inspector(BaseEstimator):
         return storage.load(cls, folder, weights=weights, backbone=backbone)
 
 
-def larger_part(parts: dict[str, np.ndarray]) -> np.ndarray:
-    """The score: the larger of both parts."""
-    return np.maximum(parts["image"], parts["place"])
-
-
 def counted(n: int, one: str, many: str = "") -> str:
     """A number with its noun: 1 image, 2 images."""
     return f"{n} {one if n == 1 else many or one + 's'}"
-
-
-def _frames(images) -> list | None:
-    """Single images in memory, which are treated as files are; None for anything else."""
-    if _is_frame(images):
-        return [images]
-    some = isinstance(images, (list, tuple)) and len(images) > 0
-    return list(images) if some and all(map(_is_frame, images)) else None
-
-
-def _is_frame(image) -> bool:
-    if isinstance(image, Image.Image):
-        return True
-    shape = getattr(image, "shape", ())
-    return isinstance(image, np.ndarray) and (len(shape) == 2 or len(shape) == 3 == shape[2])
-
-
-def _part(images, names, size_of, numbers: list[int]) -> tuple:
-    """The images of these numbers, their names and sizes."""
-    part = [images[n] for n in numbers] if isinstance(images, list) else take(images, numbers)
-    return part, [names[n] for n in numbers], lambda number: size_of(numbers[number])
-
-
-def _sizes(images) -> Callable[[int], tuple[int, int]]:
-    """From the number of an image to the height and width of the original."""
-    if isinstance(images, ImageFolder):
-        return lambda number: upright_size(images.files[number])[::-1]
-    return lambda number: height_and_width(images)
-
-
-def _notes(images) -> list[str]:
-    """How a folder was read, and what was left out there."""
-    listing = getattr(images, "listing", None)
-    return [] if listing is None else [note for note in (listing.note, listing.warning) if note]
 
 
 def _sample(n: int, n_maps: int, seed: int, by_key: bool = False) -> np.ndarray:
