@@ -140,10 +140,12 @@ def test_threshold_is_a_rank_among_the_normal_images(fitted):
     assert fitted.alarms(QUERIES, rate=0.5).sum() >= fitted.alarms(QUERIES).sum()
 
 
-def test_new_normal_images_alarm_as_often_as_asked_for(backbone):
+@pytest.mark.parametrize("bank_size", [5000, 100])  # of 960 patches all, or few
+def test_new_normal_images_alarm_as_often_as_asked_for(backbone, bank_size):
     rates = []
+    settings = dict(false_alarm_rate=0.2, bank_size=bank_size, progress=False)
     for seed in range(4):
-        detector = Inspector(backbone, false_alarm_rate=0.2, n_images=5, progress=False)
+        detector = Inspector(backbone, **settings)
         detector.fit(images(60, SIDE, seed=100 + seed))
         rates.append(detector.alarms(images(80, SIDE, seed=200 + seed)).mean())
     assert 0.08 < np.mean(rates) < 0.3, rates

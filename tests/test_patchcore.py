@@ -165,3 +165,23 @@ def test_the_weight_is_that_of_equation_7(backbone):
             weighted.score(QUERIES[number : number + 1]), expected, rtol=1e-3
         )
     np.testing.assert_allclose(weighted.maps(QUERIES), plain.maps(QUERIES))
+
+
+def test_a_bank_in_parts(backbone):
+    """Each part of its own images; a normal image is compared with the parts of the others."""
+    detector = PatchCore(backbone, coreset_ratio=1.0, bank_size=24, n_parts=3).fit(IMAGES)
+    assert np.bincount(detector.owners_ % 3).tolist() == [8, 8, 8]
+    patches = detector._patches(IMAGES[4:5])
+    for left_out, others in (
+        ([4], detector.owners_ % 3 != 1),
+        ([4, 2], (detector.owners_ % 3 != 1) & (detector.owners_ != 2)),
+        ([], detector.owners_ >= 0),
+    ):
+        plain = PatchCore(backbone)
+        plain.begin(detector.image_size_)
+        bank = detector.memory_bank_[others]
+        plain.set_bank(bank, detector.owners_[others], detector._grid)
+        expected, _ = plain.maps_and_scores(patches)
+        close(detector.maps_and_scores(patches, left_out)[0], expected, 1e-4)
+    with pytest.raises(ValueError, match="n_parts=0"):
+        PatchCore(backbone, n_parts=0).fit(IMAGES)
