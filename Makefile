@@ -20,7 +20,7 @@ COVERAGE = $(if $(ARGS),,--cov=pandalib --cov-report=term --cov-fail-under=95)
 # Jupyter refuses to run as root, as in a container, unless told so.
 AS_ROOT = $(if $(filter 0,$(shell id -u)),--allow-root)
 
-.PHONY: help install lab teach test test-fast mutate notebooks student nbgrader book slides bench doctor lock clean
+.PHONY: help install lab teach test test-fast mutate notebooks student nbgrader book slides results bench doctor lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -29,7 +29,7 @@ help: ## this list
 	@echo '  PYTHON=python3      the Python it is made with, 3.11 or newer (now: $(PYTHON))'
 	@echo '  TORCH_INDEX=        where torch comes from, an address or a folder of wheels; remembered until `make clean`.'
 	@echo '                      Left out: PyTorch'"'"'s index of CPU wheels where there is no NVIDIA driver, else the usual one'
-	@echo '  ARGS=               more arguments for lab, teach, test, test-fast, mutate, notebooks, student, book, slides, bench, doctor, lock:'
+	@echo '  ARGS=               more arguments for lab, teach, test, test-fast, mutate, notebooks, student, book, slides, results, bench, doctor, lock:'
 	@echo '                      make lab ARGS="--no-browser --port 8899"'
 
 install: ## build the virtual environment from requirements.lock; quick when nothing has changed
@@ -66,6 +66,9 @@ book: install ## build the book, all lessons and the library's reference as a si
 
 slides: install ## make slides from the lessons' cells, one file a lesson: build/slides
 	$(RUN) tools/slides.py $(ARGS)
+
+results: install ## make the committed tables of docs/results again, hours; ARGS=--stale makes those alone that have to be
+	$(RUN) tools/results.py $(ARGS)
 
 bench: install ## measure everything beside other people's code on a quiet machine; ARGS="fisher growth" measures those alone
 	$(RUN) bench/everything.py $(ARGS)

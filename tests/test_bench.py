@@ -43,11 +43,11 @@ def images():
 # ---------------------------------------------------------------- definitions
 
 
-@pytest.mark.parametrize("name", ["embedded", "resnet18"])
+@pytest.mark.parametrize("name", ["embedded", "mobilenet_v2", "resnet18"])
 def test_extraction_compares_the_same_network(name, images):
     which = [] if name == "embedded" else [name, "random"]
     backbone = load_backbone(*which, device="cpu")
-    network = extraction.torchvision_network(name, backbone)
+    network = extraction.torchvision_network(name)
     found = extraction.plain_loop(network, images)
     np.testing.assert_allclose(found, backbone.features(images), rtol=1e-4, atol=1e-4)
 

@@ -98,7 +98,19 @@ def test_run_on_a_folder(photos, capsys):
         (["run", *STAR, "--method", "magic"], "method 'magic' is unknown: choose one of pixels"),
         (["run", *STAR, "--method", "dn2", "--epochs", "2"], "epochs is not an option of dn2"),
         (["run", *STAR, "--method", "dn2", "--tier", "huge"], "tier 'huge' is unknown"),
-        (["run", *STAR, "--method", "dn2", "--weights", "no.pth"], "no.pth"),
+        (
+            ["run", *STAR, "--method", "dn2", "--weights", "no.pth"],
+            "no.pth without --backbone: name",
+        ),
+        (
+            ["run", *STAR, "--method", "dn2", "--weights", "no.pth", "--backbone", "resnet18"],
+            "weights no.pth: there is no such file",
+        ),
+        (["run", *STAR, "--method", "pixels", "--weights", "no.pth"], "not an option of pixels"),
+        (
+            ["run", *STAR, "--method", "dn2", "--weights", "imagenet"],
+            "glyphs_resnet4 has no ImageNet weights",
+        ),
         (["run", *STAR, *SMALL, "--method", "dn2", "--k", "10"], "k"),
         (["run", *STAR, *SMALL, "--method", "svdd", "--epochs", "0"], "epochs=0"),
         (["run", *STAR, *SMALL, "--method", "early", "--lr", "1e30"], "lower lr (now 1e+30)"),
@@ -265,7 +277,7 @@ def test_targets_are_tried_before_the_work(options, words, model, photos, capsys
     ("options", "words"),
     [
         (["--weights", "random"], "no command can load"),
-        (["--weights", "my.pth"], "of which network? Add its name, as --backbone resnet18"),
+        (["--weights", "my.pth"], "without --backbone: name the network"),
         (["--out", "{}/good/0.png/model"], "is a file: expected a folder"),
     ],
 )

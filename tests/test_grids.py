@@ -139,3 +139,11 @@ def test_committed_grids_load(name):
 
 def test_the_grid_of_the_lesson():
     assert len(load_grid("one_class_embedded").runs()) == 70
+
+
+def test_what_is_planned_does_not_depend_on_what_is_here(monkeypatch, tmp_path):
+    grid = load_grid("tuning_standard")
+    monkeypatch.setenv("PANDALIB_DATASETS", str(tmp_path))
+    planned = grid.planned()
+    assert {run["task"] for run in planned} > {"cifar10:dog"}
+    assert len(grid.runs(skip_missing=True)) < len(planned)

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # From the ground up: a module imports from its own floor or from those below it.
 FLOORS = (
     "pandalib validation io progress metrics plots",
-    "weights cache backbones datasets",
+    "weights cache backbones timm_backbones datasets",
     "methods",
     "experiments inspection",
     "teach doctor cli __main__",

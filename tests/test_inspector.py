@@ -14,13 +14,14 @@ from small import images, small_backbone
 
 from pandalib import KNN, SPADE, Inspector, PatchCore, load_backbone
 from pandalib.datasets.images import Geometry, ImageError, ImageFolder
-from pandalib.inspection import adapted, duplicates, inspector
-from pandalib.inspection.duplicates import near_copies
+from pandalib.inspection import adapted, inspector
+from pandalib.inspection.duplicates import near_duplicates, others_of_group
 from pandalib.inspection.inspector import _sample, _scale, counted
 from pandalib.methods.distances import image_scores
 
 SIDE = 32
 NORMAL, QUERIES = images(30, SIDE), images(6, SIDE, seed=1)
+NORMAL[7] = NORMAL[3] // 2 * 2  # its near-duplicate
 SETTINGS = dict(n_maps=22, n_images=4, false_alarm_rate=0.1, progress=False)
 
 
@@ -61,18 +62,12 @@ def same(one, other, rtol=1e-4):
 # --- what a score is ---
 
 
-def near_by_definition(features, row):
-    distances = cdist(features, features, "sqeuclidean")
-    np.fill_diagonal(distances, np.inf)
-    tenth = np.sort(distances, axis=1)[:, 9]
-    return np.flatnonzero(distances[row] < 0.4 * np.maximum(tenth, tenth[row]))
-
-
 def test_parts_are_those_of_the_definition(backbone, fitted):
     gallery = backbone.features(NORMAL).astype(float)
     queries = backbone.features(QUERIES).astype(float)
     rows = fitted.sample_.tolist()
-    copies = [near_by_definition(gallery, row) for row in rows]
+    twins = {3: [7], 7: [3]}
+    copies = [twins.get(row, []) for row in rows]
     among = cdist(gallery, gallery, "sqeuclidean")
     for row, near in zip(rows, copies):
         among[row, [row, *near]] = np.inf
@@ -95,7 +90,7 @@ def test_parts_are_those_of_the_definition(backbone, fitted):
             ]
         )
     assert len(rows) == 22 and fitted.features_.shape == gallery.shape
-    assert all(map(np.array_equal, fitted.near_copies_, copies)) and any(map(len, copies))
+    assert fitted.near_duplicates() == [["image 3", "image 7"]] and any(copies)
     for part, normal, found in (
         ("image", among, whole),
         ("place", places, detector.score(QUERIES)),
@@ -110,10 +105,10 @@ def test_parts_are_those_of_the_definition(backbone, fitted):
 
 
 @pytest.mark.parametrize("whiten", [False, True])
-def test_whole_images_may_be_normalised_and_whitened(backbone, whiten, tmp_path, monkeypatch):
-    monkeypatch.setattr(duplicates, "NEAR", 0)
-    detector = Inspector(backbone, normalise=True, whiten=whiten, **SETTINGS).fit(NORMAL)
-    gallery = backbone.features(NORMAL)
+def test_whole_images_may_be_normalised_and_whitened(backbone, whiten, tmp_path):
+    normal = images(30, SIDE)  # no near-duplicates
+    detector = Inspector(backbone, normalise=True, whiten=whiten, **SETTINGS).fit(normal)
+    gallery = backbone.features(normal)
     rows = detector.sample_.tolist()
     raw = []
     for row in rows:  # each image against a detector of the others
@@ -236,10 +231,10 @@ def test_a_model_keeps_the_range_of_16_bits(backbone, tmp_path):
     assert Inspector.load(tmp_path / "model", backbone=backbone).geometry_ == detector.geometry_
 
 
-# --- near-copies ---
+# --- near-duplicates ---
 
 
-def test_near_copies_do_not_lower_the_threshold(method):
+def test_near_duplicates_do_not_lower_the_threshold(method):
     """20 scenes of 3 nearly equal frames: of 30 new scenes about 1 in 20 alarms, not all."""
     network, rng = load_backbone(), np.random.default_rng(0)
 
@@ -253,23 +248,28 @@ def test_near_copies_do_not_lower_the_threshold(method):
         normal = np.concatenate([frames(scene, 3) for scene in scenes[:20]])
         others = np.concatenate([frames(scene, 1) for scene in scenes[20:]])
         detector = Inspector(network, method=method, progress=False).fit(normal)
-        for number, copies in zip(detector.sample_.tolist(), detector.near_copies_):
-            scene = range(number // 3 * 3, number // 3 * 3 + 3)
-            assert set(scene) - {number} <= set(copies.tolist())
+        assert detector.groups_.tolist() == (np.arange(60) // 3).tolist()
         alarms += detector.alarms(others).sum()
-    assert alarms <= 11, alarms  # of 90, where without near-copies all would
+    assert alarms <= 11, alarms  # of 90, where all would if frames of their scene were left in
 
 
-def test_kinds_of_parts_are_no_near_copies():
+def test_near_duplicates_are_told_from_images_that_are_alike():
+    """In many dimensions all images of one kind are about equally far from each other."""
     rng = np.random.default_rng(0)
-    features = rng.normal(size=(100, 20)) + 50 * (np.arange(100) % 5)[:, None]
-    assert sum(map(len, near_copies(features, range(100)))) <= 10
-    features[7] = features[2] + 1e-3
-    assert near_copies(features, [2])[0].tolist() == [7]
-    hub = np.concatenate([np.zeros((1, 6)), 20 * np.eye(6), 20 * np.eye(6) + 0.1])
-    for n in range(2, 13):
-        assert all(len(one) <= (n - 1) // 2 for one in near_copies(hub[:n], range(n)))
-    assert near_copies(np.zeros((12, 3)), [0])[0].tolist() == []  # all alike: nothing to compare
+    rows = rng.normal(size=(100, 300)) + 50 * (np.arange(100) % 5)[:, None]  # five kinds of parts
+    assert len(set(near_duplicates(rows))) == 100
+    rows[7], rows[31] = rows[2] + 1e-3, rows[7]
+    groups = near_duplicates(rows)
+    assert np.flatnonzero(groups == groups[2]).tolist() == [2, 7, 31] and groups.max() == 97
+    assert [one.tolist() for one in others_of_group(groups, [7, 8])] == [[2, 31], []]
+    assert near_duplicates(rows[:2]).tolist() == [0, 1]
+
+
+def test_images_that_are_all_alike_set_no_threshold():
+    noise = np.random.default_rng(0).integers(0, 9, (40, 3, 48, 48), dtype=np.uint8)
+    few = images(4, 48)[np.arange(40) % 4] // 2 + noise
+    with pytest.raises(ValueError, match="40 normal images are 4 different ones and their near-"):
+        Inspector(load_backbone(), progress=False).fit(few)
 
 
 # --- which images are kept ---
@@ -538,7 +538,7 @@ def test_defects_among_the_normal_images_are_listed_and_may_be_left_out(tmp_path
 def test_the_network_may_be_adapted_to_half_of_the_images(kind, tmp_path, monkeypatch):
     monkeypatch.setattr(adapted, "epochs_for", lambda minibatches, n_images: 3)
     network, pictures = load_backbone(), images(60, 48, seed=8)
-    copies = pictures[:6] // 8 * 8 + 3  # near-copies of the first six
+    copies = pictures[:6] // 8 * 8 + 3  # near-duplicates of the first six
     normal = np.concatenate([pictures, copies])
     before = network.trainable_sha256()
     settings = dict(n_maps=20, false_alarm_rate=0.1, progress=False)
@@ -546,7 +546,7 @@ def test_the_network_may_be_adapted_to_half_of_the_images(kind, tmp_path, monkey
     assert network.trainable_sha256() == before != detector.backbone_.trainable_sha256()
     halves = set(detector.adapted_.tolist())
     assert 20 <= len(halves) <= 33 and len(detector.sample_) == 20
-    # What the network has seen sets no threshold, nor does a near-copy of it.
+    # What the network has seen sets no threshold, nor does a near-duplicate of it.
     assert not halves & set(detector.sample_.tolist())
     assert all((number in halves) == (60 + number in halves) for number in range(6))
     plain = Inspector(detector.backbone_, **settings).fit(normal)

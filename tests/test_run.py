@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.metrics import roc_auc_score
 from small import images
 
 import pandalib
@@ -196,6 +197,13 @@ def test_drawn_images_have_a_size_of_their_own(monkeypatch):
     for options, size in (({}, 128), (dict(size=64), 64), (dict(tier="standard"), 128)):
         run("surfaces:metal", "pixels", n_train=3, n_test=1, **options)
         assert seen[-1].test.shape[-1] == size
+
+
+def test_scores_give_the_recorded_roc_auc():
+    record = run("pictograms:star", "dn2", n_train=20, n_test=3, with_scores=True, progress=False)
+    labels = [int(one) for one in record["labels"]]
+    assert len(labels) == record["n_test"] and sum(labels) == 27
+    assert roc_auc_score(labels, record["scores"]) == pytest.approx(record["roc_auc"], abs=1e-12)
 
 
 def test_options_are_those_of_the_detectors():

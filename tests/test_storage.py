@@ -71,7 +71,7 @@ def test_saved_and_loaded_to_the_bit(backbone, fitted, saved):
     assert np.array_equal(again.maps(QUERIES), fitted.maps(QUERIES))
     for rate in (None, 0.3):
         assert again.threshold(rate) == fitted.threshold(rate)
-    for name in ("geometry_", "names_", "image_size_", "layers_", "n_copies_", "scales_"):
+    for name in ("geometry_", "names_", "sizes_", "image_size_", "layers_", "n_copies_", "scales_"):
         assert getattr(again, name) == getattr(fitted, name)
     content = facts(saved)
     assert names(saved) == ["detector.json", content["tensors"]["file"]]
@@ -186,7 +186,7 @@ def test_json_that_is_none_or_without_its_hash(saved, text):
         Inspector.load(saved)
 
 
-@pytest.mark.parametrize(("key", "value"), [("version", 3), ("version", None), ("format", "other")])
+@pytest.mark.parametrize(("key", "value"), [("version", 2), ("version", None), ("format", "other")])
 def test_another_format_is_refused(saved, key, value):
     change(saved, key, value)
     with pytest.raises(ValueError, match=f"detector.json holds .*{value}.*: expected .*'version'"):

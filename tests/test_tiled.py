@@ -79,7 +79,7 @@ def test_parts_are_the_largest_of_the_tiles(normal, tiled):
     assert seen.parts["place"] == pytest.approx(seen.map.max(), rel=1e-5)
     # A normal image is compared with the others: its own tiles would be at distance 0.
     number = int(tiled.sample_[3])
-    own, near = tiled.tile_owners_ == number, [number, *tiled.near_copies_[3]]
+    own, near = tiled.tile_owners_ == number, tiled._left_out(3)
     others = gallery[~np.isin(tiled.tile_owners_, near)]
     apart = ((gallery[own][:, None].astype(float) - others[None]) ** 2).sum(axis=2)
     expected = apart.min(axis=1).max() / tiled.scales_["image"]

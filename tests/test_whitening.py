@@ -178,18 +178,3 @@ def test_threshold_from_left_out_images_holds_with_fewer_images_than_dimensions(
         alarms.append((distances > threshold).mean())
     # floor(0.1 * 61) / 61 = 0.098; spread over training sets about 0.04, of 25 means 0.008.
     assert np.mean(alarms) == pytest.approx(0.098, abs=0.02)
-
-
-def test_copies_are_no_neighbours_of_whitened_features():
-    features = np.random.default_rng(0).normal(size=(30, 5))
-    features[4] = features[9] + 1e-3
-    whitening = Whitening().fit(features)
-    whitened = whitening.transform(features)
-    copies = [[9] if row == 4 else [4] if row == 9 else [] for row in range(30)]
-    plain = whitened_leave_one_out_scores(whitened, whitening, 1)
-    found = whitened_leave_one_out_scores(whitened, whitening, 1, copies)
-    second = whitened_leave_one_out_scores(whitened, whitening, 2) - plain  # the next nearest
-    for row in range(30):
-        expected = second if row in (4, 9) else plain
-        assert found[row] == pytest.approx(expected[row])
-    assert plain[4] < 1e-3 < found[4]

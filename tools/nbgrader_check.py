@@ -1,12 +1,14 @@
-"""Assign the lessons with nbgrader and let it grade three submissions: are the points deserved?
+"""Assign the lessons with nbgrader and let it grade submissions: are the points deserved?
 
     python tools/nbgrader_check.py --install    makes nbgrader's environment: `make nbgrader`
     python tools/nbgrader_check.py              the check itself
 
 nbgrader brings another Jupyter than the one that the lessons were run with, so it lives in
-`.venv-nbgrader`; the kernel that executes the submissions is this environment's. The three: the
+`.venv-nbgrader`; the kernel that executes the submissions is this environment's. They are the
 solution, the stub as it was handed out, and a common wrong answer to one exercise beside right
-ones to the others. Nothing outside a temporary folder is written.
+ones to the others; and a solution in which cells were copied, moved and deleted, mended by
+`tools/submissions.py`: nbgrader refuses copied cells, and gives no points where a check is missing
+or stands before its exercise. Nothing outside a temporary folder is written.
 """
 
 from __future__ import annotations
@@ -22,14 +24,20 @@ import tempfile
 import venv
 from pathlib import Path
 
+import nbformat
+
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv-nbgrader"
+sys.path.insert(0, str(ROOT / "tools"))
+from submissions import mend
+
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 VERSION = "0.9.6"
 LESSON = "00_start_here"  # the quickest one, with two exercises
 # A wrong answer that many give: in the cell of an exercise, this piece replaced by that one.
 EXERCISE, RIGHT, WRONG = "auc-exercise", "(higher + 0.5 * equal)", "higher"
 CHECK = "auc-check"
+OTHER = "threshold-exercise"
 VALIDATE = """import sys, nbformat
 from nbgrader.nbgraderformat import MetadataValidator
 for path in sys.argv[1:]:
@@ -85,7 +93,7 @@ def write(path: Path, content: dict) -> None:
 
 
 def submissions(released: dict, original: dict) -> dict[str, dict]:
-    """Three filled-in copies of the notebook that nbgrader hands out."""
+    """Filled-in copies of the notebook that nbgrader hands out."""
     sources = {cell["id"]: "".join(cell["source"]) for cell in original["cells"]}
     marks = r"^\s*### (BEGIN|END) SOLUTION\n?"
     solved = {
@@ -101,7 +109,22 @@ def submissions(released: dict, original: dict) -> dict[str, dict]:
         ]
         return released | {"cells": cells}
 
-    return {"solution": filled(solved), "stub": released, "wrong": filled(wrong)}
+    made = {"solution": filled(solved), "stub": released, "wrong": filled(wrong)}
+    lesson = nbformat.reads(json.dumps(released), as_version=4)
+    notebook = nbformat.reads(json.dumps(made["solution"]), as_version=4)
+    disorder(notebook.cells)
+    made["mended"] = json.loads(nbformat.writes(mend(notebook, lesson)[0]))
+    return made
+
+
+def disorder(cells: list) -> None:
+    """Copy a check, move its exercise to the end, and delete another exercise."""
+    (check,) = (cell for cell in cells if cell.id == CHECK)
+    cells.insert(cells.index(check), nbformat.from_dict(check | {"id": "a-copy"}))
+    (exercise,) = (cell for cell in cells if cell.id == EXERCISE)
+    cells.remove(exercise)
+    cells.append(exercise)
+    cells[:] = [cell for cell in cells if cell.id != OTHER]
 
 
 def grades() -> dict[str, float]:

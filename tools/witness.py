@@ -181,7 +181,7 @@ def inspector_numbers(found, images) -> dict:
 
 
 def inspector(network, normal, **options):
-    return Inspector(network, progress=False, **options).fit(normal)
+    return Inspector(network, method="spade", progress=False, **options).fit(normal)
 
 
 # ------------------------------------------------------------------------------ small helpers
@@ -366,7 +366,7 @@ def networks():
         other = load_backbone(truncate_after="layer4", adapt_from=adapt_from)
         yield f"stem before {adapt_from}", sketch(stem_features(other, task.test))
     yield "bias_free", sketch(features(load_backbone(bias_free=True), task.test))
-    for name, last in (("resnet18", "layer3"), ("resnet50", "layer1"), ("squeezenet1_1", None)):
+    for name, last in (("resnet18", "layer3"), ("resnet50", "layer1")):
         other = load_backbone(name, "random", truncate_after=last, seed=3)
         yield f"{name}, random", sketch(features(other, task.test))
     yield "DN2", DN2(network).fit(task.train).score(task.test)
@@ -537,7 +537,8 @@ def inspection():
         found.add(more)
         yield from named("after add", inspector_numbers(found, folder / "test" / "stain"))
         model, target = Path(place) / "model", Path(place) / "scores.json"
-        command("fit", folder, "--out", model, "--size", 64, "--false-alarm-rate", 0.1)
+        how = ["--size", 64, "--false-alarm-rate", 0.1, "--place", "spade"]
+        command("fit", folder, "--out", model, *how)
         command("score", model, folder / "test", "--recursive", "--json", target)
         scored = json.loads(target.read_text(encoding="utf-8"))
         yield "command line, threshold", [scored["threshold"], scored["n_alarms"]]
@@ -599,7 +600,7 @@ def real_maps():
         ("mvtec_leather", dict(n_test=2)),
     ):
         task = f"folder:{REAL / name}"
-        options |= dict(missing_masks="drop")
+        options |= dict(missing_masks="drop", fit="crop")
         for method in ("spade", "bank"):
             prefix = f"{name}, {method}"
             yield from named(prefix, of_run(task, method, size=96, **options))
@@ -619,7 +620,12 @@ def real_maps():
         yield f"magnetic_tile, images {size} of {resize}", sketch(task.test)
         yield f"magnetic_tile, masks {size} of {resize}", sketch(task.masks)
     task = load_task(
-        f"folder:{REAL / 'magnetic_tile'}", n_train=20, n_test=2, size=96, missing_masks="none"
+        f"folder:{REAL / 'magnetic_tile'}",
+        n_train=20,
+        n_test=2,
+        size=96,
+        missing_masks="none",
+        fit="crop",
     )
     found = inspector(load_backbone(), task.train[:], n_images=5)
     yield from named("magnetic_tile, inspector", inspector_numbers(found, task.test[:]))
@@ -655,9 +661,6 @@ def real_resnet18():
     )
     yield from named("SPADE", of_maps(SPADE(network, balanced=True), leather))
     yield from named("memory bank", of_maps(PatchCore(network, progress=False), leather))
-    squeeze = load_backbone("squeezenet1_0", REAL / "weights" / "squeezenet1_0_deepcompression.pth")
-    yield "squeezenet, features", sketch(features(squeeze, task.test))
-    yield "squeezenet, Fisher", fisher_summary(fisher_of(squeeze, task.train[:6]))
 
 
 GROUPS = (

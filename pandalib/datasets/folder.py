@@ -163,6 +163,7 @@ def open_images(
     geometry: Geometry | int,
     *,
     fit: str | None = None,
+    resize: int | None = None,
     recursive: bool = False,
     normal: bool = False,
 ) -> tuple[Sequence, list[str]]:
@@ -171,10 +172,11 @@ def open_images(
     Parameters
     ----------
     images : path-like, list of them, Listing, PIL image, list of them, or sequence of images
-        Files as for `pandalib.datasets.listing.find_images`; or what
-        `pandalib.validation.as_images` takes.
+        Files as for `pandalib.datasets.listing.find_images`; one image as uint8 (H, W, 3) or, in
+        grey, uint8 or uint16 (H, W); or what `pandalib.validation.as_images` takes.
     geometry : Geometry or int
-        Of files and PIL images; a number is the size for `Geometry.for_images` with `fit`.
+        Of files and PIL images; a number is the size for `Geometry.for_images`, with `fit`
+        and `resize`.
     recursive : bool
         Search subfolders too.
     normal : bool
@@ -196,6 +198,10 @@ def open_images(
     listing = None
     if isinstance(images, Image.Image):
         images = [images]
+    elif (
+        isinstance(images, np.ndarray) and images.ndim in (2, 3) and images.shape[2:] in ((), (3,))
+    ):
+        images = [Image.fromarray(images)]
     if isinstance(images, Listing):
         listing = images
     elif isinstance(images, (str, os.PathLike)) or _all_are(images, (str, os.PathLike)):
@@ -203,7 +209,7 @@ def open_images(
     if listing is not None or _all_are(images, Image.Image):
         sources = images if listing is None else listing.files
         if not isinstance(geometry, Geometry):
-            geometry = Geometry.for_images(sources, geometry, fit)
+            geometry = Geometry.for_images(sources, geometry, fit, resize)
         if listing is not None:
             return ImageFolder(sources, geometry, listing), listing.names
         images = np.stack([geometry.read(image) for image in sources])

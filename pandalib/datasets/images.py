@@ -184,7 +184,7 @@ class Geometry:
                 pixels = np.asarray(image.resize(inner, Image.Resampling.BILINEAR))
                 pixels = np.pad(pixels, ((above, below), (left, right), (0, 0)), "edge")
             else:
-                shape, box = (self.width, self.height), self._window(image.height, image.width)
+                shape, box = (self.width, self.height), self.window(image.height, image.width)
                 pixels = np.asarray(image.resize(shape, Image.Resampling.BILINEAR, box=box))
             return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
@@ -235,7 +235,7 @@ class Geometry:
             (above, below), (left, right) = margins = self._margins(*mask.shape)
             inner = self.width - left - right, self.height - above - below
             return np.pad(np.asarray(image.resize(inner, nearest)) > 0, margins)
-        box = self._window(*mask.shape)
+        box = self.window(*mask.shape)
         return np.asarray(image.resize((self.width, self.height), nearest, box=box)) > 0
 
     def restore(self, anomaly_map: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -254,7 +254,7 @@ class Geometry:
             NaN where a crop did not look.
         """
         values = np.asarray(anomaly_map, np.float32)
-        left, top, right, bottom = self._window(height, width)
+        left, top, right, bottom = self.window(height, width)
         for axis, length, start, end in ((0, height, top, bottom), (1, width, left, right)):
             n = values.shape[axis]
             centres = np.arange(length) + 0.5
@@ -277,7 +277,7 @@ class Geometry:
         grey = "" if self.white == 65535 else f", 16-bit values {self.black} to {self.white}"
         return f"{self.width} x {self.height} pixels, {how}{grey}"
 
-    def _window(self, height: int, width: int) -> tuple[float, float, float, float]:
+    def window(self, height: int, width: int) -> tuple[float, float, float, float]:
         """Left, top, right and bottom of what is shown, in pixels of the original."""
         if self.fit == "stretch":
             return 0, 0, width, height

@@ -52,6 +52,16 @@ def read_region(region: str | os.PathLike | Sequence, height: int, width: int) -
     return inside
 
 
+def check_proportions(region: np.ndarray, height: int, width: int) -> None:
+    """Raise ValueError if a region (H, W) would be another place in an image of this size."""
+    given, wanted = region.shape[1] / region.shape[0], width / height
+    if abs(given / wanted - 1) > 0.01:
+        raise ValueError(
+            f"an image has {width} x {height} pixels: expected the proportions of the region of "
+            f"interest, {region.shape[1]} x {region.shape[0]}."
+        )
+
+
 def _corners(region) -> np.ndarray | None:
     """The corners of a polygon, (n, 2); None for a file."""
     if isinstance(region, os.PathLike):

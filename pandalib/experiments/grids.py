@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,6 +83,22 @@ class Grid:
                 f"grid {self.name}: images are missing; skip_missing (--skip-missing) goes on "
                 f"without them. {reasons}"
             )
+        return self._runs(missing)
+
+    def planned(self) -> list[dict]:
+        """As `runs`, whether the images are here or not.
+
+        Only tasks whose classes are unknown without their images are left out.
+        """
+        unknown = set()
+        for task in {task for block in self.blocks for task in block["tasks"]}:
+            try:
+                expand(task)
+            except (ValueError, OSError):
+                unknown.add(task)
+        return self._runs(unknown)
+
+    def _runs(self, missing: Container[str]) -> list[dict]:
         found = {}
         for block in self.blocks:
             tasks = [one for task in block["tasks"] if task not in missing for one in expand(task)]

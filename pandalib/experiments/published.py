@@ -1,6 +1,6 @@
-"""Published numbers (`data/published.json`), each with its experiment and a mark.
+"""Published numbers (`data/published.json`), each with its experiment and its source.
 
-The mark is "verified" or "unverified". A number is never printed without its mark and its
+A number that could not be read again in its source is not here. None is printed without its
 experiment: data set, split, image or pixel level, one class or outlier exposure, adapted or not.
 """
 
@@ -29,11 +29,10 @@ class Published:
     level : {"image", "pixel"}
     value : float
         0 to 1.
-    mark : {"verified", "unverified"}
     outlier_exposure, adapted : bool
         Of the experiment; None if unknown.
     experiment, source : str
-        In words.
+        In words: what was measured, and where the number was read.
     classes : dict of str to float
         The value of each normal class, where published.
     """
@@ -44,7 +43,6 @@ class Published:
     metric: str
     level: str
     value: float
-    mark: str
     outlier_exposure: bool
     adapted: bool | None
     experiment: str
@@ -52,7 +50,7 @@ class Published:
     classes: dict[str, float]
 
     def __str__(self) -> str:
-        return f"{self.value:.3f} {self.mark}"
+        return f"{self.value:.3f}"
 
 
 def published_numbers(
@@ -63,7 +61,7 @@ def published_numbers(
     Examples
     --------
     >>> print(*published_numbers("cifar10", "ewc"))
-    0.962 verified
+    0.962
     """
     return [
         number

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +33,7 @@ from pandalib.methods.diagnostics import diagnose, effective_rank, feature_varia
 from pandalib.methods.distances import image_scores
 from pandalib.methods.ewc import Fisher
 from pandalib.metrics import pixel_roc_auc, pro, roc_auc
+from pandalib.timm_backbones import TIMM
 
 DRAWN = ("pictograms:", "surfaces:")  # images with a size of their own
 N_OUTLIERS = 2000  # drawn for outlier exposure
@@ -45,6 +46,7 @@ def run(
     tier: str = "embedded",
     seed: int = 0,
     memory: Memory | None = None,
+    with_scores: bool = False,
     progress: bool = True,
     **options,
 ) -> dict:
@@ -62,6 +64,8 @@ def run(
         For images, weights and batches.
     memory : Memory, optional
         What this process keeps from one run to the next; changes no result.
+    with_scores : bool
+        Add `labels`, a string of 0 and 1, and `scores`, floats, of the test images.
     progress : bool
     **options
         Of the method, see its dataclass in `pandalib.experiments.config`; None: the default.
@@ -84,12 +88,12 @@ def run(
     chosen = make_options(method, options)
     defaults = tier_named(tier)
     recall = _call if memory is None else memory.recall
-    data = _load_images(task, chosen, defaults, seed, recall)
+    network = load_network(chosen, defaults, seed)
+    data = _load_images(task, chosen, defaults, network, seed, recall)
     for line in (data.note, data.credit):
         if line and progress:
             print(line, file=sys.stderr)
     chosen = chosen.at_pace(defaults.pace, len(data.train))
-    network = load_network(chosen, defaults, seed)
     cache = memory if tier == "embedded" else FeatureCache()
     recorder = None
     if getattr(chosen, "checkpoints", 0):
@@ -110,7 +114,7 @@ def run(
         maps = detector.maps(data.test)  # all at once: the metrics sort all pixels
     scores = detector.score(data.test) if maps is None else image_scores(maps)
     tried = hasattr(detector, "bf16_")
-    return dict(
+    record = dict(
         task=data.name,
         method=method,
         tier=tier,
@@ -127,6 +131,10 @@ def run(
         bf16=dict(used=detector.bf16_, ratio=detector.bf16_ratio_) if tried else None,
         history=recorder.history if recorder else [],
     )
+    if with_scores:
+        record["labels"] = "".join(str(int(label)) for label in data.labels)
+        record["scores"] = [float(str(one)) for one in np.float32(scores)]  # the shortest digits
+    return record
 
 
 def load_network(options: ImageOptions, tier: Tier, seed: int = 0) -> Backbone | None:
@@ -151,8 +159,12 @@ def _call(function, *arguments, **options):
     return function(*arguments, **options)
 
 
-def _load_images(task, options, tier: Tier, seed: int, recall) -> OneClassTask:
-    """The images of a run. Drawn ones have a size of their own, all others the tier's."""
+def _load_images(task, options, tier: Tier, network, seed: int, recall) -> OneClassTask:
+    """The images of a run. Drawn ones have a size of their own, all others the tier's, or that of
+    a network of timm.
+    """
+    if network is not None and network.name.startswith(TIMM):
+        tier = replace(tier, size=network.size, resize=None)
     names = ("n_train", "n_test", "missing_masks", "level", "doubtful", "size", "fit")
     named = {name: getattr(options, name) for name in names}
     if options.defects is not None:

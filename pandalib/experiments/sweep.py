@@ -2,9 +2,9 @@
 
     sweep("one_class_embedded", "results/one_class")     # killed and called again, it goes on
 
-A result file holds the record of `pandalib.run` and its origin: settings, versions, device,
-threads, commit, time, but nothing that names the machine. It is written whole or not at all. A run
-that fails leaves its error in its file, and the others go on.
+A result file holds the record of `pandalib.run`, the scores of up to 2,000 test images, and its
+origin: settings, versions, device, threads, commit, time, but nothing that names the machine. It is
+written whole or not at all. A run that fails leaves its error in its file, and the others go on.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import functools
 import subprocess
 import threading
 import traceback
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import BrokenExecutor
 from dataclasses import asdict
@@ -42,7 +43,11 @@ from pandalib.io import ROOT, dump_json_with_hash, write_atomically
 from pandalib.progress import progress as bar
 
 LOG = "sweep.log"  # in the folder of a sweep
+MOST_SCORES = 2000  # a file with the scores of more test images would be large
 CONNECTING = 15  # seconds to wait for a scheduler
+
+# Joblib replaces a worker whose memory has grown. Nothing is lost, so nobody need be warned.
+warnings.filterwarnings("ignore", "A worker stopped while some jobs", UserWarning)
 
 
 def sweep(
@@ -197,7 +202,9 @@ def attempt(settings: dict, threads: int | None = None, folder: Path | None = No
         )
         reset_peak_rss()
         try:
-            result |= run(**settings, memory=_memory(), progress=False)
+            result |= run(**settings, memory=_memory(), with_scores=True, progress=False)
+            if result["n_test"] > MOST_SCORES:
+                del result["labels"], result["scores"]
         except Exception as error:  # of any kind: the other runs go on
             result |= {key: settings[key] for key in MAIN} | {"error": _facts_of(error)}
         torch.set_num_threads(before[0])

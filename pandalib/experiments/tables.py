@@ -7,7 +7,9 @@ A row is a data set, a number of normal classes, a network, a method and its opt
 the mean over the normal classes of the mean over the seeds. The interval is the bootstrap over the
 *classes*: how much the mean would change with other classes of the same kind, but not with other
 test images or seeds. Two rows are compared class by class, so that differences between the classes
-do not widen the interval. Results of the embedded tier never stand beside published ones.
+do not widen the interval. A kind of solar cell is a data set with one class: there the bootstrap is
+over the *test images*, of each seed, and rows are compared image by image. Results of the embedded
+tier never stand beside published ones.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import csv
 import io
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +26,17 @@ import numpy as np
 from pandalib import plots
 from pandalib.experiments.config import default_of, options_of
 from pandalib.experiments.published import Published, published_numbers
-from pandalib.experiments.results import MAIN, identity, in_brief, read_plan, read_runs
+from pandalib.experiments.results import (
+    MAIN,
+    SETTINGS,
+    identity,
+    in_brief,
+    read_plan,
+    read_runs,
+    settings_of,
+)
 from pandalib.io import write_atomically
+from pandalib.metrics import bootstrap_interval, paired_interval
 
 RECORDED = {"roc_auc": "ROC-AUC", "pixel_roc_auc": "pixel ROC-AUC", "pro": "PRO"}
 METRICS = RECORDED | {  # these need a whole history
@@ -41,14 +53,19 @@ INTERVALS = (
     "draws of the classes with replacement; it tells how much the mean would move with other "
     "classes of the same kind, not with other test images or seeds."
 )
+IMAGE_INTERVALS = (
+    "Mean: over the seeds. In brackets: 95 % interval, 1000 draws of the test images with "
+    "replacement, its ends averaged over the seeds; it tells how much the result of one seed would "
+    "move with other test images of the same kind."
+)
 OUTLIERS = (
     "The published results of outlier exposure were reached with other outliers: 80 Million Tiny "
     "Images, which its owners withdrew in 2020."
 )
 # A run with any other option is not the published experiment.
 HARMLESS = set(
-    "checkpoints bf16 outlier_images n_outliers fisher fisher_images missing_masks weights "
-    "backbone balanced".split()
+    "checkpoints bf16 outlier_images n_outliers fisher fisher_images fisher_samples missing_masks "
+    "weights backbone balanced size epochs normalise".split()
 )
 
 
@@ -64,6 +81,8 @@ class Row:
         How many classes are normal at once.
     by_class : dict
         Metric -> normal class -> mean over the seeds.
+    tests : dict
+        Class and seed -> labels and scores of the test images; empty for several classes.
     seeds, n_runs, n_failed, n_classes
         Of the results so far.
     runs_wanted, classes_wanted : int
@@ -78,6 +97,7 @@ class Row:
     backbone: str | None
     weights_sha256: str | None
     by_class: dict[str, dict[str, float]]
+    tests: dict[tuple[str, int], tuple[np.ndarray, np.ndarray]]
     seeds: list[int]
     n_runs: int
     n_failed: int
@@ -89,7 +109,13 @@ class Row:
         return float(np.mean(list(self.by_class[metric].values())))
 
     def interval(self, metric: str) -> tuple[float, float] | None:
-        return class_interval(list(self.by_class[metric].values()))
+        """Over the classes; for a single one, of ROC-AUC, over the test images."""
+        over_classes = class_interval(list(self.by_class[metric].values()))
+        return over_classes or (self._over_images if metric == "roc_auc" else None)
+
+    @cached_property
+    def _over_images(self) -> tuple[float, float] | None:
+        return _mean_ends([bootstrap_interval(*test) for test in self.tests.values()])
 
     def published(self, metric: str) -> list[Published]:
         """The published numbers of the same experiment."""
@@ -107,6 +133,19 @@ def class_interval(values: list[float]) -> tuple[float, float] | None:
     means = np.random.default_rng(0).choice(values, (2000, len(values))).mean(axis=1)
     low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)
+
+
+def _mean_ends(ends: list[tuple[float, float]]) -> tuple[float, float] | None:
+    return (float(np.mean(ends, axis=0)[0]), float(np.mean(ends, axis=0)[1])) if ends else None
+
+
+def paired(row: Row, other: Row, metric: str) -> tuple[float, float] | None:
+    """95 % interval of a row minus another: by class; for a single one, by test image."""
+    over_classes = class_interval(differences(row, other, metric))
+    if over_classes or metric != "roc_auc":
+        return over_classes
+    both = [key for key in row.tests if key in other.tests]
+    return _mean_ends([paired_interval(*row.tests[key], other.tests[key][1]) for key in both])
 
 
 def differences(row: Row, other: Row, metric: str) -> list[float]:
@@ -161,6 +200,7 @@ def summarise(results: list[dict], plan: dict | None = None) -> list[Row]:
             backbone=next((result["backbone"] for result in good), None),
             weights_sha256=weights.pop() if len(weights) == 1 else None,
             by_class=_by_class(good),
+            tests=_tests(good) if len(tasks) == 1 else {},
             seeds=sorted({result["seed"] for result in good}),
             n_runs=len(good),
             n_failed=len(here) - len(good),
@@ -178,6 +218,8 @@ def _place(settings: dict) -> tuple:
     if source == "folder":
         folder, _, name = name.rpartition(":")
         source = f"folder:{folder or name}"
+    elif source == "elpv":  # two kinds of cells, which are never each other's anomalies
+        source, name = settings["task"], ""
     options = {key: value for key, value in settings.items() if key not in MAIN}
     return source, name.count("+") + 1, settings["tier"], settings["method"], json.dumps(options)
 
@@ -199,8 +241,22 @@ def _by_class(results: list[dict]) -> dict[str, dict[str, float]]:
     return {metric: by for metric, by in means.items() if by}
 
 
+def _tests(results: list[dict]) -> dict[tuple[str, int], tuple[np.ndarray, np.ndarray]]:
+    """Labels and scores by class and seed, of the results that have them."""
+    return {
+        (one["task"], one["seed"]): (
+            np.array(list(one["labels"]), np.int8),
+            np.array(one["scores"]),
+        )
+        for one in results
+        if "scores" in one
+    }
+
+
 def write_table(folder: str | Path) -> list[Row]:
     """Write `table.md`, `table.csv` and `table.png` beside the results of a sweep.
+
+    `settings.json` tells what they were made with, so that a table that has gone stale is noticed.
 
     Raises
     ------
@@ -216,7 +272,9 @@ def write_table(folder: str | Path) -> list[Row]:
     done = [row for row in rows if row.n_runs]
     if not done:
         raise ValueError(f"{folder}: no run has a result yet, {len(results)} failed: sweep again.")
+    settings = settings_of(plan["name"], plan["runs"], results)
     picture, alt = figure(done)
+    write_atomically(folder / SETTINGS, (json.dumps(settings, indent=1) + "\n").encode())
     write_atomically(folder / "table.png", plots.png(picture))
     write_atomically(folder / "table.csv", as_csv(done).encode())
     write_atomically(folder / "table.md", as_markdown(rows, plan, results, alt).encode())
@@ -254,7 +312,7 @@ def as_csv(rows: list[Row]) -> str:
     """One line for each row and metric, with the first published number to compare with."""
     names = (
         "data_set normal_classes tier method backbone weights_sha256 options metric mean low high "
-        "n_classes classes_wanted seeds n_runs runs_wanted n_failed published mark experiment"
+        "n_classes classes_wanted seeds n_runs runs_wanted n_failed published experiment"
     ).split()
     out = io.StringIO()
     writer = csv.DictWriter(out, names, extrasaction="ignore", lineterminator="\n")
@@ -286,7 +344,9 @@ def as_markdown(rows: list[Row], plan: dict, results: list[dict], alt: str) -> s
     ]
     for source in dict.fromkeys(row.data_set for row in rows):
         parts += _section(source, [row for row in rows if row.data_set == source])
-    parts += [INTERVALS, f"![{alt}](table.png)", alt]
+    over = [bool(row.tests) for row in rows]
+    parts += [INTERVALS] * (not all(over)) + [IMAGE_INTERVALS] * any(over)
+    parts += [f"![{alt}](table.png)", alt]
     if any("best_roc_auc" in row.by_class for row in rows):
         parts.append(UPPER_BOUND)
     left_out = [f"{task}: {reason}" for task, reason in plan["left_out"].items()]
@@ -307,8 +367,13 @@ def _section(source: str, rows: list[Row]) -> list[str]:
     table[0].append(f"{METRICS[main]} minus {words[rows.index(reference)]}")
     notes: list[str] = []
     for row, label in zip(rows, words):
-        means = [_with_interval(list(row.by_class.get(metric, {}).values())) for metric in metrics]
-        gain = "" if row is reference else _with_interval(differences(row, reference, main), "+")
+        means = [
+            _with_interval(row.mean(metric), row.interval(metric)) if metric in row.by_class else ""
+            for metric in metrics
+        ]
+        change = [] if row is reference else differences(row, reference, main)
+        ends = paired(row, reference, main)
+        gain = _with_interval(float(np.mean(change)), ends, "+") if change else ""
         beside = []
         for number in (one for metric in metrics for one in row.published(metric)):
             note = f"{number.published_as}: {number.experiment} ({number.source})."
@@ -347,12 +412,9 @@ def _table(rows) -> str:
     return "\n".join([lines[0], "|---" * (lines[0].count(" | ") + 1) + "|", *lines[1:]])
 
 
-def _with_interval(values: list[float], sign: str = "") -> str:
-    if not values:
-        return ""
-    ends = class_interval(values)
+def _with_interval(mean: float, ends: tuple[float, float] | None, sign: str = "") -> str:
     between = f" ({ends[0]:{sign}.3f} to {ends[1]:{sign}.3f})" if ends else ""
-    return f"{np.mean(values):{sign}.3f}{between}"
+    return f"{mean:{sign}.3f}{between}"
 
 
 def _count(row: Row) -> str:

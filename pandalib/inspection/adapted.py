@@ -2,19 +2,16 @@
 
 A network that was trained on an image finds it more normal than any new one, so a threshold from
 such images would promise too much. Half of the normal images adapt the network; the others alone
-set the scales and the threshold. Near-copies stay in the same half.
+set the scales and the threshold. Near-duplicates stay in the same half.
 """
 
 from __future__ import annotations
 
 import numpy as np
 import torch
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from pandalib.backbones import Backbone
 from pandalib.experiments.config import TIERS
-from pandalib.inspection.duplicates import near_copies
 from pandalib.methods.ewc import EWC
 from pandalib.methods.panda import epochs_for, fit_compactness
 from pandalib.weights import EMBEDDED
@@ -23,20 +20,16 @@ KINDS = ("ewc", "early")
 MOST = 1000  # images to adapt to: their activations are in memory
 
 
-def two_halves(features: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def two_halves(groups: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Numbers of the images to adapt to, at most half of them, and of the others, ascending.
 
-    Drawn with `seed`, groups of near-copies as a whole.
+    Drawn with `seed`, groups (N,) of near-duplicates as a whole.
     """
-    n = len(features)
-    copies = near_copies(features, range(n))
-    rows = np.repeat(np.arange(n), [len(one) for one in copies])
-    pairs = coo_array((np.ones(len(rows)), (rows, np.concatenate(copies))), shape=(n, n))
-    n_groups, group_of = connected_components(pairs, directed=False)
-    adapting, size = np.zeros(n, bool), np.bincount(group_of)
-    for group in np.argsort(np.random.Philox(seed).random_raw(n_groups), kind="stable"):
-        if adapting.sum() + size[group] <= n // 2:
-            adapting |= group_of == group
+    size = np.bincount(groups)
+    adapting = np.zeros(len(groups), bool)
+    for group in np.argsort(np.random.Philox(seed).random_raw(len(size)), kind="stable"):
+        if adapting.sum() + size[group] <= len(groups) // 2:
+            adapting |= groups == group
     return np.flatnonzero(adapting), np.flatnonzero(~adapting)
 
 

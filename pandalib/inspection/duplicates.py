@@ -1,16 +1,17 @@
-"""Near-copies among normal images: frames of one scene, several shots of one part.
+"""Near-duplicates among normal images: frames of one scene, a file saved twice.
 
-A threshold is set by comparing each normal image with the others. If an image has a near-copy among
-them, it looks more normal than any new image can, and the threshold comes out too low. So an image
-is compared with all others but its near-copies. Images i and j are near-copies if, by pooled
-features,
+A leave-one-out score asks how unusual an image would be if it were new. An image whose twin stays
+behind looks far more usual than a new one can, and a threshold from such scores alarms on every new
+image. So an image is left out together with its near-duplicates.
 
-    ||f(i) - f(j)||^2 < 0.4 max(r(i), r(j)),
+Two images are near-duplicates when they look alike at 16 x 16 pixels, much more than to all others.
+(Pooled features will not do: what is the same in two frames of one cloth, where each thread lies,
+they have averaged away.) With d_j the distance of an image's thumbnail to its j-th nearest, its j
+nearest are duplicates of it if
 
-where r(i) is the squared distance from i to its 10th nearest image, of more than 200 images to the
-5 % nearest, of fewer than 20 to the middle one. The limit is local, so that several kinds of parts
-are no near-copies of each other, and an image has about ten near-copies at most. One that has more
-than half of the others keeps them: whatever the data, most others remain to compare with.
+    d_j < d_(j+1) / 3   and   d_j < (typical distance of two images) / 4.
+
+Different images of one kind have no such gap: in many dimensions all their distances are alike.
 """
 
 from __future__ import annotations
@@ -18,44 +19,61 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from pandalib.methods.knn import squared_distances
 
-NEAR = 0.4  # of the distance to the 10th nearest
-FEW, SHARE = 10, 20
+SIDE = 16  # of a thumbnail
+MOST = 10  # twins of one image that are looked for
+GAP, SHARE = 3.0, 0.25
 
 
-def near_copies(features: np.ndarray, rows: Sequence[int]) -> list[np.ndarray]:
-    """The numbers of the near-copies of some images, ascending, each without itself.
+def thumbnails(images: np.ndarray) -> np.ndarray:
+    """Images (n, 3, H, W) at 16 x 16 pixels, as rows: uint8 (n, 768)."""
+    small = F.adaptive_avg_pool2d(torch.from_numpy(np.ascontiguousarray(images)).float(), SIDE)
+    return small.flatten(1).round().to(torch.uint8).numpy()
 
-    Parameters
-    ----------
-    features : ndarray, shape (N, d)
-    rows : sequence of int
-        The images whose near-copies are wanted.
 
-    Returns
-    -------
-    copies : list of int64 ndarray, one for each of `rows`
+def near_duplicates(rows: np.ndarray) -> np.ndarray:
+    """The group of near-duplicates of each image, int64 (N,), from its thumbnail (N, d).
+
+    Groups are numbered from 0 in the order of their first image; most have one.
 
     Examples
     --------
-    >>> scenes = np.random.default_rng(0).normal(size=(20, 99))
-    >>> features = np.concatenate([scenes, scenes[:1] + 0.01])  # the first scene twice
-    >>> [copies.tolist() for copies in near_copies(features, [0, 1, 20])]
-    [[20], [], [0]]
+    >>> near_duplicates(np.float32([[0, 0], [9, 0], [0, 0.1], [5, 7], [8, 8], [9.1, 0]]))
+    array([0, 1, 0, 2, 3, 1])
     """
-    n = len(features)
-    nearest = max(1, min((n - 1) // 2, max(FEW, n // SHARE)))
-    # One more than wanted, since each image finds itself.
-    distances, numbers = squared_distances(features, features, min(n, nearest + 1))
-    near = distances < NEAR * distances[:, -1:]
-    pairs = np.column_stack([np.nonzero(near)[0], numbers[near]])
-    pairs = np.concatenate([pairs, pairs[:, ::-1]])
-    pairs = np.unique(pairs[pairs[:, 0] != pairs[:, 1]], axis=0)
-    starts = np.searchsorted(pairs[:, 0], np.arange(n + 1))
-    copies = [pairs[starts[row] : starts[row + 1], 1] for row in rows]
-    return [one if len(one) <= (n - 1) // 2 else one[:0] for one in copies]
+    rows, n = np.asarray(rows, np.float32), len(rows)
+    if n < 3:
+        return np.arange(n)
+    n_near = min(n, MOST + 2)  # itself, the twins, and one more
+    squared, nearest = squared_distances(rows, rows, n_near)
+    distances = np.sqrt(squared)
+    far = np.random.default_rng(0).integers(n, size=(2, 1000))
+    far = far[:, far[0] != far[1]]
+    typical = np.median(np.linalg.norm(rows[far[0]] - rows[far[1]], axis=1))
+    near, beyond = distances[:, 1:-1], distances[:, 2:]
+    gaps = (near * GAP < beyond) & (near < SHARE * typical)
+    twins = np.where(gaps.any(axis=1), gaps.shape[1] - gaps[:, ::-1].argmax(axis=1), 0)
+    image, place = np.nonzero(np.arange(n_near) <= twins[:, None])
+    links = coo_array((np.ones(len(image)), (image, nearest[image, place])), shape=(n, n))
+    return connected_components(links, directed=False)[1].astype(np.int64)
+
+
+def others_of_group(groups: np.ndarray, rows: Sequence[int]) -> list[np.ndarray]:
+    """For each of `rows` the numbers of the other images of its group, ascending.
+
+    Examples
+    --------
+    >>> groups = np.array([0, 1, 0, 2])
+    >>> [others.tolist() for others in others_of_group(groups, [0, 1, 2])]
+    [[2], [], [0]]
+    """
+    return [np.setdiff1d(np.flatnonzero(groups == groups[row]), [row]) for row in rows]
 
 
 def scores_without(

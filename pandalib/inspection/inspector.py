@@ -11,8 +11,8 @@ in the right object:
 
 Each part is divided by the value that one normal image in ten exceeds when compared with the
 others, so that both have the same scale. The score is the larger of the two. One threshold, from
-the leave-one-out scores of the normal images, serves scores and maps. Near-copies of an image are
-left out together with it (`pandalib.inspection.duplicates`).
+the leave-one-out scores of the normal images, serves scores and maps. An image is left
+out together with its near-duplicates (`pandalib.inspection.duplicates`).
 
 Memory is bounded. Images are read once, in batches; all pooled features are kept, 4 d bytes each,
 and a bank of bounded size. The layers that the maps compare are kept for a random sample of the
@@ -33,10 +33,15 @@ from sklearn.base import BaseEstimator
 from pandalib.backbones import PIXELS_PER_BATCH, Backbone
 from pandalib.datasets.folder import open_images
 from pandalib.datasets.images import FITS, Geometry, ImageFolder, LazyImages, upright_size
-from pandalib.datasets.region import read_region
+from pandalib.datasets.region import check_proportions, read_region
 from pandalib.datasets.tiles import tile_boxes, tile_side
 from pandalib.inspection import adapted, storage, tiled
-from pandalib.inspection.duplicates import near_copies, scores_without
+from pandalib.inspection.duplicates import (
+    near_duplicates,
+    others_of_group,
+    scores_without,
+    thumbnails,
+)
 from pandalib.inspection.opening import frames_of, notes_of, part_of, sizes_of
 from pandalib.inspection.ranking import Finding, Ranking, Seen, larger_part
 from pandalib.inspection.regions import p_values, regions_above
@@ -73,7 +78,7 @@ class Inspector(BaseEstimator):
         sets the threshold. For both parts of the score.
     size : int or None
         Files become images of about size x size pixels, at the proportions that their folder has;
-        None: 128 for the embedded network, 224 for others.
+        None: 128 for the embedded network, the network's own for others.
     tile, overlap : int or None
         Look at tiles of this side in pixels of the files, which share at least `overlap` (None: a
         quarter): for defects that are small in large images. It takes as long as that many images.
@@ -134,14 +139,18 @@ class Inspector(BaseEstimator):
         The layers of the sample.
     knn_, places_ : KNN, PatchCore or SPADE
         The two detectors.
-    near_copies_ : list of ndarray
-        For each image of the sample the numbers of the normal images that are nearly equal to it.
+    thumbnails_ : ndarray, shape (N, 768), uint8
+        Of all normal images, for finding near-duplicates.
+    groups_ : ndarray, shape (N,), int64
+        Images of one group are near-duplicates.
     scales_ : dict of str to float
         What each part, "image" and "place", is divided by.
     normal_parts_, normal_scores_ : dict of str to ndarray (M,), ndarray (M,)
-        Of the sample, each image compared with the others, without its near-copies.
+        Of the sample, each image compared with the others, without its near-duplicates.
     geometry_ : Geometry
         Of files.
+    sizes_ : list of str
+        The sizes of the files that were learned from, as "640 x 480".
     layers_, image_size_
         What was used: the layers; height and width of what the network sees.
     tile_, overlap_ : int or None
@@ -272,13 +281,13 @@ class Inspector(BaseEstimator):
 
     def _adapt(self, images, names, size_of, skip_unreadable) -> None:
         """Adapt the network to half of the images, then learn from all of them again."""
-        adapting, others = adapted.two_halves(self.features_, self.seed)
+        adapting, others = adapted.two_halves(self.groups_, self.seed)
         needed = max(_needed(self.false_alarm_rate), self.k + 1)
         if len(adapting) < 2 or len(others) < needed:
             raise ValueError(
                 f"adapt={self.adapt!r} sets half of the {len(self.features_)} normal images aside, "
-                f"near-copies together, and {len(others)} remain for the threshold: expected at "
-                f"least {needed} of them, and 2 to adapt to."
+                f"near-duplicates together, and {len(others)} remain for the threshold: expected "
+                f"at least {needed} of them, and 2 to adapt to."
             )
         some = adapting[_sample(len(adapting), adapted.MOST, self.seed)]
         wanted = {self.names_[number] for number in some.tolist()}
@@ -295,7 +304,8 @@ class Inspector(BaseEstimator):
 
     def _learn_first(self, images, names, size_of, skip_unreadable) -> None:
         self.digests_ = np.empty(0, np.uint64)
-        self.features_, self.names_, self.n_copies_, self.left_out_ = None, [], 0, []
+        self.features_, self.thumbnails_ = None, None
+        self.names_, self.sizes_, self.n_copies_, self.left_out_ = [], [], 0, []
         self.check_images_, self.check_names_ = np.empty((0, 3, *self.image_size_), np.uint8), []
         if self.method == "bank":
             self.places_.begin(self.image_size_)
@@ -387,7 +397,7 @@ class Inspector(BaseEstimator):
             )
         size = self.size
         if size is None:
-            size = 128 if self.backbone.name == EMBEDDED else 224
+            size = 128 if self.backbone.name == EMBEDDED else self.backbone.size
         self.geometry_ = Geometry.square(size, self.resize, self.framing)
         self._prepare_tiles(size)
         self.layers_ = self.layers
@@ -421,10 +431,8 @@ class Inspector(BaseEstimator):
                 "tiles need the whole image and a plain memory bank: expected method='bank', "
                 "reweight=False and no crop."
             )
-        if self.normalise or self.whiten or self.adapt:
-            raise ValueError(
-                "tiles are compared as they are: expected no normalise, no whiten and no adapt."
-            )
+        if self.whiten or self.adapt:
+            raise ValueError("tiles go without whitening and adaptation: expected none of them.")
         self.image_size_ = (size, size)
 
     def n_tiles(self, images, *, recursive: bool = False, normal: bool = False) -> int:
@@ -447,12 +455,7 @@ class Inspector(BaseEstimator):
         """What is looked at in an image of this height and width, bool (H, W); None: all of it."""
         if self.region_ is None or self.region_.shape == tuple(size):
             return self.region_
-        (height, width), (given_height, given_width) = self.region_.shape, size
-        if abs(given_width - given_height * width / height) > max(1, 0.01 * given_width):
-            raise ValueError(
-                f"an image has {given_width} x {given_height} pixels: expected the proportions of "
-                f"the region of interest, {width} x {height}."
-            )
+        check_proportions(self.region_, *size)
         return Geometry(*size).fit_mask(self.region_)
 
     @property
@@ -520,8 +523,10 @@ class Inspector(BaseEstimator):
             )
             self._set_scales(raw)
             return
-        features = [] if self.features_ is None else [self.features_]
-        known = list(self.names_)
+        features, small = [], []
+        if self.features_ is not None:
+            features, small = [self.features_], [self.thumbnails_]
+        known, sizes = list(self.names_), set(self.sizes_)
         digests = dict.fromkeys(self.digests_.tolist())
         for numbers, batch in self._batches(images, names, size_of, None, unreadable, "features"):
             n_before = len(digests)
@@ -534,11 +539,13 @@ class Inspector(BaseEstimator):
                     digests[digest] = None
                     new.append(row)
                     known.append(names[numbers[row]])
+                    sizes.add(in_pixels(size_of(numbers[row])))
             if not new:
                 continue
             pyramids = Pyramids.of(self.backbone_, batch[new], self.layers_, dtype=np.float32)
             shapes = pyramids.shapes
             features.append(pyramids.pooled.copy())  # a view would keep all of the pyramids
+            small.append(thumbnails(batch[new]))
             if self.method == "bank":
                 self.places_.learn(patches_of(pyramids.maps()), range(n_before, len(digests)))
             sample = self._sampled(len(digests)).tolist()
@@ -550,8 +557,10 @@ class Inspector(BaseEstimator):
                     for number in sample
                 }
         self.digests_, self.names_ = np.array(list(digests), np.uint64), known
+        self.sizes_ = sorted(sizes)
         self._check_enough()
-        self.features_ = np.concatenate(features)
+        self.features_, self.thumbnails_ = np.concatenate(features), np.concatenate(small)
+        self._group()
         self.sample_, rows = np.array(list(rows), np.int64), np.stack(list(rows.values()))
         if self.method == "bank":
             self.places_.finish()
@@ -563,20 +572,18 @@ class Inspector(BaseEstimator):
         self.normal_parts_ = {part: raw[part] / self.scales_[part] for part in PARTS}
 
     def _leave_one_out(self) -> dict[str, np.ndarray]:
-        """Both parts of the sample's scores, each image without itself and its near-copies."""
-        self.near_copies_ = near_copies(self.features_, self.sample_)
-        gallery = self.knn_.gallery_
+        """Both parts of the sample's scores, each image without itself and its near-duplicates."""
+        gallery, twins = self.knn_.gallery_, others_of_group(self.groups_, self.sample_)
         if self.whiten:  # the image leaves mean and covariance, too
-            copies = near_copies(self.features_, range(len(gallery)))
+            copies = others_of_group(self.groups_, range(len(gallery)))
             whole = whitened_leave_one_out_scores(gallery, self.knn_.whitening_, self.k, copies)
             whole = whole[self.sample_]
         else:
-            whole = scores_without(gallery, self.sample_, self.near_copies_, self.k)
+            whole = scores_without(gallery, self.sample_, twins, self.k)
         if self.method == "spade":
             row_of = {number: row for row, number in enumerate(self.sample_.tolist())}
             copies = [
-                [row_of[number] for number in one.tolist() if number in row_of]
-                for one in self.near_copies_
+                [row_of[number] for number in one.tolist() if number in row_of] for one in twins
             ]
             maps = self.places_.iter_leave_one_out_maps(copies=copies, progress=self.progress)
             inside = self._inside
@@ -595,8 +602,9 @@ class Inspector(BaseEstimator):
         return np.sort(sample[~np.isin(sample, self.adapted_)][: self.n_maps])
 
     def _left_out(self, row: int) -> list[int]:
-        """The numbers of an image of the sample and its near-copies."""
-        return [int(self.sample_[row]), *self.near_copies_[row].tolist()]
+        """The numbers of an image of the sample and, after it, of its near-duplicates."""
+        number = int(self.sample_[row])
+        return [number, *others_of_group(self.groups_, [number])[0].tolist()]
 
     def _places(self, pyramids: Pyramids, left_out=()) -> tuple[np.ndarray, np.ndarray]:
         """Maps and raw scores of images by their pyramids; maps are 0 outside the region."""
@@ -611,6 +619,26 @@ class Inspector(BaseEstimator):
             # With reweighting a score is a multiple of the largest value.
             scores = scores * image_scores(maps) / np.where(whole > 0, whole, 1)
         return maps, scores
+
+    def _group(self) -> None:
+        """Find near-duplicates. Raises ValueError if too few different images are left."""
+        self.groups_ = near_duplicates(self.thumbnails_)
+        n, n_groups = len(self.groups_), int(self.groups_.max()) + 1
+        needed = max(_needed(self.false_alarm_rate), self.k + 1)
+        if n_groups < needed:
+            raise ValueError(
+                f"{n} normal images are {n_groups} different ones and their near-duplicates: a "
+                f"false-alarm rate of {self.false_alarm_rate:g} needs at least {needed} different "
+                "ones."
+            )
+
+    def near_duplicates(self) -> list[list[str]]:
+        """The names of near-duplicates among the normal images, by group."""
+        check_fitted(self, "features_")
+        groups: dict[int, list[str]] = {}
+        for name, group in zip(self.names_, self.groups_.tolist(), strict=True):
+            groups.setdefault(group, []).append(name)
+        return [names for names in groups.values() if len(names) > 1]
 
     def _check_enough(self) -> None:
         n = len(self.digests_)
@@ -732,6 +760,7 @@ class Inspector(BaseEstimator):
         check_counts(top=top)
         threshold = self.threshold(rate)
         names, parts, peaks, regions, best, known, unreadable = [], [], [], [], [], [], []
+        sizes: dict[str, None] = {}
         found = self.inspect(
             images, recursive=recursive, unreadable=unreadable if skip_unreadable else None
         )
@@ -750,6 +779,7 @@ class Inspector(BaseEstimator):
             hot = seen.map.max() > threshold
             regions.append(regions_above(self.restored(seen), threshold) if hot else [])
             known += [seen.name] if seen.fitted else []
+            sizes[in_pixels(seen.size)] = None
         if not names:
             name, reason = unreadable[0]
             raise ValueError(
@@ -765,6 +795,7 @@ class Inspector(BaseEstimator):
             p_values(larger_part(parts), self.normal_scores_),
             regions,
             known,
+            [size for size in sizes if self.sizes_ and size not in self.sizes_],
         )
 
     def _finding(self, number: int, seen: Seen) -> Finding:
@@ -839,7 +870,9 @@ class Inspector(BaseEstimator):
         storage.save(self, folder)
 
     @classmethod
-    def load(cls, folder, *, weights=None, backbone: Backbone | None = None) -> Inspector:
+    def load(
+        cls, folder, *, weights=None, backbone: Backbone | None = None, device=None
+    ) -> Inspector:
         """Read a detector.
 
         Parameters
@@ -849,18 +882,25 @@ class Inspector(BaseEstimator):
             The file of the network's weights, if it has moved; checked by its hash.
         backbone : Backbone, optional
             The network itself, if it was adapted or built by hand.
+        device : str, optional
+            Where the network runs; None: a GPU if there is one.
 
         Raises
         ------
         FileNotFoundError, ValueError
             Naming the file: no detector, a damaged one, another version, other weights.
         """
-        return storage.load(cls, folder, weights=weights, backbone=backbone)
+        return storage.load(cls, folder, weights=weights, backbone=backbone, device=device)
 
 
 def counted(n: int, one: str, many: str = "") -> str:
     """A number with its noun: 1 image, 2 images."""
     return f"{n} {one if n == 1 else many or one + 's'}"
+
+
+def in_pixels(size: tuple[int, int]) -> str:
+    """Height and width as people write a size: 640 x 480."""
+    return f"{size[1]} x {size[0]}"
 
 
 def _sample(n: int, n_maps: int, seed: int, by_key: bool = False) -> np.ndarray:

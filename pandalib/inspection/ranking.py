@@ -44,6 +44,7 @@ class Ranking(NamedTuple):
     p_values: np.ndarray  # (n,), see `pandalib.inspection.regions.p_values`
     regions: list[list[Region]]  # of each image, in pixels of the original
     fitted: list[str]  # names of images that the detector was fitted with
+    other_sizes: list[str]  # in pixels, of files: sizes that no normal one had
 
     @property
     def scores(self) -> np.ndarray:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 import os
 import re
 from dataclasses import asdict
@@ -24,17 +25,25 @@ from safetensors.numpy import save as as_safetensors
 from pandalib.backbones import Backbone, load_backbone
 from pandalib.datasets.images import Geometry
 from pandalib.experiments.config import versions
+from pandalib.inspection.duplicates import SIDE
 from pandalib.io import dump_json_with_hash, load_json_with_hash, sha256_of, write_atomically
 from pandalib.methods.knn import KNN
 from pandalib.methods.spade import Pyramids
 from pandalib.validation import check_fitted
 
-FORMAT = {"format": "pandalib detector", "version": 2}
+FORMAT = {"format": "pandalib detector", "version": 3}
 OLDER = FORMAT | {"version": 1}  # SPADE on the central square; read, no longer written
 FACTS = "detector.json"
 SETTINGS = ("n_maps", "n_images", "sigma", "k", "false_alarm_rate", "seed")
 OWN = "trainable."  # the tensors of an adapted network
-SETTINGS_2 = ("adapt", "method", "bank_size", "reweight", "normalise", "whiten")
+NEW_SETTINGS = ("adapt", "method", "bank_size", "reweight", "normalise", "whiten")
+KINDS = {
+    **dict.fromkeys(("kept", "groups", "owners", "tile_owners", "adapted"), "i"),
+    **dict.fromkeys(("digests", "check_images", "thumbnails"), "u"),
+    "region": "b",
+}  # of numpy's types; all others are floats
+COUNTS = ("n_maps", "n_images", "k", "seed", "n_normal", "n_copies")
+MOST_PIXELS = 2**22  # of an image
 TENSORS = re.compile(r"normal-[0-9a-f]{12}\.safetensors")
 LEFTOVER = re.compile(TENSORS.pattern + r"|\.(normal|detector)[-.].*\.part")
 
@@ -47,6 +56,8 @@ def save(inspector, folder) -> None:
         "features": inspector.features_,
         "kept": inspector.sample_,
         "digests": inspector.digests_,
+        "groups": inspector.groups_,
+        "thumbnails": inspector.thumbnails_,
         "normal_image": inspector.normal_parts_["image"],
         "normal_place": inspector.normal_parts_["place"],
         "check_images": inspector.check_images_,
@@ -112,15 +123,17 @@ def _facts(inspector) -> dict:
             "sha256": network.weights_sha256,
             "head_sha256": network.trainable_sha256(),
             "adapt_from": network.adapt_from,
+            "pool": network.pool,
         },
         "image_size": inspector.image_size_,
         "geometry": asdict(inspector.geometry_),
         "tile": inspector.tile_,
         "overlap": inspector.overlap_,
         "layers": list(inspector.layers_),
-        **{name: np.asarray(getattr(inspector, name)).item() for name in SETTINGS + SETTINGS_2},
+        **{name: np.asarray(getattr(inspector, name)).item() for name in SETTINGS + NEW_SETTINGS},
         "n_normal": len(inspector.features_),
         "names": inspector.names_,
+        "sizes": inspector.sizes_,
         "check_names": inspector.check_names_,
         "n_copies": inspector.n_copies_,
         "usual": inspector.scales_,
@@ -130,13 +143,13 @@ def _facts(inspector) -> dict:
     }
 
 
-def load(cls, folder, *, weights=None, backbone: Backbone | None = None):
+def load(cls, folder, *, weights=None, backbone: Backbone | None = None, device=None):
     """See `Inspector.load`."""
     folder = Path(folder).expanduser()
     facts = read_facts(folder)
     try:
         tensors = _read_tensors(folder, facts)
-        network = _network(facts, weights) if backbone is None else backbone
+        network = _network(facts, weights, device) if backbone is None else backbone
         own = {name: tensors.pop(name) for name in list(tensors) if name.startswith(OWN)}
         used = _with_trainable(network, own) if own else network
         _check_network(used, facts)
@@ -144,7 +157,8 @@ def load(cls, folder, *, weights=None, backbone: Backbone | None = None):
         inspector.backbone_ = used
         return inspector
     except (ValueError, RuntimeError, LookupError, TypeError) as error:
-        raise ValueError(f"{folder / FACTS} is not a usable detector: {error}") from None
+        why = f"it lacks {error}." if isinstance(error, KeyError) else error
+        raise ValueError(f"{folder / FACTS} is not a usable detector: {why}") from None
 
 
 def read_facts(folder: Path) -> dict:
@@ -177,7 +191,7 @@ def _read_tensors(folder: Path, facts: dict) -> dict[str, np.ndarray]:
         raise ValueError(f"{path} is damaged: {error}.") from None
 
 
-def _network(facts: dict, weights) -> Backbone:
+def _network(facts: dict, weights, device) -> Backbone:
     """The network by its name, with the weights it had, or those of a file with the same hash."""
     source = weights or facts["weights"]["source"]
     if source in (None, "random"):
@@ -196,6 +210,8 @@ def _network(facts: dict, weights) -> Backbone:
         source,
         truncate_after=facts["last"],
         adapt_from=facts["weights"]["adapt_from"],
+        pool=facts["weights"].get("pool"),  # not in older detectors
+        device=device,
     )
 
 
@@ -222,14 +238,22 @@ def _check_network(network: Backbone, facts: dict) -> None:
 
 
 def _rebuilt(cls, network: Backbone, facts: dict, tensors: dict[str, np.ndarray]):
+    for name in COUNTS:
+        if type(facts[name]) is not int or facts[name] < 0:
+            raise ValueError(f"{name} is {facts[name]!r}, expected a whole number of at least 0.")
     if facts["version"] == FORMAT["version"]:
         geometry = Geometry(**facts["geometry"])
-        settings = {name: facts[name] for name in (*SETTINGS_2, "tile", "overlap")}
-        names, check_names = facts["names"], facts["check_names"]
+        settings = {name: facts[name] for name in (*NEW_SETTINGS, "tile", "overlap")}
+        names, check_names = list(facts["names"]), list(facts["check_names"])
+        sizes = list(facts["sizes"])
     else:
         geometry = Geometry.square(facts["size"], facts["resize"], "crop")
         settings = {"method": "spade"}
-        check_names = []
+        check_names, sizes = [], []
+        # Unknown: noise, which is nobody's near-duplicate.
+        rng, n = np.random.default_rng(0), facts["n_normal"]
+        noise = rng.integers(256, size=(n, 3 * SIDE**2), dtype=np.uint8)
+        tensors |= {"groups": np.arange(n), "thumbnails": noise}
         tensors["adapted"] = np.empty(0, np.int64)
         tensors["check_images"] = np.empty((0, 3, *facts["image_size"]), np.uint8)
         names = [f"image {number}" for number in range(facts["n_normal"])]
@@ -239,7 +263,16 @@ def _rebuilt(cls, network: Backbone, facts: dict, tensors: dict[str, np.ndarray]
     inspector = cls(network, **settings, **size)
     inspector.prepare()
     inspector.geometry_ = geometry
-    inspector.image_size_ = tuple(facts["image_size"])
+    inspector.image_size_ = sides = tuple(facts["image_size"])
+    whole = all(type(side) is int for side in sides)
+    # Before the network sees an image of that size, which might fill the memory.
+    if not whole or math.prod(sides) > MOST_PIXELS:
+        raise ValueError(f"its images are {sides} pixels, expected at most {MOST_PIXELS} in all.")
+    own = (side, side) if inspector.tile_ else (geometry.height, geometry.width)
+    if facts["version"] > 1 and sides != own:
+        raise ValueError(f"its images of {sides} pixels have another geometry.")
+    if not 0 <= facts["sigma"] <= 10 * max(sides):  # a blur far wider than the image takes minutes
+        raise ValueError(f"its sigma is {facts['sigma']!r} pixels, for images of {sides}.")
     blank = np.zeros((1, 3, *inspector.image_size_), np.uint8)
     form = Pyramids.of(network, blank, inspector.layers_)
     n, n_adapted = facts["n_normal"], len(tensors["adapted"])
@@ -248,6 +281,8 @@ def _rebuilt(cls, network: Backbone, facts: dict, tensors: dict[str, np.ndarray]
         "features": (n, form.pooled.shape[1]),
         "kept": (m,),
         "digests": (n,),
+        "groups": (n,),
+        "thumbnails": (n, 3 * SIDE**2),
         "normal_image": (m,),
         "normal_place": (m,),
         "adapted": (n_adapted,),
@@ -268,12 +303,13 @@ def _rebuilt(cls, network: Backbone, facts: dict, tensors: dict[str, np.ndarray]
     shapes = {name: array.shape for name, array in tensors.items()}
     if shapes != expected or len(names) != n:
         raise ValueError(f"its tensors have the shapes {shapes}, expected {expected}.")
+    _check_numbers(tensors, facts)
     inspector.adapted_ = tensors["adapted"]
-    inspector.names_, inspector.check_names_ = list(names), list(check_names)
-    inspector.check_images_ = tensors["check_images"].astype(np.uint8)
+    inspector.names_, inspector.check_names_, inspector.sizes_ = names, check_names, sizes
+    inspector.check_images_ = tensors["check_images"]
     inspector.n_copies_ = facts["n_copies"]
     inspector.unreadable_, inspector.notes_, inspector.left_out_ = [], [], []
-    inspector.near_copies_ = []  # found again by `add`
+    inspector.groups_, inspector.thumbnails_ = tensors["groups"], tensors["thumbnails"]
     inspector.features_ = tensors["features"]
     inspector.sample_ = tensors["kept"]
     inspector.digests_ = tensors["digests"]
@@ -281,15 +317,38 @@ def _rebuilt(cls, network: Backbone, facts: dict, tensors: dict[str, np.ndarray]
     inspector.normal_parts_ = {part: tensors[f"normal_{part}"] for part in inspector.scales_}
     if inspector.method == "bank":
         bank, owners = (torch.from_numpy(tensors[name]) for name in ("bank", "owners"))
-        if not bank.isfinite().all() or len(bank) == 0:
-            raise ValueError("its memory bank holds no finite numbers.")
+        if len(bank) == 0:
+            raise ValueError("its memory bank is empty.")
         inspector.places_.image_size_ = inspector.image_size_
         inspector.places_.set_bank(bank, owners, form.shapes[0][:2])
-    inspector.region_ = tensors["region"] > 0 if "region" in tensors else None
+    inspector.region_ = tensors.get("region")
     if inspector.tile_ is not None:
         inspector.tile_features_ = tensors["tile_features"]
         inspector.tile_owners_ = tensors["tile_owners"]
-        inspector.knn_ = KNN(inspector.k).fit(inspector.tile_features_)
+        inspector.knn_ = KNN(inspector.k, normalise=inspector.normalise).fit(
+            inspector.tile_features_
+        )
         return inspector
     inspector.build(Pyramids(tensors["pyramids"], form.shapes), tensors.get("scales"))
     return inspector
+
+
+def _check_numbers(tensors: dict[str, np.ndarray], facts: dict) -> None:
+    """Raise ValueError for numbers that no detector has: its scores would be nonsense, or NaN."""
+    for name, array in tensors.items():
+        kind = KINDS.get(name, "f")
+        if array.dtype.kind != kind:
+            raise ValueError(f"its tensor {name!r} is {array.dtype}.")
+        if kind == "f" and not np.isfinite(array).all():
+            raise ValueError(f"its tensor {name!r} has numbers that are not finite.")
+    kept, n = tensors["kept"], facts["n_normal"]
+    if np.any(np.diff(kept) <= 0) or kept.min() < 0 or kept.max() >= n:
+        raise ValueError(
+            f"its tensor 'kept' does not number some of {n} images, in ascending order."
+        )
+    for name in tensors.keys() & {"groups", "owners", "tile_owners", "adapted"}:
+        if np.any((tensors[name] < 0) | (tensors[name] >= n)):
+            raise ValueError(f"its tensor {name!r} does not number some of {n} images.")
+    scales = [*tensors.get("scales", ()), *(facts["usual"][part] for part in ("image", "place"))]
+    if not all(isinstance(one, (float, np.floating)) and 0 < one < np.inf for one in scales):
+        raise ValueError(f"its scales are {scales}, expected numbers above 0.")

@@ -19,10 +19,11 @@ import numpy as np
 
 from pandalib.datasets.images import Geometry, ImageError, ImageFolder, upright_size
 from pandalib.datasets.tiles import Tiles, tile_boxes
-from pandalib.inspection.duplicates import near_copies
+from pandalib.inspection.duplicates import thumbnails
 from pandalib.methods.knn import KNN, squared_distances
 from pandalib.methods.patchcore import patches_of
 from pandalib.methods.spade import Pyramids
+from pandalib.methods.whitening import l2_normalise
 from pandalib.progress import progress as bar
 
 PAINT = 128  # grey, over what is outside the region of interest
@@ -83,6 +84,7 @@ def learn(inspector, images, names: list[str], unreadable: list | None, digest, 
     `digest` and `sample` are the inspector's: of pixels a number, and which images are sampled.
     """
     sources, kept, features, owners, means = sources_of(images), [], [], [], []
+    small, sizes = [], set()
     digests = {}
     numbers = bar(range(len(sources)), "tiles", shown=inspector.progress, log=True)
     for number in numbers:
@@ -107,21 +109,24 @@ def learn(inspector, images, names: list[str], unreadable: list | None, digest, 
         features.append(np.concatenate(pooled))
         owners += [len(kept)] * len(tiles)
         means.append(features[-1].mean(axis=0))
+        small.append(thumbnails(np.moveaxis(tiles.pixels, 2, 0)[None]))
+        sizes.add("{1} x {0}".format(*tiles.pixels.shape))
         kept.append(number)
     inspector.digests_ = np.array(list(digests), np.uint64)
     inspector.names_ = [names[number] for number in kept]
     inspector._check_enough()
+    inspector.thumbnails_, inspector.sizes_ = np.concatenate(small), sorted(sizes)
+    inspector._group()
     inspector.features_, inspector.tile_features_ = np.stack(means), np.concatenate(features)
     inspector.tile_owners_ = np.array(owners, np.int64)
     inspector.places_.finish()
-    inspector.knn_ = KNN(inspector.k).fit(inspector.tile_features_)
+    inspector.knn_ = KNN(inspector.k, normalise=inspector.normalise).fit(inspector.tile_features_)
     inspector.sample_ = sample(len(kept))
-    inspector.near_copies_ = near_copies(inspector.features_, inspector.sample_)
     raw = {"image": [], "place": []}
     rows = bar(inspector.sample_.tolist(), "leave one out", shown=inspector.progress, log=True)
-    for row, near in zip(rows, inspector.near_copies_):
-        left_out = [row, *near.tolist()]
-        whole, pooled = look(inspector, open_tiles(inspector, sources[kept[row]]), left_out)
+    for row, number in enumerate(rows):
+        left_out = inspector._left_out(row)
+        whole, pooled = look(inspector, open_tiles(inspector, sources[kept[number]]), left_out)
         raw["image"].append(_score_without(inspector, pooled, left_out))
         raw["place"].append(float(whole.max()))
     return {part: np.array(values) for part, values in raw.items()}
@@ -129,8 +134,10 @@ def learn(inspector, images, names: list[str], unreadable: list | None, digest, 
 
 def _score_without(inspector, pooled: np.ndarray, left_out: list[int]) -> float:
     """DN2 of an image by its tiles (n, d), among the tiles of the others."""
-    gallery, owners = inspector.tile_features_, inspector.tile_owners_
+    gallery, owners = inspector.knn_.gallery_, inspector.tile_owners_
     others = gallery[~np.isin(owners, left_out)]
+    if inspector.normalise:
+        pooled = l2_normalise(pooled)
     return float(squared_distances(others, pooled, inspector.k)[0].sum(axis=1).max())
 
 

@@ -86,6 +86,15 @@ class Fisher:
         facts = {name: value for name, value in vars(self).items() if name != "values"}
         write_tensors(path, self.values, facts)
 
+    def _check_kinds(self) -> None:
+        """Raise TypeError or ValueError for what no Fisher information can be."""
+        texts = (self.weights_sha256, self.adapt_from, self.truncate_after, self.recipe)
+        if not all(isinstance(text, str) for text in texts) or not isinstance(self.n_samples, int):
+            raise TypeError("its origin is not told in words")
+        for value in self.values.values():
+            if value.dtype != torch.float32 or not ((value >= 0) & value.isfinite()).all():
+                raise ValueError("squares are finite and not below 0")
+
     @staticmethod
     def load(path: Path | str, backbone: Backbone | None = None) -> Fisher:
         """Read what `save` wrote; with a `backbone`, only if it belongs to it.
@@ -98,6 +107,7 @@ class Fisher:
         try:
             values, facts = read_tensors(path)
             fisher = Fisher(values, **facts)
+            fisher._check_kinds()
         except (TypeError, ValueError):
             raise ValueError(
                 f"{path} is damaged, or holds no Fisher information: compute it with "

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from pandalib.backbones import Backbone, pool
+from pandalib.backbones import Backbone
 from pandalib.io import read_tensors, write_tensors
 from pandalib.progress import progress as bar
 
@@ -145,7 +145,7 @@ class TrainableCopy:
         """From frozen features (B, C, h, w) to pooled features, float32 (B, d), with gradients."""
         with torch.autocast(self.backbone.device.type, torch.bfloat16, enabled=self.bf16):
             feature_map = self.trainable(self.backbone.for_trainable(frozen_features))
-        return pool(feature_map.float())
+        return self.backbone.pooled(feature_map.float())
 
 
 def bfloat16_pays(network: TrainableCopy, batch: torch.Tensor) -> tuple[bool, float]:
