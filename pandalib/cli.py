@@ -188,107 +188,109 @@ def export(options: argparse.Namespace) -> int:
 
 # ---------------------------------------------------------------- fit, score
 
-FIXED = (
-    "tier backbone truncate_after size framing region place bank_size layers n_images n_maps "
-    "normalise false_alarm_rate leave_out_above seed"
-).split()
-IMAGES = "a folder, files, patterns as *.png, or a table FILE.csv that names files"
+FIXED = """tier backbone truncate_after size adapt tile overlap smallest_defect region framing
+method layers bank_size reweight normalise whiten n_images n_maps leave_out_above
+false_alarm_rate seed""".split()
+IMAGES = "a folder, files, a pattern as '*.png', or a table FILE.csv of files; several of these"
+ALARM = 3  # the exit status of --fail-on-alarm
+
+
+def _reading_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--recursive", action="store_true", help="search subfolders too")
+    add("--weights", help="embedded, imagenet, or a file; for a MODEL, where its file is now")
+    add("--device", help="cpu, cuda or cuda:1; default: a GPU if there is one")
+    add("--batch-size", type=int, help="images at once; default: what bounded memory holds")
+    add("--workers", type=int, help="processes that decode files; default: at most 4")
 
 
 def _fit_arguments(parser: argparse.ArgumentParser) -> None:
     parser.argument_default = argparse.SUPPRESS
     add = parser.add_argument
-    add("images", metavar="IMAGES", nargs="+", help=f"normal images only: {IMAGES}")
+    words = f"normal images only: {IMAGES}; in MVTec's layout, train/good"
+    add("images", nargs="*", default=[], metavar="IMAGES", help=words)
     target = parser.add_mutually_exclusive_group(required=True)
     target.add_argument("--out", metavar="MODEL", help="a new or an empty folder for the detector")
     target.add_argument(
         "--add-to", metavar="MODEL", help="a detector to which these images are added"
     )
+    words = "with --add-to: the review that a report wrote, of images below the folder IMAGES"
+    add("--reviewed", metavar="FILE", help=f"{words}; default: the folder that FILE lies in")
     add("--force", action="store_true", help="replace the detector in MODEL")
-    add("--recursive", action="store_true", help="search subfolders too")
     add("--skip-unreadable", action="store_true", help="leave out files that are not images")
+    _reading_arguments(parser)
     add("--tier", choices=TIERS, help="of the network; default: PANDALIB_TIER, then embedded")
     add("--backbone", help="glyphs_resnet4, a network of torchvision, or timm:NAME")
-    add("--weights", help="embedded, imagenet, or a file; with --add-to, where the file is now")
     add("--truncate-after", metavar="STAGE", help="cut the network after this stage, as layer3")
     add("--size", type=int, help="images become about size x size pixels; default: the network's")
+    words = "look at tiles of PX pixels of the file, for small defects in large images"
+    add("--tiles", dest="tile", type=int, metavar="PX", help=words)
     add(
-        "--framing",
-        choices=("stretch", "pad", "crop"),
-        help="the whole image (stretch, pad) or its centre (crop)",
+        "--overlap", type=int, metavar="PX", help="shared by neighbouring tiles; default: a quarter"
     )
-    words = "look at this part only: a mask image, or corners as '10,20 300,20 300,180'"
-    add("--region", help=words)
-    add("--place", choices=("bank", "spade"), help="what makes the heat maps; default: bank")
-    add("--bank-size", type=int, help="patches in the memory bank; default: 5000")
+    words = "in place of --tiles: the size of a defect that must be seen, in pixels"
+    add("--smallest-defect", type=int, metavar="PX", help=words)
+    words = "look only at this part: a mask image, or a polygon as '10,20 300,20 300,180'"
+    add("--region", metavar="FILE", help=words)
+    words = "the whole image, stretched or padded to one size, or its central square"
+    add("--framing", choices=("stretch", "pad", "crop"), help=f"{words}; default: stretch")
+    add("--method", choices=("bank", "spade"), help="of the heat maps; default: bank")
     add("--layers", help="of the heat maps, as layer1,layer2,layer3")
-    add("--n-images", type=int, help="of spade: similar images to compare with; default: 50")
-    add("--n-maps", type=int, help="normal images that give the threshold; default: 200")
+    add("--bank-size", type=int, help="patches in the memory bank; default: 5000")
+    add("--reweight", action="store_true", help="weigh the bank's scores as PatchCore does")
+    words = "adapt the network to half of the images, with EWC or stopped early; default: not"
+    add("--adapt", choices=("ewc", "early"), help=words)
     words = "features of length one before kNN; default: the tier's"
     add("--normalise", action=argparse.BooleanOptionalAction, help=words)
-    add("--false-alarm-rate", type=float, help="of the normal images; default: 0.05")
-    words = "leave out normal images that score above X times their median; default: none"
+    add("--whiten", action="store_true", help="whole images in units of their normal spread")
+    add("--n-images", type=int, help="of spade: most similar normal images; default: 50")
+    add("--n-maps", type=int, help="normal images that set the threshold; default: 200")
+    words = "leave out normal images with more than X times the median score; default: none"
     add("--leave-out-above", type=float, metavar="X", help=words)
+    add("--false-alarm-rate", type=float, help="of the normal images; default: 0.05")
     add("--seed", type=int, help="draws the images of --n-maps; default: 0")
-    add("--device", help="cpu, cuda, cuda:1 ...; default: a GPU if there is one")
-    add("--workers", type=int, help="processes that read images; default: by their number")
 
 
 def fit(options: argparse.Namespace) -> int:
     """fit a detector to normal images and save it"""
-    from pandalib.datasets.layouts import images_to_fit
-    from pandalib.inspection.inspector import Inspector, counted
-    from pandalib.inspection.results import check_targets
+    from pandalib.inspection.results import check_folder
     from pandalib.inspection.storage import FACTS, check_target
-    from pandalib.io import printable
 
     given = vars(options)
-    _set_workers(given.pop("workers", None))
-    target = given.get("add_to") or given["out"]
+    how = {name: name in given for name in ("recursive", "skip_unreadable")}
     before, copies = 0, 0
-    check_targets(folders=[target])
+    if not options.images and "reviewed" not in given:
+        raise ValueError("which images? Name a folder of normal images, or files.")
+    if "reviewed" in given and ("add_to" not in given or len(options.images) > 1):
+        raise ValueError("--reviewed needs --add-to MODEL and at most one folder of images.")
     if "add_to" in given:
         settled = [name for name in FIXED if name in given]
         if settled:
             flag = f"--{settled[0].replace('_', '-')}"
             raise ValueError(f"{flag} cannot change after fitting: fit again with --out.")
-        inspector = Inspector.load(target, **_where(given))
+        target = options.add_to
+        check_folder(target)
+        inspector = _loaded(target, given)
         before, copies = len(inspector.features_), inspector.n_copies_
-        learn = inspector.add
+        if "reviewed" in given:
+            _learn_review(inspector, given["reviewed"], options.images)
+        else:
+            inspector.add(options.images, **how)
     else:
+        target = options.out
         folder = Path(target).expanduser()
         if (folder / FACTS).exists() and "force" not in given:
             raise FileExistsError(
                 f"{target!r} holds a detector: choose another folder, --force or --add-to."
             )
+        check_folder(folder)
         check_target(folder)
         inspector = _new_inspector(given)
-        learn = inspector.fit
-    listing = images_to_fit(given["images"], recursive="recursive" in given)
-    _say(listing.note, listing.warning)
-    learn(listing, skip_unreadable="skip_unreadable" in given)
+        _say_cost(inspector, options.images, how["recursive"], normal=True)
+        inspector.fit(options.images, **how)
     inspector.save(target)
-    _say(f"images read at {inspector.geometry_}")
-    for name, reason in inspector.unreadable_:
-        _say(f"left out: {printable(name)} is not an image: {reason}")
-    if inspector.n_copies_ > copies:
-        _say(f"left out: {counted(inspector.n_copies_ - copies, 'copy', 'copies')} of others")
-    for name, score in inspector.strange_:
-        _say(f"left out: {printable(name)} scores {score:.1f} times the median")
-    twins = inspector.near_duplicates()
-    if twins:
-        n, first = sum(map(len, twins)), ", ".join(map(printable, twins[0][:3]))
-        _say(
-            f"near-duplicates: {n} images in {counted(len(twins), 'group')}, as {first}; an image "
-            "is compared with the others outside of its group"
-        )
-    strangest = inspector.strangest(5)
-    if strangest and strangest[0][1] > 2:
-        listed = ", ".join(f"{printable(name)} {score:.1f}" for name, score in strangest)
-        _say(f"strangest, in medians of the normal scores: {listed}")
+    _say_what_was_fitted(inspector, copies)
     network, n = inspector.backbone, len(inspector.features_)
-    if network.source == "embedded":
-        _say("note: for real photographs use --tier standard")
     news = f"{n - before} added, " if before else ""
     print(
         f"{target}  {n} normal images ({news}{len(inspector.unreadable_)} unreadable)  "
@@ -299,20 +301,102 @@ def fit(options: argparse.Namespace) -> int:
     return 0
 
 
-def _say(*lines: str) -> None:
-    """Print what is not empty, beside the results."""
-    for line in filter(None, lines):
-        print(line, file=sys.stderr)
+def _learn_review(inspector, reviewed, folders: list[str]) -> None:
+    """Add confirmed normal images, keep confirmed defects to check."""
+    from pandalib.inspection.inspector import counted
+    from pandalib.inspection.review import read_review
+
+    review = read_review(reviewed, *folders)
+    if review.normal:
+        inspector.add(review.normal)
+    if review.defects:
+        inspector.add_defects(review.defects, review.defect_names)
+    print(
+        f"reviewed: {counted(len(review.normal), 'image')} confirmed normal, "
+        f"{len(review.defects)} confirmed as defects",
+        file=sys.stderr,
+    )
+    _say_check(inspector)
 
 
-def _set_workers(number: int | None) -> None:
-    if number is not None:
-        os.environ["PANDALIB_WORKERS"] = str(number)
+def _say_check(inspector, rate: float | None = None) -> None:
+    """Whether the confirmed defects are found, and at which rate they would be."""
+    from pandalib.datasets.listing import describe
+    from pandalib.inspection.inspector import counted
+    from pandalib.io import printable
+
+    names = inspector.check_names_
+    if not names:
+        return
+    missed = [
+        (name, "not above the threshold")
+        for name, score in zip(names, inspector.check())
+        if score <= inspector.threshold(rate)
+    ]
+    found = f"check set: {len(names) - len(missed)} of {counted(len(names), 'confirmed defect')}"
+    print(f"{found} found", file=sys.stderr)
+    if missed:
+        print(f"  missed: {printable(describe(missed)[len('left out: ') :])}", file=sys.stderr)
+        proposed = inspector.rate_that_finds_all()
+        if proposed is not None:
+            print(
+                f"  --rate {proposed:.3g} would find all of them. This rate is chosen by these "
+                f"{len(names)} defects and {len(inspector.sample_)} normal images: it promises "
+                "nothing about other defects.",
+                file=sys.stderr,
+            )
 
 
-def _where(given: dict) -> dict:
-    """Where the weights are and the network is to run, for `Inspector.load`."""
-    return {name: given[name] for name in ("weights", "device") if given.get(name) is not None}
+def _say_cost(inspector, images, recursive: bool, normal: bool = False) -> None:
+    """With tiles, how many images' worth of work lies ahead; before it begins."""
+    n_tiles = inspector.n_tiles(images, recursive=recursive, normal=normal)
+    if n_tiles:
+        twice = ", each looked at twice" if normal else ""
+        print(
+            f"{n_tiles} tiles ahead{twice}: each takes as long as an image without tiles",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def _say_what_was_fitted(inspector, copies: int) -> None:
+    """What a user should know about the normal images, on standard error."""
+    from pandalib.inspection.inspector import counted
+    from pandalib.io import printable
+
+    def say(text):
+        print(text, file=sys.stderr)
+
+    for note in inspector.notes_:
+        say(printable(note))
+    say(f"images as {inspector.geometry_}")
+    for name, reason in inspector.unreadable_:
+        say(f"left out: {printable(name)} is not an image: {reason}")
+    if inspector.n_copies_ > copies:
+        say(f"left out: {counted(inspector.n_copies_ - copies, 'copy', 'copies')} of others")
+    for name, times in inspector.left_out_:
+        say(f"left out: {printable(name)}, {times:.2f} times the median normal score")
+    twins = inspector.near_duplicates()
+    if twins:
+        n, first = sum(map(len, twins)), ", ".join(map(printable, twins[0][:3]))
+        say(
+            f"near-duplicates: {n} images in {counted(len(twins), 'group')}, as {first}; an image "
+            "is compared with the others outside of its group"
+        )
+    say("the strangest normal images, in multiples of the median score; is one a defect?")
+    for name, times in inspector.strangest():
+        say(f"  {times:6.2f}  {printable(name)}")
+    if inspector.backbone.source == "embedded":
+        say("note: for real photographs use --tier standard")
+
+
+def _loaded(model, given: dict):
+    """A saved detector, on the device and with the batches that were asked for."""
+    from pandalib.inspection.inspector import Inspector
+
+    inspector = Inspector.load(model, weights=given.get("weights"), device=given.get("device"))
+    pace = {name: given[name] for name in ("batch_size", "workers") if given.get(name) is not None}
+    return inspector.set_params(**pace)
 
 
 def _new_inspector(given: dict):
@@ -325,16 +409,19 @@ def _new_inspector(given: dict):
     _check_weights(given)
     if weights == "random":
         raise ValueError(
-            "--weights random: a detector on them could not be loaded again, and would find next "
-            "to nothing; choose embedded, imagenet or a file."
+            "--weights random makes a detector that no command can load: choose embedded, imagenet "
+            "or a file."
         )
     cut = given.get("truncate_after", tier.truncate_after)
-    settings = {name: given[name] for name in FIXED[3:] if name in given}
-    settings.setdefault("normalise", tier.pace.normalise)
+    names = (*FIXED[FIXED.index("size") :], "batch_size", "workers")
+    settings = {name: given[name] for name in names if name in given}
     if "layers" in given:
         settings["layers"] = [layer.strip() for layer in given["layers"].split(",")]
-    if tier.fit == "crop" and "size" not in given and "framing" not in given:
-        settings |= {"framing": "crop", "resize": tier.resize}
+    settings.setdefault("normalise", tier.pace.normalise)
+    if tier.fit == "crop" and not settings.keys() & {"tile", "smallest_defect"}:
+        settings.setdefault("framing", "crop")
+    if settings.get("framing") == "crop" and "size" not in given:
+        settings["resize"] = tier.resize
     network = load_backbone(name, weights, truncate_after=cut, device=given.get("device"))
     return Inspector(network, **settings)
 
@@ -342,75 +429,63 @@ def _new_inspector(given: dict):
 def _score_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("model", metavar="MODEL", help="a detector, as `fit` writes")
-    add("images", metavar="IMAGES", nargs="+", help=IMAGES)
+    add("images", nargs="+", metavar="IMAGES", help=IMAGES)
     add("--report", metavar="FILE", help="write an HTML report with heat maps, one file")
     add("--csv", metavar="FILE", help="write all scores as a table; -: print it, not the list")
     add("--json", metavar="FILE", help="write all scores as JSON; -: print it, not the list")
-    add("--maps", metavar="FOLDER", help="write the heat map of each image, as PNG and 16-bit TIFF")
+    add("--maps", metavar="FOLDER", help="write each heat map there: PNG and 16-bit TIFF")
     add("--rate", type=float, help="false-alarm rate; default: the detector's own")
     add("--top", type=int, default=50, help="how many images list and report show; default: 50")
-    add("--recursive", action="store_true", help="search subfolders too")
-    add("--weights", metavar="FILE", help="where the network's weights are now")
-    add("--fail-on-alarm", action="store_true", help="exit with status 3 if an image alarms")
-    add("--device", help="cpu, cuda, cuda:1 ...; default: a GPU if there is one")
-    add("--workers", type=int, help="processes that read images; default: by their number")
+    add("--fail-on-alarm", action="store_true", help=f"exit status {ALARM} if an image alarms")
+    _reading_arguments(parser)
 
 
 def score(options: argparse.Namespace) -> int:
     """score images with a saved detector: a ranking, alarms, a report"""
-    from pandalib.datasets.layouts import images_to_score
-    from pandalib.inspection.inspector import Inspector, counted
+    from pandalib.inspection.inspector import counted
     from pandalib.inspection.report import ranked_rows, write_report
-    from pandalib.inspection.results import check_targets, map_writer, write_csv, write_json
+    from pandalib.inspection.results import (
+        MapFolder,
+        as_csv,
+        as_json,
+        check_file,
+        check_folder,
+        write_text,
+    )
     from pandalib.io import printable
 
-    files = dict(report=options.report, csv=options.csv, json=options.json)
-    check_targets(folders=[options.maps] if options.maps else [], **files)
-    if options.csv == options.json == "-":
-        raise ValueError("--csv - and --json -: only one of them can be printed.")
-    _set_workers(options.workers)
-    inspector = Inspector.load(options.model, **_where(vars(options)))
+    printed = [name for name in ("csv", "json") if getattr(options, name) == "-"]
+    if len(printed) == 2:
+        raise ValueError("--csv - and --json -: expected one of them on standard output.")
+    if options.report == "-":
+        raise ValueError("--report -: expected the name of a file.")
+    for target in (options.report, options.csv, options.json):
+        check_file(target)
+    if options.maps:
+        check_folder(options.maps)
+    inspector = _loaded(options.model, vars(options))
     threshold = inspector.threshold(options.rate)  # first, since it may raise
-    listing = images_to_score(options.images, recursive=options.recursive)
-    _say(listing.note, listing.warning)
+    _say_cost(inspector, options.images, options.recursive)
     ranking = inspector.rank(
-        listing,
+        options.images,
         top=options.top,
         rate=options.rate,
+        recursive=options.recursive,
         skip_unreadable=True,
-        on_map=map_writer(options.maps, inspector, threshold) if options.maps else None,
+        on_image=MapFolder(options.maps, inspector, threshold) if options.maps else None,
     )
-    rows = list(ranked_rows(ranking, threshold, inspector.normal_scores_))
+    notes = inspector.notes_
+    rows = list(ranked_rows(ranking, threshold))
     alarms = sum(row["alarm"] for row in rows)
-    if ranking.n_known:
-        _say(
-            f"note: the detector was fitted to {ranking.n_known} of these images, which look more "
-            "normal to it than they are"
-        )
-    if ranking.other_sizes:
-        _say(
-            f"note: images of {', '.join(ranking.other_sizes[:3])} pixels, and normal ones of "
-            f"{', '.join(inspector.sizes_[:3])}: at another scale, fine texture alone can alarm"
-        )
     if options.csv:
-        write_csv(options.csv, rows)
+        write_text(options.csv, as_csv(rows))
     if options.json:
-        content = dict(
-            threshold=threshold,
-            false_alarm_rate=options.rate or inspector.false_alarm_rate,
-            n_images=len(rows),
-            n_alarms=alarms,
-            n_known=ranking.n_known,
-            weights_sha256=inspector.backbone.weights_sha256,
-            unreadable=[dict(file=name, reason=reason) for name, reason in ranking.unreadable],
-            images=rows,
-        )
-        write_json(options.json, content)
+        write_text(options.json, as_json(inspector, ranking, rows, options.rate))
     if options.report:
         name = "/".join(Path(options.images[0]).expanduser().resolve().parts[-2:])
         title = f"Anomaly report: {name}"
         write_report(options.report, inspector, ranking, rate=options.rate, title=title)
-    if "-" not in (options.csv, options.json):
+    if not printed:
         print("rank  score / threshold  alarm  file")
         for row in rows[: options.top]:
             alarm = "yes" if row["alarm"] else "no "
@@ -421,51 +496,101 @@ def score(options: argparse.Namespace) -> int:
             f"{alarms} of {counted(len(rows), 'image')} {'raises' if alarms == 1 else 'raise'}"
         )
         print(f"{raising} an alarm (score above {threshold:.4g})")
+    for note in (*notes, f"images as {inspector.geometry_}"):
+        print(printable(note), file=sys.stderr)
+    _say_check(inspector, options.rate)
+    if ranking.fitted:
+        few = ", ".join(map(printable, ranking.fitted[:3]))
+        print(
+            f"note: {counted(len(ranking.fitted), 'image')} among the normal images that the "
+            f"detector was fitted with, whose scores are too low: {few}",
+            file=sys.stderr,
+        )
+    if ranking.other_sizes:
+        print(
+            f"note: images of {', '.join(ranking.other_sizes[:3])} pixels, and normal ones of "
+            f"{', '.join(inspector.sizes_[:3])}: at another scale, fine texture alone can alarm",
+            file=sys.stderr,
+        )
     for name, reason in ranking.unreadable:
-        _say(f"pandalib: {printable(name)} is not an image: {reason}")
-    if options.fail_on_alarm and alarms:
-        return 3
-    return int(bool(ranking.unreadable))
+        print(f"pandalib: {printable(name)} is not an image: {reason}", file=sys.stderr)
+    if ranking.unreadable:
+        return 1
+    return ALARM if options.fail_on_alarm and alarms else 0
+
+
+# ---------------------------------------------------------------- evaluate
 
 
 def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("model", metavar="MODEL", help="a detector, as `fit` writes")
-    words = (
-        "labelled images: PATH:CLASS with a folder for each class, or a known layout, as MVTec's"
-    )
-    add("folder", metavar="FOLDER", help=words)
+    words = "labelled images: MVTec's layout, BTAD, VisA, or a folder per class as PATH:CLASS"
+    add("folder", metavar="FOLDER", help=f"{words}, where CLASS is normal")
     add("--against", metavar="MODEL", help="another detector, compared on the same images")
-    add("--rate", type=float, help="false-alarm rate; default: the detector's own")
-    add("--weights", metavar="FILE", help="where the network's weights are now")
-    add("--json", metavar="FILE", help="write the results as JSON; -: print it, not the table")
-    add("--device", help="cpu, cuda, cuda:1 ...; default: a GPU if there is one")
+    add("--rate", type=float, help="false-alarm rate; default: each detector's own")
+    add("--json", metavar="FILE", help="write the numbers as JSON; -: print it, not the table")
+    add("--weights", metavar="FILE", help="where the weights of the networks are now")
+    add("--device", help="cpu, cuda or cuda:1; default: a GPU if there is one")
 
 
 def evaluate(options: argparse.Namespace) -> int:
-    """measure a saved detector on labelled images, or compare two"""
-    from pandalib.inspection.evaluation import compare, labelled, measure
-    from pandalib.inspection.inspector import Inspector
-    from pandalib.inspection.results import check_targets, write_json
+    """measure a detector on labelled images: precision, recall, F1, ROC-AUC, with intervals"""
+    import numpy as np
 
-    check_targets(json=options.json)
-    listing, labels = labelled(options.folder)
-    _say(listing.note, listing.warning)
-    names = [options.model, *([options.against] if options.against else [])]
-    detectors = [Inspector.load(name, **_where(vars(options))) for name in names]
-    results = [measure(one, listing, labels, rate=options.rate) for one in detectors]
-    content = dict(zip(("model", "against"), (result.facts for result in results)))
+    from pandalib.datasets.listing import Listing, common_folder
+    from pandalib.inspection.evaluate import compare, evaluate, labelled_images
+    from pandalib.inspection.inspector import counted
+    from pandalib.inspection.results import check_file, write_text
+    from pandalib.io import printable
+
+    check_file(options.json)
+    files, labels, note = labelled_images(options.folder)
+    print(printable(note), file=sys.stderr)
+    models = [model for model in (options.model, options.against) if model]
+    thresholds, scores, left_out = [], [], set()
+    for model in models:
+        inspector = _loaded(model, vars(options))
+        thresholds.append(inspector.threshold(options.rate))
+        ranking = inspector.rank(files, top=1, rate=options.rate, skip_unreadable=True)
+        scores.append(dict(zip(ranking.names, ranking.scores)))
+        for name, reason in ranking.unreadable:
+            print(f"pandalib: {name!r} is not an image: {reason}", file=sys.stderr)
+        left_out |= {name for name, _ in ranking.unreadable} | set(ranking.fitted)
+        if ranking.fitted:
+            print(
+                f"left out: {counted(len(ranking.fitted), 'image')} that {model} was fitted with",
+                file=sys.stderr,
+            )
+    names = Listing(files, [], common_folder(files)).names
+    kept = [number for number, name in enumerate(names) if name not in left_out]
+    labels = labels[kept]
+    if labels.all() or not labels.any():
+        raise ValueError("what remains is all of one kind: expected normal and anomalous images.")
+    scores = [np.array([found[names[number]] for number in kept]) for found in scores]
+    found = {
+        "n_normal": int((~labels).sum()),
+        "n_anomalous": int(labels.sum()),
+        "models": [
+            {"model": model, "threshold": threshold, **evaluate(labels, one, threshold)}
+            for model, threshold, one in zip(models, thresholds, scores)
+        ],
+    }
     if options.against:
-        content["difference"] = compare(*results)
+        found["roc_auc_difference"] = compare(labels, *scores)
     if options.json:
-        write_json(options.json, content)
+        write_text(options.json, json.dumps(found, indent=1) + "\n")
     if options.json != "-":
-        for name, result in zip(names, results):
-            print(f"{name}\n{result}")
+        print(f"{found['n_normal']} normal and {found['n_anomalous']} anomalous images")
+        for one in found["models"]:
+            print(f"{one['model']}  threshold {one['threshold']:.4g}")
+            for name in ("roc_auc", "precision", "recall", "f1", "false_alarm_rate"):
+                value, low, high = one[name]
+                print(f"  {name:16} {value:.3f}  ({low:.3f} to {high:.3f})")
         if options.against:
-            change, (low, high) = content["difference"].values()
-            between = f"{change:+.3f} ({low:+.3f} to {high:+.3f})"
-            print(f"ROC-AUC of the first minus the second: {between}")
+            value, low, high = found["roc_auc_difference"]
+            verdict = "more than chance explains" if low > 0 or high < 0 else "may be chance"
+            print(f"difference in ROC-AUC {value:+.3f}  ({low:+.3f} to {high:+.3f}): {verdict}")
     return 0
 
 

@@ -1,5 +1,6 @@
 """The command line: what each command prints, its exit status, and errors in one line."""
 
+import csv
 import json
 import subprocess
 import sys
@@ -240,3 +241,188 @@ def test_fit_add_and_score(photos, tmp_path, capsys):
     assert main([*score, "--json", "-", "--rate", "0.2"]) == 1
     printed = capsys.readouterr()
     assert json.loads(printed.out)["false_alarm_rate"] == 0.2 and "broken.png" in printed.err
+
+
+@pytest.fixture
+def model(photos, capsys):
+    folder = photos / "model"
+    settings = ["--size", "32", "--false-alarm-rate", "0.1"]
+    assert main(["fit", str(photos / "good"), "--out", str(folder), *settings]) == 0
+    said = capsys.readouterr().err
+    assert "images as 32 x 32 pixels, the whole image" in said
+    assert "the strangest normal images" in said and said.count("\n  ") == 5
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--report", "."], "'.' is a folder: expected the name of a file"),
+        (["--json", "{}/good/0.png/x.json"], "0.png' is a file: expected a folder"),
+        (["--csv", "{}"], "is a folder: expected the name of a file"),
+        (["--maps", "{}/good/0.png"], "0.png' is a file: expected a folder"),
+        (["--csv", "-", "--json", "-"], "expected one of them on standard output"),
+        (["--report", "-"], "expected the name of a file"),
+    ],
+)
+def test_targets_are_tried_before_the_work(options, words, model, photos, capsys, monkeypatch):
+    monkeypatch.setattr(pandalib.Inspector, "rank", None)  # never reached
+    options = [one.format(photos) for one in options]
+    assert main(["score", model, str(photos / "bad"), *options]) == 2
+    printed = capsys.readouterr()
+    assert words in printed.err and printed.err.count("\n") == 1 and printed.out == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--weights", "random"], "no command can load"),
+        (["--weights", "my.pth"], "without --backbone: name the network"),
+        (["--out", "{}/good/0.png/model"], "is a file: expected a folder"),
+    ],
+)
+def test_a_fit_that_would_be_in_vain_is_refused(options, words, photos, capsys, monkeypatch):
+    monkeypatch.setattr(pandalib.Inspector, "fit", None)
+    options = [one.format(photos) for one in options]
+    target = [] if "--out" in options else ["--out", str(photos / "new")]
+    assert main(["fit", str(photos / "good"), *target, *options]) == 2
+    printed = capsys.readouterr().err
+    assert words in printed and printed.count("\n") == 1 and not (photos / "new").exists()
+
+
+def test_results_as_files(model, photos, capsys, tmp_path):
+    bad, good = photos / "bad", photos / "good"
+    table = tmp_path / "list.csv"
+    table.write_text("file\nbad/0.png\nbad/1.png\n")
+    given = [str(table), str(bad / "1?.png"), str(good / "3.png")]
+    arguments = ["score", model, *given, "--batch-size", "2", "--workers", "0", "--device", "cpu"]
+    assert main([*arguments, "--csv", "-", "--maps", str(tmp_path / "maps")]) == 0
+    printed = capsys.readouterr()
+    rows = list(csv.DictReader(printed.out.splitlines()))
+    assert [row["file"] for row in rows[-1:]] == ["good/3.png"]
+    assert {row["file"] for row in rows} == {f"bad/{n}.png" for n in (0, 1, 10, 11)} | {
+        "good/3.png"
+    }
+    assert "1 image among the normal images" in printed.err and "good/3.png" in printed.err
+    assert rows[0]["alarm"] == "True" and float(rows[0]["p_value"]) == 1 / 13
+    box = [int(rows[0][name]) for name in ("left", "top", "right", "bottom")]
+    assert 0 <= box[0] < box[2] <= 50 and 0 <= box[1] < box[3] <= 40  # the original's pixels
+
+    assert main([*arguments, "--json", "-", "--fail-on-alarm"]) == cli.ALARM
+    found = json.loads(capsys.readouterr().out)
+    assert found["fitted"] == ["good/3.png"] and found["images"][0]["regions"][0]["area"] > 0
+    detector = pandalib.Inspector.load(model)
+    for row in found["images"]:
+        relative = np.asarray(Image.open(tmp_path / "maps" / f"{row['file']}.tif")) / 8192
+        assert relative.shape == (40, 50)
+        (seen,) = detector.inspect(photos / row["file"])
+        expected = detector.restored(seen) / found["threshold"]
+        np.testing.assert_allclose(relative, expected.clip(0, 65535 / 8192), atol=1e-3)
+        assert Image.open(tmp_path / "maps" / f"{row['file']}.png").size == (50, 40)
+    assert main(["score", model, str(good / "3.png"), "--fail-on-alarm"]) == 0
+
+
+def test_tiles_and_a_region(photos, capsys):
+    model = str(photos / "tiled")
+    fit = ["fit", str(photos / "good"), "--out", model, "--size", "32", "--tiles", "30"]
+    fit += ["--false-alarm-rate", "0.1", "--region", "0,0 1,0 1,0.5 0,0.5"]
+    assert main(fit) == 0
+    # 40 x 50 pixels in tiles of 30 that share 7: 2 x 2 of them
+    assert capsys.readouterr().err.startswith("48 tiles ahead, each looked at twice: each takes")
+    assert main(["score", model, str(photos / "bad"), "--maps", str(photos / "maps")]) == 0
+    printed = capsys.readouterr()
+    assert "12 of 12 images raise an alarm" in printed.out and "48 tiles ahead: " in printed.err
+    heat = np.asarray(Image.open(photos / "maps" / "0.png.tif"))
+    assert heat.shape == (40, 50) and heat[:18].any() and not heat[20:].any()
+    assert main([*fit, "--force", "--smallest-defect", "3"]) == 2
+    assert "tile and smallest_defect" in capsys.readouterr().err
+
+
+def test_evaluate_measures_and_compares(model, photos, capsys):
+    rng = np.random.default_rng(1)
+    for name, brightness in (("good", 60), ("bad", 190), ("bad", 62)):
+        for number in range(20, 26):
+            picture = rng.integers(brightness - 30, brightness + 30, (40, 50, 3), dtype=np.uint8)
+            Image.fromarray(picture).save(photos / name / f"{brightness}_{number}.png")
+    data = photos / "data"
+    data.mkdir()
+    for name in ("good", "bad"):
+        (photos / name).rename(data / name)
+    other = str(photos / "other")
+    fit = ["fit", f"{data}/bad", "--out", other, "--size", "32", "--false-alarm-rate", "0.2"]
+    assert main(fit) == 0
+    capsys.readouterr()
+    assert main(["evaluate", model, f"{data}:good", "--json", "-"]) == 0
+    printed = capsys.readouterr()
+    assert "18 normal images (good), 24 anomalous" in printed.err
+    assert "left out: 12 images that" in printed.err  # the detector has learned from these
+    found = json.loads(printed.out)
+    assert (found["n_normal"], found["n_anomalous"]) == (6, 24)
+    detector = pandalib.Inspector.load(model)
+    files = sorted((data / "good").glob("60_*.png")) + sorted((data / "bad").iterdir())
+    scores, labels = detector.score(files), np.arange(30) >= 6
+    alarms = scores > detector.threshold()
+    (one,) = found["models"]
+    assert one["recall"][0] == alarms[labels].mean()
+    assert one["precision"][0] == (alarms & labels).sum() / alarms.sum()
+    assert one["false_alarm_rate"][0] == alarms[~labels].mean()
+    product = one["precision"][0] * one["recall"][0]
+    assert one["f1"][0] == pytest.approx(2 * product / (one["precision"][0] + one["recall"][0]))
+    assert one["roc_auc"][0] == pandalib.metrics.roc_auc(labels, scores)
+    for name in ("recall", "precision", "f1", "roc_auc"):
+        value, low, high = one[name]
+        assert low <= value <= high
+    assert main(["evaluate", model, f"{data}:good", "--against", model]) == 0
+    printed = capsys.readouterr().out
+    assert "difference in ROC-AUC +0.000  (+0.000 to +0.000): may be chance" in printed
+    assert main(["evaluate", model, f"{data}:good", "--against", other]) == 2
+    assert "what remains is all of one kind" in capsys.readouterr().err
+
+
+def test_the_review_loop(model, photos, capsys):
+    """Confirmed normals join, confirmed misses are kept and reported on by each later score."""
+    rng = np.random.default_rng(5)
+    new = photos / "new"
+    new.mkdir()
+    for number, brightness in enumerate((60, 95, 98, 61)):
+        picture = rng.integers(brightness - 30, brightness + 30, (40, 50, 3), dtype=np.uint8)
+        Image.fromarray(picture).save(new / f"{number}.png")
+    before = pandalib.Inspector.load(model)
+    assert before.alarms(new).tolist() == [False, True, True, False]
+    verdicts = [("1.png", "normal"), ("2.png", "normal"), ("3.png", "defect")]
+    entries = [dict(file=name, verdict=verdict, alarm=True) for name, verdict in verdicts]
+    review = new / "pandalib-review.json"
+    review.write_text(json.dumps(review_of(entries)))
+    fit = ["fit", "--add-to", model, "--reviewed", str(review)]
+    assert main(fit) == 0
+    printed = capsys.readouterr()
+    assert "14 normal images (2 added" in printed.out
+    assert "2 images confirmed normal, 1 confirmed as defects" in printed.err
+    assert "check set: 0 of 1 confirmed defect found" in printed.err
+    after = pandalib.Inspector.load(model)
+    assert after.names_[-2:] == ["1.png", "2.png"] and after.check_names_ == ["3.png"]
+    assert np.array_equal(after.check(), after.score(new / "3.png"))
+    assert (after.score(new) / after.threshold())[1] < (before.score(new) / before.threshold())[1]
+
+    assert main(["score", model, str(photos / "bad"), "--json", "-"]) == 0
+    printed = capsys.readouterr()
+    (checked,) = json.loads(printed.out)["check"]
+    assert checked["file"] == "3.png" and checked["alarm"] is False
+    assert "missed: '3.png' (not above the threshold)" in printed.err
+    rate = after.rate_that_finds_all()
+    if rate is not None:
+        assert f"--rate {rate:.3g} would find all" in printed.err and "promises nothing" in (
+            printed.err
+        )
+        assert (after.check() > after.threshold(rate)).all()
+    assert main([*fit, str(new)]) == 0  # again: nothing is learned twice
+    assert len(pandalib.Inspector.load(model).check_names_) == 1
+    assert len(pandalib.Inspector.load(model).features_) == 14
+    capsys.readouterr()
+    for arguments in (fit[:1] + ["--out", "x"], fit + [str(new), str(new)], ["fit", "--out", "x"]):
+        assert main(arguments) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+
+
+def review_of(entries):
+    return {"format": "pandalib review", "version": 1, "reviewed": entries}

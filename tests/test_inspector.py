@@ -12,17 +12,17 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from small import images, small_backbone
 
-from pandalib import SPADE, Inspector, PatchCore, load_backbone, load_task
+from pandalib import KNN, SPADE, Inspector, PatchCore, load_backbone
 from pandalib.datasets.images import Geometry, ImageError, ImageFolder
-from pandalib.inspection import inspector
+from pandalib.inspection import adapted, inspector
+from pandalib.inspection.duplicates import near_duplicates, others_of_group
 from pandalib.inspection.inspector import _sample, _scale, counted
-from pandalib.methods.distances import enlarged, image_scores
-from pandalib.methods.whitening import l2_normalise
+from pandalib.methods.distances import image_scores
 
 SIDE = 32
 NORMAL, QUERIES = images(30, SIDE), images(6, SIDE, seed=1)
-SETTINGS = dict(place="spade", n_maps=22, n_images=4, false_alarm_rate=0.1, progress=False)
-BANK = SETTINGS | dict(place="bank", bank_size=300)
+NORMAL[7] = NORMAL[3] // 2 * 2  # its near-duplicate
+SETTINGS = dict(n_maps=22, n_images=4, false_alarm_rate=0.1, progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -30,9 +30,14 @@ def backbone():
     return small_backbone()
 
 
+@pytest.fixture(scope="module", params=["bank", "spade"])
+def method(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def fitted(backbone):
-    return Inspector(backbone, **SETTINGS).fit(NORMAL)
+def fitted(backbone, method):
+    return Inspector(backbone, method=method, **SETTINGS).fit(NORMAL)
 
 
 def new(backbone, **changes):
@@ -60,55 +65,66 @@ def same(one, other, rtol=1e-4):
 def test_parts_are_those_of_the_definition(backbone, fitted):
     gallery = backbone.features(NORMAL).astype(float)
     queries = backbone.features(QUERIES).astype(float)
+    rows = fitted.sample_.tolist()
+    twins = {3: [7], 7: [3]}
+    copies = [twins.get(row, []) for row in rows]
     among = cdist(gallery, gallery, "sqeuclidean")
-    np.fill_diagonal(among, np.inf)
-    among = np.sort(among, axis=1)[:, :2].sum(axis=1)[fitted.sample_]
+    for row, near in zip(rows, copies):
+        among[row, [row, *near]] = np.inf
+    among = np.sort(among, axis=1)[:, :2].sum(axis=1)[rows]
     whole = np.sort(cdist(queries, gallery, "sqeuclidean"), axis=1)[:, :2].sum(axis=1)
-    spade = SPADE(backbone, n_images=4, balanced=True).fit(NORMAL[fitted.sample_])
-    places = image_scores(spade.leave_one_out_maps(progress=False))
-    assert len(fitted.sample_) == 22 and fitted.features_.shape == gallery.shape
-    for part, normal, found in (("image", among, whole), ("place", places, spade.score(QUERIES))):
+    if fitted.method == "spade":
+        detector = SPADE(backbone, n_images=4, balanced=True).fit(NORMAL[rows])
+        ours = [[rows.index(number) for number in near if number in rows] for near in copies]
+        maps = detector.iter_leave_one_out_maps(copies=ours, progress=False)
+        places = np.concatenate([image_scores(part) for part in maps])
+    else:
+        detector = PatchCore(
+            backbone, bank_size=5000, coreset_ratio=1.0, n_parts=10, progress=False
+        ).fit(NORMAL)
+        patches = detector._patches(NORMAL)
+        places = np.concatenate(
+            [
+                detector.maps_and_scores(patches[row : row + 1], [row, *near])[1]
+                for row, near in zip(rows, copies)
+            ]
+        )
+    assert len(rows) == 22 and fitted.features_.shape == gallery.shape
+    assert fitted.near_duplicates() == [["image 3", "image 7"]] and any(copies)
+    for part, normal, found in (
+        ("image", among, whole),
+        ("place", places, detector.score(QUERIES)),
+    ):
         scale = np.quantile(normal, 0.9)
         np.testing.assert_allclose(fitted.normal_parts_[part], normal / scale, rtol=2e-3)
         np.testing.assert_allclose(fitted.parts(QUERIES)[part], found / scale, rtol=2e-3)
     assert np.array_equal(fitted.score(QUERIES), np.maximum(*fitted.parts(QUERIES).values()))
-    maps, expected = fitted.maps(QUERIES), spade.maps(QUERIES) / np.quantile(places, 0.9)
+    maps, expected = fitted.maps(QUERIES), detector.maps(QUERIES) / np.quantile(places, 0.9)
     np.testing.assert_allclose(maps, expected, rtol=2e-3, atol=1e-4)
     np.testing.assert_allclose(image_scores(maps), fitted.parts(QUERIES)["place"], rtol=1e-5)
 
 
-def test_the_parts_of_a_memory_bank_are_those_of_the_definition(backbone):
-    fitted = Inspector(backbone, **BANK).fit(NORMAL)
-    how = dict(layers=backbone.map_layers[-2:], bank_size=300, progress=False)
-    peer = PatchCore(backbone, **how).fit(NORMAL)
-    assert torch.equal(peer.memory_bank_, fitted.place_.detector.memory_bank_)
-    bank = peer.memory_bank_
-    for number in fitted.sample_[:6]:  # each without its own patches, by a loop
-        (found,) = backbone.iter_layers(NORMAL[number : number + 1], peer.layers)
-        others = bank[[row for row in range(len(bank)) if peer.owners_[row] != number]]
-        squared = torch.cdist(peer.patches_of(found)[0].flatten(0, 1), others).square()
-        small = squared.amin(dim=1).view(1, *peer.grid_).numpy()
-        highest = enlarged(small, (SIDE, SIDE), peer.sigma).max()
-        score = fitted.normal_parts_["place"][fitted.sample_.tolist().index(number)]
-        assert score * fitted.scales_["place"] == pytest.approx(
-            highest, rel=5e-3
-        )  # the sample is kept in float16
-    raw = fitted.normal_parts_["place"] * fitted.scales_["place"]
-    assert fitted.scales_["place"] == pytest.approx(np.quantile(raw, 0.9))
-    expected = peer.score(QUERIES) / fitted.scales_["place"]
-    np.testing.assert_allclose(fitted.parts(QUERIES)["place"], expected, rtol=1e-4)
-    np.testing.assert_allclose(fitted.parts(QUERIES)["place"], image_scores(fitted.maps(QUERIES)))
-
-
-def test_normalised_features(backbone):
-    fitted = Inspector(backbone, **SETTINGS, normalise=True).fit(NORMAL)
-    features = l2_normalise(backbone.features(NORMAL)).astype(float)
-    among = cdist(features, features, "sqeuclidean")
-    np.fill_diagonal(among, np.inf)
-    among = np.sort(among, axis=1)[:, :2].sum(axis=1)[fitted.sample_]
-    np.testing.assert_allclose(
-        fitted.normal_parts_["image"], among / np.quantile(among, 0.9), rtol=2e-3
-    )
+@pytest.mark.parametrize("whiten", [False, True])
+def test_whole_images_may_be_normalised_and_whitened(backbone, whiten, tmp_path):
+    normal = images(30, SIDE)  # no near-duplicates
+    detector = Inspector(backbone, normalise=True, whiten=whiten, **SETTINGS).fit(normal)
+    gallery = backbone.features(normal)
+    rows = detector.sample_.tolist()
+    raw = []
+    for row in rows:  # each image against a detector of the others
+        scorer = KNN(2, normalise=True, whiten=whiten)
+        others = np.delete(gallery, row, axis=0)
+        raw.append(scorer.fit(others).score(gallery[row : row + 1])[0])
+    found = detector.normal_parts_["image"] * detector.scales_["image"]
+    # Whitening keeps the shrinkage of all images, so there it is nearly the same.
+    np.testing.assert_allclose(found, raw, rtol=0.25 if whiten else 1e-3)
+    assert np.corrcoef(found, raw)[0, 1] > 0.99
+    scorer = KNN(2, normalise=True, whiten=whiten).fit(gallery)
+    expected = scorer.score(backbone.features(QUERIES)) / detector.scales_["image"]
+    np.testing.assert_allclose(detector.parts(QUERIES)["image"], expected, rtol=1e-4)
+    detector.save(tmp_path / "model")
+    again = Inspector.load(tmp_path / "model", backbone=backbone)
+    assert np.array_equal(again.score(QUERIES), detector.score(QUERIES))
 
 
 def test_threshold_is_a_rank_among_the_normal_images(fitted):
@@ -119,12 +135,12 @@ def test_threshold_is_a_rank_among_the_normal_images(fitted):
     assert fitted.alarms(QUERIES, rate=0.5).sum() >= fitted.alarms(QUERIES).sum()
 
 
-@pytest.mark.parametrize("place", ["bank", "spade"])
-def test_new_normal_images_alarm_as_often_as_asked_for(backbone, place):
+@pytest.mark.parametrize("bank_size", [5000, 100])  # of 960 patches all, or few
+def test_new_normal_images_alarm_as_often_as_asked_for(backbone, bank_size):
     rates = []
+    settings = dict(false_alarm_rate=0.2, bank_size=bank_size, progress=False)
     for seed in range(4):
-        how = dict(false_alarm_rate=0.2, n_images=5, bank_size=1000)
-        detector = Inspector(backbone, place=place, progress=False, **how)
+        detector = Inspector(backbone, **settings)
         detector.fit(images(60, SIDE, seed=100 + seed))
         rates.append(detector.alarms(images(80, SIDE, seed=200 + seed)).mean())
     assert 0.08 < np.mean(rates) < 0.3, rates
@@ -134,6 +150,126 @@ def test_where_normal_images_are_all_alike_there_is_no_scale():
     assert _scale(np.zeros(20)) == 1
     assert _scale(np.eye(1, 20)[0]) == 0.05
     assert _scale(np.arange(11.0)) == 9
+
+
+# --- the whole image ---
+
+
+def stripes(hole=None, wide=(120, 40), seed=0):
+    """A photograph of a fabric, perhaps with a black hole at (x, y)."""
+    rng, (width, height) = np.random.default_rng(seed), wide
+    waves = 128 + 40 * np.sin(np.arange(width) * 0.8) * np.ones((height, 1))
+    pixels = (waves + rng.normal(0, 6, (height, width))).clip(0, 255).astype(np.uint8)
+    if hole is not None:
+        x, y = hole
+        pixels[y - 4 : y + 4, x - 4 : x + 4] = 0
+    return np.repeat(pixels[..., None], 3, axis=2)
+
+
+def save_all(folder, pictures) -> Path:
+    folder.mkdir(parents=True)
+    for number, picture in enumerate(pictures):
+        Image.fromarray(picture).save(folder / f"{number:03}.png")
+    return folder
+
+
+def test_a_fault_outside_the_central_square_is_seen(tmp_path):
+    normal = save_all(tmp_path / "normal", [stripes(seed=n) for n in range(20)])
+    holes = [(20, 20), (60, 20), (108, 8)]
+    new = [stripes(hole, seed=99) for hole in holes] + [stripes(seed=98)]
+    detector = Inspector(load_backbone(), size=64, progress=False).fit(normal)
+    assert detector.geometry_ == Geometry(32, 128)
+    ranking = detector.rank(save_all(tmp_path / "new", new))
+    assert (ranking.scores > detector.threshold()).tolist() == [True, True, True, False]
+    for (x, y), peak, regions in zip(holes, ranking.peaks, ranking.regions):
+        assert np.abs(peak * (40, 120) - (y, x)).max() < 9  # in the original's pixels
+        left, top, right, bottom, area, value, peak_x, peak_y = regions[0]
+        assert left <= x < right <= 120 and top <= y < bottom <= 40
+        assert abs(peak_x - x) < 9 and abs(peak_y - y) < 9 and area < 40 * 120
+        assert value > detector.threshold()
+    assert ranking.regions[3] == []
+    cropped = Inspector(load_backbone(), size=64, framing="crop", progress=False).fit(normal)
+    found = cropped.rank(tmp_path / "new")
+    at_the_side, clean = found.parts["place"][[0, 3]]
+    assert at_the_side < 2 * clean  # not seen, and the map says so:
+    (seen,) = cropped.inspect(new[0])
+    restored = cropped.restored(seen)
+    assert restored.shape == (40, 120) and np.isnan(restored[:, :38]).all()
+    assert not np.isnan(restored[:, 41:79]).any()
+
+
+def test_upright_and_other_proportions_are_read_as_the_folder_is(tmp_path):
+    normal = save_all(tmp_path / "normal", [stripes(seed=n) for n in range(20)])
+    detector = Inspector(load_backbone(), size=64, framing="pad", progress=False).fit(normal)
+    tall = stripes((10, 100), wide=(40, 120))
+    (seen,) = detector.inspect(tall)
+    assert seen.size == (120, 40) and seen.image.shape == (3, 32, 128)
+    assert detector.restored(seen).shape == (120, 40)
+
+
+def test_a_frame_in_memory_is_scored_as_its_file(fitted, tmp_path, backbone):
+    detector = new(backbone, method=fitted.method).fit(
+        save_all(tmp_path / "normal", [stripes(seed=n) for n in range(12)])
+    )
+    picture = stripes((30, 10))
+    Image.fromarray(picture).save(tmp_path / "new.png")
+    expected = detector.score(tmp_path / "new.png")
+    for frame in (picture, Image.fromarray(picture), [picture], [Image.fromarray(picture)]):
+        assert np.array_equal(detector.score(frame), expected)
+    grey = picture[..., 0]
+    assert np.array_equal(detector.score(grey), expected)
+
+
+def test_a_model_keeps_the_range_of_16_bits(backbone, tmp_path):
+    rng = np.random.default_rng(0)
+    for number in range(12):
+        grey = rng.integers(800, 1000, (32, 32)).astype(np.uint16)
+        Image.fromarray(grey).save(tmp_path / f"{number}.png")
+    detector = new(backbone).fit(tmp_path)
+    assert detector.geometry_.white == 1023
+    detector.save(tmp_path / "model")
+    assert Inspector.load(tmp_path / "model", backbone=backbone).geometry_ == detector.geometry_
+
+
+# --- near-duplicates ---
+
+
+def test_near_duplicates_do_not_lower_the_threshold(method):
+    """20 scenes of 3 nearly equal frames: of 30 new scenes about 1 in 20 alarms, not all."""
+    network, rng = load_backbone(), np.random.default_rng(0)
+
+    def frames(scene, n):
+        noise = rng.integers(-4, 5, (n, 3, 48, 48))
+        return (scene.astype(int) + noise).clip(0, 255).astype(np.uint8)
+
+    alarms = 0
+    for seed in (3, 4, 5):
+        scenes = images(50, 48, seed=seed)
+        normal = np.concatenate([frames(scene, 3) for scene in scenes[:20]])
+        others = np.concatenate([frames(scene, 1) for scene in scenes[20:]])
+        detector = Inspector(network, method=method, progress=False).fit(normal)
+        assert detector.groups_.tolist() == (np.arange(60) // 3).tolist()
+        alarms += detector.alarms(others).sum()
+    assert alarms <= 11, alarms  # of 90, where all would if frames of their scene were left in
+
+
+def test_near_duplicates_are_told_from_images_that_are_alike():
+    """In many dimensions all images of one kind are about equally far from each other."""
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(100, 300)) + 50 * (np.arange(100) % 5)[:, None]  # five kinds of parts
+    assert len(set(near_duplicates(rows))) == 100
+    rows[7], rows[31] = rows[2] + 1e-3, rows[7]
+    groups = near_duplicates(rows)
+    assert np.flatnonzero(groups == groups[2]).tolist() == [2, 7, 31] and groups.max() == 97
+    assert [one.tolist() for one in others_of_group(groups, [7, 8])] == [[2, 31], []]
+    assert near_duplicates(rows[:2]).tolist() == [0, 1]
+
+
+def test_images_that_are_all_alike_set_no_threshold():
+    noise = np.random.default_rng(0).integers(0, 9, (40, 3, 48, 48), dtype=np.uint8)
+    few = images(4, 48)[np.arange(40) % 4] // 2 + noise
+    with pytest.raises(ValueError, match="40 normal images are 4 different ones and their near-"):
+        Inspector(load_backbone(), progress=False).fit(few)
 
 
 # --- which images are kept ---
@@ -151,75 +287,19 @@ def test_the_sample_is_uniform_and_who_leaves_it_never_returns():
 
 
 @pytest.mark.parametrize("first", [12, 24, 29])
-def test_fit_then_add_is_fit_of_all(backbone, fitted, first):
-    both = Inspector(backbone, **SETTINGS).fit(NORMAL[:first])
+def test_fit_then_add_is_fit_of_all(backbone, first):
+    fitted = Inspector(backbone, method="spade", **SETTINGS).fit(NORMAL)
+    both = Inspector(backbone, method="spade", **SETTINGS).fit(NORMAL[:first])
     before = set(both.sample_)
     same(both.add(NORMAL[first:]), fitted)
     if first == 24:  # some left, some came
         assert before - set(both.sample_) and set(both.sample_) - before
 
 
-def test_more_images_for_a_memory_bank(backbone):
-    """New images are compared with all; the scores of earlier ones stay what they were."""
-    detector = Inspector(backbone, **BANK).fit(NORMAL[:20])
-    before = dict(
-        zip(detector.sample_, detector.normal_parts_["place"] * detector.scales_["place"])
-    )
-    bank = detector.place_.detector.memory_bank_
-    detector.add(NORMAL[20:])
-    after = dict(zip(detector.sample_, detector.normal_parts_["place"] * detector.scales_["place"]))
-    assert len(after) == 22 and max(detector.place_.detector.owners_) >= 20
-    for number in set(after) & set(before):
-        assert after[number] == pytest.approx(before[number])
-    assert not torch.equal(bank, detector.place_.detector.memory_bank_)
-    assert detector.parts(NORMAL[20:])["place"].max() < 1.5
-    late = next(n for n in range(32, 60) if n - 1 not in _sample(n, 22, seed=0))
-    detector.add(images(late - 31, SIDE, seed=5))
-    before = detector.sample_.tolist()
-    detector.add(images(1, SIDE, seed=6))  # an image that is not in the sample
-    assert detector.sample_.tolist() == before and len(detector.features_) == late
-
-
-def frames(n_scenes, n_frames, seed):
-    """Scenes in the laboratory, each in frames that differ by a little noise."""
-    rng = np.random.default_rng(seed)
-    scenes = load_task("pictograms:star", n_train=n_scenes, n_test=1, seed=seed).train[:]
-    noise = rng.normal(0, 2, (n_scenes, n_frames, *scenes.shape[1:]))
-    pictures = np.clip(scenes[:, None] + noise, 0, 255).astype(np.uint8)
-    return pictures.reshape(-1, *scenes.shape[1:])
-
-
-@pytest.mark.parametrize("place", ["bank", "spade"])
-def test_near_duplicates_are_left_out_together(place):
-    """Twenty scenes of three frames: with each frame's twins left in, every new image alarms."""
-    how = dict(place=place, bank_size=2000, progress=False)
-    detector = Inspector(load_backbone(), **how).fit(frames(20, 3, seed=0))
-    new = load_task("pictograms:star", n_train=30, n_test=1, seed=1).train[:]
-    assert detector.groups_.tolist() == np.repeat(np.arange(20), 3).tolist()
-    assert detector.near_duplicates()[1] == ["image 3", "image 4", "image 5"]
-    assert detector.alarms(new).sum() <= 6
-    with pytest.raises(ValueError, match="45 normal images are 15 different ones .* least 19"):
-        detector.fit(frames(15, 3, seed=0))
-
-
-def test_strange_normal_images_are_named_and_left_out_on_request(backbone, tmp_path):
-    pictures = NORMAL.copy()
-    pictures[4], pictures[17] = 0, 255
-    folder = write(tmp_path / "normal", pictures)
-    how = dict(progress=False, false_alarm_rate=0.1, size=SIDE)
-    detector = Inspector(backbone, **how).fit(folder)
-    (one, _), (other, second), (_, third) = detector.strangest(3)
-    assert {one, other} == {"004.png", "017.png"} and detector.strange_ == []
-    limit = (second + third) / 2
-    without = Inspector(backbone, **how, leave_out_above=limit).fit(folder)
-    assert [name for name, _ in without.strange_] == [one, other]
-    assert without.strange_[1] == (other, second) and len(without.features_) == 28
-    same(without, Inspector(backbone, **how).fit(np.delete(pictures, [4, 17], axis=0)))
-    assert without.threshold() < detector.threshold() and without.leave_out_above == limit
-
-
 def test_copies_are_left_out(backbone, fitted):
-    doubled = Inspector(backbone, **SETTINGS).fit(np.concatenate([NORMAL, NORMAL[3:9]]))
+    doubled = Inspector(backbone, method=fitted.method, **SETTINGS).fit(
+        np.concatenate([NORMAL, NORMAL[3:9]])
+    )
     same(doubled, fitted)
     assert doubled.n_copies_ == 6
     same(doubled.add(NORMAL[:10]), fitted)
@@ -244,7 +324,7 @@ def test_a_failed_fit_or_add_changes_nothing(backbone, tmp_path, monkeypatch):
     def stopped(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(SPADE, "iter_leave_one_out_maps", stopped)
+    monkeypatch.setattr(Inspector, "_leave_one_out", stopped)
     for call in (detector.add, detector.fit):
         with pytest.raises(KeyboardInterrupt):
             call(QUERIES if call == detector.add else NORMAL)
@@ -277,10 +357,10 @@ def test_rates_beyond_the_sample(fitted):
 
 def test_settings_that_do_not_fit(backbone):
     wrong = dict(false_alarm_rate=1.0, n_maps=8, n_images=0.5, k=0, sigma=-1, size=0, memory_mb=0)
-    wrong |= dict(bank_size=0, leave_out_above=1.0)
+    wrong |= dict(method="magic", framing="zoom", bank_size=0)
     for name, value in wrong.items():
         detector = Inspector(backbone, **SETTINGS | {name: value})  # said in fit, not before
-        with pytest.raises(ValueError, match=f"{name}={value}"):
+        with pytest.raises(ValueError, match=f"{name}={value!r}"):
             detector.fit(NORMAL)
     for layers in ((), "layer1", ["layer9"]):
         with pytest.raises(ValueError, match="layer"):
@@ -302,9 +382,15 @@ def test_it_is_an_estimator(backbone, fitted):
 
 def test_layers_and_sizes_follow_the_network(backbone, fitted):
     cut = Inspector(small_backbone(truncate_after="layer2"), **SETTINGS).fit(NORMAL)
-    assert cut.layers_ == ("layer1", "layer2") and fitted.image_size_ == (SIDE, SIDE)
-    assert Inspector(backbone, **BANK).fit(NORMAL).layers_ == ("layer2", "layer3")
-    assert Inspector(load_backbone()).prepare() == 128 and Inspector(backbone).prepare() == 224
+    assert cut.layers_ == ["layer1", "layer2"]
+    all_of_them = ["layer1", "layer2", "layer3"]
+    assert fitted.layers_ == all_of_them[-2 if fitted.method == "bank" else -3 :]
+    assert fitted.image_size_ == (SIDE, SIDE)  # arrays keep their own
+    detector = Inspector(load_backbone())
+    detector.prepare()
+    assert detector.geometry_ == Geometry(128, 128)
+    detector.set_params(resize=150, size=140).prepare()
+    assert detector.geometry_ == Geometry(140, 140, "crop", 150)
 
 
 # --- what may be called images ---
@@ -316,10 +402,10 @@ def test_folder_list_sequence_and_array_are_one(backbone, fitted, tmp_path):
     pillow = [Image.open(file) for file in files]
     mvtec, lazy = tmp_path, ImageFolder(files, Geometry.square(SIDE))
     for given in (folder, mvtec, files, lazy, torch.from_numpy(NORMAL), pillow):
-        detector = new(backbone).fit(given)
+        detector = new(backbone, method=fitted.method).fit(given)
         same(detector, fitted)
     queries = write(tmp_path / "test", QUERIES)
-    detector = new(backbone).fit(folder)
+    detector = new(backbone, method=fitted.method).fit(folder)
     expected = detector.score(QUERIES)
     np.testing.assert_allclose(detector.score(queries), expected, rtol=1e-4)
     np.testing.assert_allclose(detector.score(queries / "002.png"), expected[2:3], rtol=1e-3)
@@ -327,62 +413,6 @@ def test_folder_list_sequence_and_array_are_one(backbone, fitted, tmp_path):
     np.testing.assert_allclose(maps, detector.maps(QUERIES), rtol=1e-3, atol=1e-4)
     with pytest.raises(ValueError, match="resized to 40.*expected .*the whole image"):
         detector.score(ImageFolder(files, Geometry.square(SIDE, 40)))
-
-
-@pytest.mark.parametrize("place", ["bank", "spade"])
-def test_the_whole_image_is_seen(tmp_path, place):
-    """A hole at the left of a wide photograph alarms as one in the centre does."""
-    rng = np.random.default_rng(0)
-    wide = rng.integers(110, 140, (24, 3, 40, 120), dtype=np.uint8).repeat(5, 2).repeat(5, 3)
-    folder = write(tmp_path / "normal", wide[:20])
-    clean = write(tmp_path / "clean", wide[20:])
-    detector = Inspector(load_backbone(), size=96, place=place, progress=False).fit(folder)
-    assert detector.image_size_ == (64, 128) and detector.geometry_.fit == "stretch"
-    for left in (30, 290, 540):
-        holed = wide[20:21].copy()
-        holed[:, :, 90:130, left : left + 40] = 0
-        file = write(tmp_path / f"hole{left}", holed) / "000.png"
-        assert detector.score(file) > 1.5 * detector.threshold() > 1.5 * detector.score(clean)[0]
-        (finding,) = detector.rank(file).top
-        row, column = np.unravel_index(finding.map.argmax(), finding.map.shape)
-        assert abs(column * 600 / 128 - left - 20) < 40 and abs(row * 200 / 64 - 110) < 40
-    paper = Inspector(load_backbone(), size=96, framing="crop", progress=False).fit(folder)
-    assert paper.image_size_ == (96, 96) and "central square" in str(paper.geometry_)
-
-
-@pytest.mark.parametrize("place", ["bank", "spade"])
-def test_only_a_region_of_interest_is_looked_at(tmp_path, place):
-    rng = np.random.default_rng(0)
-    pictures = rng.integers(110, 140, (24, 3, 16, 24), dtype=np.uint8).repeat(6, 2).repeat(6, 3)
-    folder = write(tmp_path / "normal", pictures[:20])
-    how = dict(size=96, place=place, progress=False)
-    detector = Inspector(load_backbone(), region="72,0 144,0 144,96 72,96", **how).fit(folder)
-    spoilt = {"inside": pictures[20:21].copy(), "outside": pictures[20:21].copy()}
-    spoilt["inside"][:, :, 40:64, 100:124] = 0
-    spoilt["outside"][:, :, 40:64, 10:34] = 0
-    files = {name: write(tmp_path / name, picture) for name, picture in spoilt.items()}
-    clean = write(tmp_path / "clean", pictures[20:21])
-    assert detector.score(files["inside"]) > 1.5 * detector.threshold()
-    assert np.array_equal(detector.score(files["outside"]), detector.score(clean))
-    (heat,) = detector.maps(files["inside"])
-    assert heat[:, : heat.shape[1] // 2].max() == 0 < heat.max()
-    detector.save(tmp_path / "model")
-    again = Inspector.load(tmp_path / "model")
-    assert np.array_equal(again.score(files["inside"]), detector.score(files["inside"]))
-    other = write(tmp_path / "other", pictures[:1, :, :, :96])
-    with pytest.raises(ValueError, match="96 x 96 pixels: expected the proportions of the region"):
-        again.score(other)
-
-
-def test_one_image_in_memory_is_the_file(backbone, tmp_path):
-    folder = write(tmp_path / "normal", NORMAL)
-    detector = new(backbone, place="bank").fit(folder)
-    file = write(tmp_path / "new", QUERIES[:1]) / "000.png"
-    pixels = QUERIES[0].transpose(1, 2, 0)
-    with Image.open(file) as picture:
-        for given in (picture, pixels, [picture]):
-            assert np.array_equal(detector.score(given), detector.score(file))
-            assert np.array_equal(detector.maps(given), detector.maps(file))
 
 
 def test_unreadable_files(backbone, fitted, tmp_path):
@@ -437,14 +467,14 @@ class Lazy(Sequence):
         return self.pictures[index]
 
 
-def test_each_image_is_read_once_and_in_batches(backbone, monkeypatch):
+def test_each_image_is_read_once_and_in_batches(backbone, method, monkeypatch):
     monkeypatch.setattr(inspector, "PIXELS_PER_BATCH", 8 * SIDE**2)
     lazy = Lazy(images(100, SIDE))
-    detector = Inspector(backbone, **SETTINGS | dict(memory_mb=0.1)).fit(lazy)
+    detector = Inspector(backbone, method=method, **SETTINGS | dict(memory_mb=0.1)).fit(lazy)
     assert lazy.largest == 8 and (lazy.asked == 1).all() and len(detector.sample_) == 22
     lazy.forget()
     ranking = detector.rank(lazy, top=2)
-    bytes_an_image = 8 * detector.place_.detector.normal_.rows.shape[1]
+    bytes_an_image = detector.places_._bytes_per_image()
     assert (lazy.asked == 1).all() and lazy.largest * bytes_an_image <= 0.1e6
     # A view would keep its whole batch.
     assert all(one.map.base is None and one.image.base is None for one in ranking.top)
@@ -474,3 +504,69 @@ def test_ranking(fitted):
     assert len(fitted.rank(pictures, top=99).top) == len(pictures)
     with pytest.raises(ValueError, match="top=0"):
         fitted.rank(pictures, top=0)
+
+
+# --- defects among the normal images ---
+
+
+def test_defects_among_the_normal_images_are_listed_and_may_be_left_out(tmp_path):
+    pictures = [stripes(seed=n) for n in range(37)]
+    pictures += [stripes((10 + 40 * n, 20), seed=n + 50) for n in range(3)]
+    folder = save_all(tmp_path / "normal", pictures)
+    defects = {"037.png", "038.png", "039.png"}
+    settings = dict(size=64, progress=False)
+    plain = Inspector(load_backbone(), **settings).fit(folder)
+    listed = plain.strangest(3)
+    assert {name for name, _ in listed} == defects and plain.left_out_ == []
+    assert listed[0][1] == plain.normal_scores_.max() / np.median(plain.normal_scores_)
+    assert len(plain.strangest(None)) == 40
+    limit = listed[2][1] * 0.99
+    cleaned = Inspector(load_backbone(), leave_out_above=limit, **settings).fit(folder)
+    assert cleaned.left_out_ == listed and len(cleaned.features_) == 37
+    same_as = Inspector(load_backbone(), **settings).fit(sorted(folder.iterdir())[:37])
+    assert np.array_equal(cleaned.normal_scores_, same_as.normal_scores_)
+    hidden = [stripes((70, 30), seed=70)]
+    assert cleaned.alarms(hidden).all() and not plain.alarms(hidden).any()
+    with pytest.raises(ValueError, match="leave_out_above=-1"):
+        Inspector(load_backbone(), leave_out_above=-1, **settings).fit(folder)
+
+
+# --- an adapted network ---
+
+
+@pytest.mark.parametrize("kind", ["early", "ewc"])
+def test_the_network_may_be_adapted_to_half_of_the_images(kind, tmp_path, monkeypatch):
+    monkeypatch.setattr(adapted, "epochs_for", lambda minibatches, n_images: 3)
+    network, pictures = load_backbone(), images(60, 48, seed=8)
+    copies = pictures[:6] // 8 * 8 + 3  # near-duplicates of the first six
+    normal = np.concatenate([pictures, copies])
+    before = network.trainable_sha256()
+    settings = dict(n_maps=20, false_alarm_rate=0.1, progress=False)
+    detector = Inspector(network, adapt=kind, **settings).fit(normal)
+    assert network.trainable_sha256() == before != detector.backbone_.trainable_sha256()
+    halves = set(detector.adapted_.tolist())
+    assert 20 <= len(halves) <= 33 and len(detector.sample_) == 20
+    # What the network has seen sets no threshold, nor does a near-duplicate of it.
+    assert not halves & set(detector.sample_.tolist())
+    assert all((number in halves) == (60 + number in halves) for number in range(6))
+    plain = Inspector(detector.backbone_, **settings).fit(normal)
+    np.testing.assert_allclose(detector.features_, plain.features_, rtol=1e-4, atol=1e-4)
+    raw = [one.parts(QUERIES_48)["place"] * one.scales_["place"] for one in (detector, plain)]
+    np.testing.assert_allclose(*raw, rtol=1e-4)
+    detector.save(tmp_path / "model")
+    again = Inspector.load(tmp_path / "model")
+    assert again.backbone_.trainable_sha256() == detector.backbone_.trainable_sha256()
+    assert np.array_equal(again.score(QUERIES_48), detector.score(QUERIES_48))
+    assert again.threshold() == detector.threshold() and again.adapt == kind
+    more = images(8, 48, seed=9)
+    assert len(again.add(more).features_) == 74 and not halves & set(again.sample_.tolist())
+
+
+QUERIES_48 = images(5, 48, seed=21)
+
+
+def test_too_few_images_to_adapt_to(backbone):
+    with pytest.raises(ValueError, match="adapt='ewc' sets half of the 20 normal images aside"):
+        Inspector(load_backbone(), adapt="ewc", progress=False).fit(images(20, 48))
+    with pytest.raises(ValueError, match="adapt='magic'"):
+        Inspector(backbone, adapt="magic", progress=False).fit(NORMAL)

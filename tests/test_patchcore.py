@@ -114,3 +114,74 @@ def test_no_patch_is_chosen_twice(width):
     for n_kept in (0, 121):
         with pytest.raises(ValueError, match=f"n_kept={n_kept}: expected 1 to 12"):
             coreset(distinct, n_kept)
+
+
+@pytest.mark.parametrize("ratio", [1.0, 0.2])
+def test_the_bank_without_an_image_is_that_of_the_others(backbone, ratio):
+    detector = PatchCore(backbone, coreset_ratio=ratio).fit(IMAGES)
+    patches = plain_patches(IMAGES, detector.layers)
+    _, high, wide, channels = patches.shape
+    rows = patches.reshape(-1, channels)
+    chosen = cdist(detector.memory_bank_.numpy(), rows, "sqeuclidean").argmin(axis=1)
+    assert np.array_equal(chosen // (high * wide), detector.owners_)
+    without = rows[chosen[~np.isin(chosen // (high * wide), [2, 5])]]
+    expected = cdist(patches[2].reshape(-1, channels), without, "sqeuclidean").min(axis=1)
+    expected = torch.from_numpy(expected.reshape(1, 1, high, wide))
+    expected = F.interpolate(expected, IMAGES.shape[2:], mode="bilinear")[0, 0].numpy()
+    expected = gaussian_filter(expected, 4.0)
+    maps, scores = detector.maps_and_scores(torch.from_numpy(patches[2:3]).float(), [2, 5])
+    close(maps, expected[None], 1e-4)
+    np.testing.assert_allclose(scores, [expected.max()], rtol=1e-3)
+
+
+def test_learning_may_go_on(backbone):
+    whole = PatchCore(backbone, coreset_ratio=1.0).fit(IMAGES)
+    parts = PatchCore(backbone, coreset_ratio=1.0).fit(IMAGES[:5])
+    parts.learn(parts._patches(IMAGES[5:]), range(5, len(IMAGES)))
+    parts.finish()
+    assert torch.equal(parts.owners_, whole.owners_)
+    np.testing.assert_allclose(parts.score(QUERIES), whole.score(QUERIES), rtol=1e-4)
+    small = PatchCore(backbone, bank_size=7).fit(IMAGES)
+    small.learn(small._patches(QUERIES), range(100, 100 + len(QUERIES)))
+    assert len(small.finish().memory_bank_) == 7 and small.owners_.max() >= 100
+
+
+def test_the_weight_is_that_of_equation_7(backbone):
+    plain = PatchCore(backbone, layers=("layer2", "layer3"), coreset_ratio=0.5).fit(IMAGES)
+    weighted = PatchCore(
+        backbone, layers=("layer2", "layer3"), coreset_ratio=0.5, reweight=True
+    ).fit(IMAGES)
+    bank = plain.memory_bank_.numpy().astype(float)
+    for number, patches in enumerate(plain_patches(QUERIES, plain.layers)):
+        patches = patches.reshape(-1, bank.shape[1])
+        distances = cdist(patches, bank)
+        farthest = distances.min(axis=1).argmax()
+        nearest = distances[farthest].argmin()
+        around = np.argsort(cdist(bank[nearest : nearest + 1], bank)[0])[:9]
+        total = np.exp(distances[farthest, around]).sum()
+        weight = 1 - np.exp(distances[farthest, nearest]) / total
+        expected = plain.score(QUERIES[number : number + 1]) * weight
+        np.testing.assert_allclose(
+            weighted.score(QUERIES[number : number + 1]), expected, rtol=1e-3
+        )
+    np.testing.assert_allclose(weighted.maps(QUERIES), plain.maps(QUERIES))
+
+
+def test_a_bank_in_parts(backbone):
+    """Each part of its own images; a normal image is compared with the parts of the others."""
+    detector = PatchCore(backbone, coreset_ratio=1.0, bank_size=24, n_parts=3).fit(IMAGES)
+    assert np.bincount(detector.owners_ % 3).tolist() == [8, 8, 8]
+    patches = detector._patches(IMAGES[4:5])
+    for left_out, others in (
+        ([4], detector.owners_ % 3 != 1),
+        ([4, 2], (detector.owners_ % 3 != 1) & (detector.owners_ != 2)),
+        ([], detector.owners_ >= 0),
+    ):
+        plain = PatchCore(backbone)
+        plain.begin(detector.image_size_)
+        bank = detector.memory_bank_[others]
+        plain.set_bank(bank, detector.owners_[others], detector._grid)
+        expected, _ = plain.maps_and_scores(patches)
+        close(detector.maps_and_scores(patches, left_out)[0], expected, 1e-4)
+    with pytest.raises(ValueError, match="n_parts=0"):
+        PatchCore(backbone, n_parts=0).fit(IMAGES)

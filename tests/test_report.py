@@ -1,7 +1,9 @@
 """The report as a reader, a screen reader and a suspicious browser meet it."""
 
 import base64
+import hashlib
 import io
+import json
 import re
 from datetime import datetime
 from html.parser import HTMLParser
@@ -12,7 +14,7 @@ import pytest
 from PIL import Image
 
 from pandalib.datasets.images import Geometry
-from pandalib.inspection.inspector import Finding, Ranking
+from pandalib.inspection.ranking import Finding, Ranking
 from pandalib.inspection.report import (
     in_words,
     overlay,
@@ -23,7 +25,7 @@ from pandalib.inspection.report import (
 
 SIDE = 40
 EVIL = "<script>alert('x')</script>&\"onerror=\".png"
-VOID = {"meta", "img", "br", "line", "rect", "path"}
+VOID = {"meta", "img", "br", "line", "rect", "path", "input"}
 SHA = 64 * "a"
 KINDS = ("normal", "found")
 
@@ -40,8 +42,17 @@ def detector(source="imagenet", n=30):
         features_=np.zeros((3 * n, 2)),
         sample_=np.arange(n),
         geometry_=Geometry(SIDE, SIDE),
+        method="spade",
+        tile_=None,
+        k=2,
+        normalise=True,
+        whiten=False,
+        adapt="ewc",
+        adapted_=[0, 1, 2],
+        check_names_=[],
+        check=lambda: [],
         layers_=["layer1", "layer2"],
-        place_="a memory bank of 5000 patches",
+        n_images=50,
         sigma=4.0,
         threshold=lambda rate: {0.05: 1.25, 0.1: 1.0, 0.3: 1.0}[rate],
     )
@@ -60,9 +71,14 @@ def ranking(n=8, top=3, names=None, unreadable=(), scale=1.0):
         heat = np.zeros((SIDE, SIDE), np.float32)
         heat[2:10, 30:40] = parts["place"][number]
         image = rng.integers(0, 256, (3, SIDE, SIDE), dtype=np.uint8)
-        findings.append(Finding(number, image, heat))
+        findings.append(Finding(number, image, heat, (SIDE, SIDE)))
     names = names or [f"photo {number}.png" for number in range(n)]
-    return Ranking(names, parts, peaks, findings, list(unreadable), [[] for _ in names])
+    return Ranking(names, parts, peaks, findings, list(unreadable), *no_news(n))
+
+
+def no_news(n):
+    """p-values, regions, and images that were fitted."""
+    return np.full(n, 0.5), [[] for _ in range(n)], []
 
 
 class Page(HTMLParser):
@@ -88,7 +104,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        if self.open and self.open[-1] != "style":
+        if self.open and self.open[-1] not in ("style", "script"):
             self.text.append(data)
 
     def all(self, tag):
@@ -121,28 +137,74 @@ def test_structure(text):
         assert attributes.get("aria-labelledby", ids[0]) in ids
         assert attributes.get("href", "#" + ids[0])[1:] in ids
     scopes = [th["scope"] for th in page.all("th")]
-    assert scopes == ["col"] * 7 + ["row"] * 8
+    assert scopes == ["col"] * 8 + ["row"] * 8
 
 
-def test_nothing_is_fetched_and_nothing_runs(text):
+def test_nothing_is_fetched_and_only_the_review_runs(text):
     page = Page(text)
-    tags = {tag for tag, _ in page.elements}
-    assert not tags & {"script", "link", "iframe", "object", "embed", "base", "form"}
+    tags = [tag for tag, _ in page.elements]
+    assert not set(tags) & {"link", "iframe", "object", "embed", "base", "form"}
+    assert tags.count("script") == 1 and page.all("script") == [{}]
     for _, attributes in page.elements:
         assert not any(name.startswith("on") for name in attributes)
         assert attributes.get("src", "data:image/").startswith("data:image/")
         assert attributes.get("href", "#").startswith("#")
-    assert not re.search(r"@import|https?:|url\((?!#)|{[{%#]", text)
+    script = text.partition("<script>")[2].partition("</script>")[0]
+    assert not re.search(r"@import|https?:|url\((?!#)|[{%#]}|{[%#{]", text.replace(script, ""))
+    # The browser runs the script with this hash and no other, and fetches nothing.
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    (policy,) = [meta["content"] for meta in page.all("meta") if "http-equiv" in meta]
+    assert policy == (
+        "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
+        f"script-src 'sha256-{digest}'"
+    )
+    assert not re.search(r"fetch|XMLHttp|eval|Function|innerHTML|import|document.write", script)
+
+
+def test_each_image_can_be_reviewed_once(text, tmp_path):
+    found = ranking()
+    sets = Page(text).all("fieldset")
+    names = [json.loads(one["data-file"]) for one in sets]
+    assert names == [found.names[number] for number in found.order]  # cards, then the table's rest
+    assert [one["data-alarm"] for one in sets] == ["true"] + 7 * ["false"]
+    radios = [one for one in Page(text).all("input") if one["type"] == "radio"]
+    assert [one["value"] for one in radios] == ["normal", "defect"] * 8
+    assert len({one["name"] for one in radios}) == 8
+    odd = ["a\udce9.png", "b\u202f\U0001f600.png", "\"'<&>.png", *"cdefg"]
+    text = written(tmp_path, detector(), ranking(names=odd))
+    assert {json.loads(one["data-file"]) for one in Page(text).all("fieldset")} == set(odd)
+
+
+def test_the_report_says_whether_confirmed_defects_are_found(tmp_path):
+    one = detector()
+    one.check_names_, one.check = ["x.png", "<y>.png"], lambda: [9.0, 0.1]
+    words = Page(written(tmp_path, one, ranking())).words()
+    assert "Of 2 confirmed defects from earlier reviews, 1 are found. Missed: <y>.png" in words
+
+
+@pytest.mark.parametrize("top", [50, 240])
+def test_a_report_of_2000_images_is_small(tmp_path, top):
+    rng = np.random.default_rng(0)
+    found = ranking(n=2000, top=top)
+    noise = [
+        Finding(
+            one.number, rng.integers(0, 256, (3, 224, 224), dtype=np.uint8), one.map, (224, 224)
+        )
+        for one in found.top
+    ]
+    noise = [one._replace(map=np.zeros((224, 224), np.float32)) for one in noise]
+    text = written(tmp_path, detector(), found._replace(top=noise))
+    assert len(text) < 10e6 and text.count("<fieldset") == 2000
 
 
 def test_names_cannot_become_markup(tmp_path):
     found = ranking(names=[EVIL] * 8, unreadable=[(EVIL, EVIL)])
     text = written(tmp_path, detector(), found, title=EVIL)
     page = Page(text)
-    assert "script" not in {tag for tag, _ in page.elements} and "<script" not in text.lower()
+    assert len(page.all("script")) == 1 and text.lower().count("<script") == 1
     assert not any("onerror" in attributes for _, attributes in page.elements)
-    # Cards, table, list of failures, title and heading.
-    assert page.words().count(EVIL) == 3 + 8 + 2 + 2
+    # Cards, table, verdicts, list of failures, title and heading.
+    assert page.words().count(EVIL) == 3 + 8 + 8 + 2 + 2
     assert sum(EVIL in image["alt"] for image in page.all("img")) == 6
 
 
@@ -177,7 +239,9 @@ def test_numbers_and_facts(text):
         "5 %, about 1 in 20",
         "resnet18 up to layer4, weights: ImageNet",
         "40 x 40 pixels, the whole image",
-        "layer1, layer2; a memory bank of 5000 patches; blur of 4 pixels",
+        "layer1, layer2; SPADE, 50 nearest images; blur of 4 pixels",
+        "2 nearest normal images; features normalised; network adapted to 3 of the normal images, "
+        "with EWC",
         "torch ",
         "Python 3",
     ):
@@ -191,8 +255,8 @@ def test_the_table_has_all_scores_in_order(text):
     order = np.argsort(-found.scores)
     assert [name for _, name, _ in cells] == [found.names[number] for number in order]
     numbers = re.findall(r"<td>([^<]+)</td>", cells[0][2])
-    assert numbers == ["4.000", f"{found.parts['image'][2] / 1.25:.3f}", "4.000", "upper right"]
-    rows = list(ranked_rows(found, 1.25, detector().normal_scores_))
+    assert numbers[:4] == ["4.000", f"{found.parts['image'][2] / 1.25:.3f}", "4.000", "upper right"]
+    rows = list(ranked_rows(found, 1.25))
     assert [row["rank"] for row in rows] == list(range(1, 9))
     assert [row["score"] for row in rows] == found.scores[order].tolist()
     assert rows[0]["alarm"] is True and rows[0]["relative"] == 4 and rows[1]["alarm"] is False
@@ -223,7 +287,9 @@ def test_what_a_reader_must_be_told(tmp_path):
 def one_image():
     parts = dict(image=np.array([15.0]), place=np.array([3.0]))
     found = ranking()
-    return Ranking(["a.png"], parts, np.zeros((1, 2)), [found.top[0]._replace(number=0)], [], [[]])
+    return Ranking(
+        ["a.png"], parts, np.zeros((1, 2)), [found.top[0]._replace(number=0)], [], *no_news(1)
+    )
 
 
 def test_histogram_holds_the_shares(text):
@@ -261,6 +327,16 @@ def test_a_failure_leaves_the_old_report(tmp_path, text):
         write_report(tmp_path / "report.html", detector(), ranking()._replace(names=["only one"]))
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == text
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_pictures_have_the_proportions_of_their_originals(tmp_path):
+    found = ranking()
+    tall = [one._replace(size=(90, 30)) for one in found.top]
+    for fit, sides in (("stretch", (13, 40)), ("pad", (13, 40)), ("crop", (40, 40))):
+        one = detector()
+        one.geometry_ = Geometry(SIDE, SIDE, fit)
+        images = Page(written(tmp_path, one, found._replace(top=tall))).all("img")[1:]
+        assert {(int(image["width"]), int(image["height"])) for image in images} == {sides}
 
 
 # --- pictures ---

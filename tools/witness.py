@@ -181,7 +181,7 @@ def inspector_numbers(found, images) -> dict:
 
 
 def inspector(network, normal, **options):
-    return Inspector(network, place="spade", progress=False, **options).fit(normal)
+    return Inspector(network, method="spade", progress=False, **options).fit(normal)
 
 
 # ------------------------------------------------------------------------------ small helpers

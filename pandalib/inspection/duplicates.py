@@ -16,6 +16,8 @@ Different images of one kind have no such gap: in many dimensions all their dist
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -30,9 +32,9 @@ GAP, SHARE = 3.0, 0.25
 
 
 def thumbnails(images: np.ndarray) -> np.ndarray:
-    """Images (n, 3, H, W) at 16 x 16 pixels, as rows: float32 (n, 768)."""
+    """Images (n, 3, H, W) at 16 x 16 pixels, as rows: uint8 (n, 768)."""
     small = F.adaptive_avg_pool2d(torch.from_numpy(np.ascontiguousarray(images)).float(), SIDE)
-    return small.flatten(1).numpy()
+    return small.flatten(1).round().to(torch.uint8).numpy()
 
 
 def near_duplicates(rows: np.ndarray) -> np.ndarray:
@@ -45,7 +47,7 @@ def near_duplicates(rows: np.ndarray) -> np.ndarray:
     >>> near_duplicates(np.float32([[0, 0], [9, 0], [0, 0.1], [5, 7], [8, 8], [9.1, 0]]))
     array([0, 1, 0, 2, 3, 1])
     """
-    n = len(rows)
+    rows, n = np.asarray(rows, np.float32), len(rows)
     if n < 3:
         return np.arange(n)
     n_near = min(n, MOST + 2)  # itself, the twins, and one more
@@ -62,24 +64,30 @@ def near_duplicates(rows: np.ndarray) -> np.ndarray:
     return connected_components(links, directed=False)[1].astype(np.int64)
 
 
-def leave_group_out(
-    features: np.ndarray, groups: np.ndarray, images: np.ndarray, k: int
-) -> np.ndarray:
-    """The kNN score of some of the images without their own groups: float64 (len(images),).
+def others_of_group(groups: np.ndarray, rows: Sequence[int]) -> list[np.ndarray]:
+    """For each of `rows` the numbers of the other images of its group, ascending.
 
-    Raises
-    ------
-    ValueError
-        Fewer than k images are in other groups.
+    Examples
+    --------
+    >>> groups = np.array([0, 1, 0, 2])
+    >>> [others.tolist() for others in others_of_group(groups, [0, 1, 2])]
+    [[2], [], [0]]
     """
-    n_near = min(len(features), k + int(np.bincount(groups).max()))
-    squared, nearest = squared_distances(features, features[images], n_near)
-    squared = squared.astype(np.float64)
-    squared[groups[nearest] == groups[images][:, None]] = np.inf
-    scores = np.sort(squared, axis=1)[:, :k].sum(axis=1)
-    if not np.isfinite(scores).all():
-        raise ValueError(
-            f"{len(features)} normal images are {groups.max() + 1} different ones and their "
-            f"near-duplicates: expected more than k={k} different ones."
-        )
-    return scores
+    return [np.setdiff1d(np.flatnonzero(groups == groups[row]), [row]) for row in rows]
+
+
+def scores_without(
+    gallery: np.ndarray, rows: Sequence[int], copies: list[np.ndarray], k: int
+) -> np.ndarray:
+    """kNN scores of images of a gallery (N, d) compared with all but themselves and their copies.
+
+    float64, one for each of `rows`: the sum of squared distances to the k nearest of the others.
+    """
+    most = max(map(len, copies), default=0)
+    wanted = min(len(gallery), k + 1 + most)
+    distances, numbers = squared_distances(gallery, gallery[rows], wanted)
+    scores = []
+    for row, left_out, apart, found in zip(rows, copies, distances, numbers):
+        others = apart[~np.isin(found, [row, *left_out])][:k].astype(np.float64)
+        scores.append(others.sum() * k / max(1, len(others)))  # fewer only in tiny galleries
+    return np.array(scores)

@@ -5,17 +5,18 @@ in the right object:
 
     image(x) = DN2: squared distances of the pooled feature to the k nearest of all normal images
                (`pandalib.methods.knn`)
-    place(x) = the largest value of a map, by a memory bank (`pandalib.methods.patchcore`) or by
-               correspondences with similar images (`pandalib.methods.spade`)
+    place(x) = the largest value of a map: distances to a memory bank of normal patches
+               (`pandalib.methods.patchcore`), or to the positions of similar normal images
+               (`pandalib.methods.spade`)
 
 Each part is divided by the value that one normal image in ten exceeds when compared with the
 others, so that both have the same scale. The score is the larger of the two. One threshold, from
-the leave-one-out scores of the normal images, serves scores and maps; near-duplicates are left out
-together (`pandalib.inspection.duplicates`).
+the leave-one-out scores of the normal images, serves scores and maps. An image is left
+out together with its near-duplicates (`pandalib.inspection.duplicates`).
 
-The whole of each image is seen, at one height and width for a folder. Memory is bounded. Images are
-read once, in batches; all pooled features are kept, 4 d bytes each, and the rows from which maps
-are made for a random sample of the images only.
+Memory is bounded. Images are read once, in batches; all pooled features are kept, 4 d bytes each,
+and a bank of bounded size. The layers that the maps compare are kept for a random sample of the
+images, whose scores set the scales and the threshold.
 """
 
 from __future__ import annotations
@@ -24,134 +25,149 @@ import copy
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
 
 import numpy as np
+import torch
 from sklearn.base import BaseEstimator
 
 from pandalib.backbones import PIXELS_PER_BATCH, Backbone
 from pandalib.datasets.folder import open_images
-from pandalib.datasets.images import Geometry, ImageFolder, LazyImages, take, upright_size
+from pandalib.datasets.images import FITS, Geometry, ImageFolder, LazyImages, upright_size
 from pandalib.datasets.region import check_proportions, read_region
-from pandalib.inspection import storage
-from pandalib.inspection.duplicates import leave_group_out, near_duplicates, thumbnails
-from pandalib.inspection.places import PLACES
-from pandalib.inspection.regions import Region, find_regions
+from pandalib.datasets.tiles import tile_boxes, tile_side
+from pandalib.inspection import adapted, storage, tiled
+from pandalib.inspection.duplicates import (
+    near_duplicates,
+    others_of_group,
+    scores_without,
+    thumbnails,
+)
+from pandalib.inspection.opening import frames_of, notes_of, part_of, sizes_of
+from pandalib.inspection.ranking import Finding, Ranking, Seen, larger_part
+from pandalib.inspection.regions import p_values, regions_above
 from pandalib.methods.distances import height_and_width, image_scores
 from pandalib.methods.knn import KNN
+from pandalib.methods.patchcore import PatchCore, patches_of
+from pandalib.methods.spade import SPADE, Pyramids
+from pandalib.methods.whitening import whitened_leave_one_out_scores
 from pandalib.metrics import threshold_at
 from pandalib.progress import progress as bar
-from pandalib.validation import check_counts, check_fitted
+from pandalib.validation import check_counts, check_fitted, check_rates
 from pandalib.weights import EMBEDDED
 
+METHODS = ("bank", "spade")
+BANK_LAYERS = 2  # the coarsest of the network's: finer ones cost four times as much, for less
+BANK_PARTS = 10  # a normal image is compared with nine of them
 PARTS = ("image", "place")
-OUTSIDE = 128  # the grey of what lies outside a region of interest
-
-
-class Finding(NamedTuple):
-    """One of the most anomalous images of a ranking."""
-
-    number: int  # its row in the ranking
-    image: np.ndarray  # uint8 (3, H, W)
-    map: np.ndarray  # float32 (H, W)
-
-
-class Ranking(NamedTuple):
-    """The scores of all images in the given order, and the most anomalous images with maps."""
-
-    names: list[str]
-    parts: dict[str, np.ndarray]  # "image" and "place", (n,) each
-    peaks: np.ndarray  # (n, 2), where each map is largest: row and column, 0 to 1
-    top: list[Finding]  # highest score first
-    unreadable: list[tuple[str, str]]  # name and reason
-    regions: list[list[Region]]  # of each image, above the threshold
-    n_known: int = 0  # images that the detector was fitted to
-    other_sizes: tuple[str, ...] = ()  # of files, in pixels: sizes that no normal one had
-
-    @property
-    def scores(self) -> np.ndarray:
-        return larger_part(self.parts)
-
-    @property
-    def order(self) -> np.ndarray:
-        """Rows from the highest score to the lowest; ties in the given order."""
-        return np.argsort(-self.scores, kind="stable")
 
 
 class Inspector(BaseEstimator):
     """From normal images to a detector that scores, shows where, and raises alarms.
 
-    Images are always a folder, a file, a list of files, or anything that
-    `pandalib.validation.as_images` takes, for example uint8 (N, 3, H, W).
+    Images are always a folder, a file, a pattern, a table of files or a list of these; one frame in
+    memory, a PIL image or uint8 (H, W, 3), or a list of them, which is treated as a file with the
+    same pixels; or anything that `pandalib.validation.as_images` takes, for example
+    uint8 (N, 3, H, W), which keeps its size.
 
     Parameters
     ----------
     backbone : Backbone
-        The pretrained network, which is not adapted.
+        The pretrained network, which stays as it is.
+    adapt : {"ewc", "early"} or None
+        Adapt a copy of it to half of the normal images, with EWC or stopped early; the other half
+        sets the threshold. For both parts of the score.
     size : int or None
-        Files are read at about size x size pixels; None: 128 for the embedded network, the
-        network's own for others. Arrays keep their own size.
-    framing : {"stretch", "pad", "crop"}
-        How files of several proportions become one size, as in
-        `pandalib.datasets.images.Geometry`; "crop" sees the central square only.
-    resize : int or None
-        For "crop": the shorter side before it.
+        Files become images of about size x size pixels, at the proportions that their folder has;
+        None: 128 for the embedded network, the network's own for others.
+    tile, overlap : int or None
+        Look at tiles of this side in pixels of the files, which share at least `overlap` (None: a
+        quarter): for defects that are small in large images. It takes as long as that many images.
+    smallest_defect : int or None
+        In place of `tile`: the tiles are such that a defect of this many pixels can be seen.
     region : path, str, sequence of (x, y) or None
         The part of every image that is looked at, as for `pandalib.datasets.region.read_region`, in
-        pixels of the first normal image; the others need its proportions.
-    place : {"bank", "spade"}
-        What makes the maps.
+        pixels of the first normal image; images of other sizes need its proportions.
+    framing : {"stretch", "pad", "crop"} or None
+        How a file of other proportions fits in; see `pandalib.datasets.images.Geometry`. None:
+        "crop", the central square only, if `resize` is given; else "stretch", the whole image.
+    resize : int or None
+        For "crop": the shorter side before it.
+    method : {"bank", "spade"}
+        Of the maps: a memory bank, or SPADE, which is slower.
     layers : sequence of str or None
-        For the maps; None: those of the network, for a bank the last two of them.
+        For the maps; None: the network's own, for the bank the coarsest two of them.
     bank_size : int
-        At most this many patches in the bank.
+        Largest number of patches in the memory bank.
+    reweight : bool
+        As for `pandalib.PatchCore`.
+    leave_out_above : float or None
+        After a first fit, leave out the images whose score exceeds this many times the median
+        normal score, and fit again: there may be defects among them.
     n_maps : int
-        Largest number of normal images, drawn with `seed`, whose scores give the threshold. A
-        false-alarm rate r needs 1 / r - 1 of them. SPADE compares with these alone.
-    n_images, sigma, memory_mb
+        Largest number of normal images, drawn with `seed`, whose layers are kept and whose scores
+        give scales and threshold. A false-alarm rate r needs 1 / r - 1 of them.
+    n_images : int
+        Of SPADE: most similar normal images to compare with.
+    sigma, memory_mb
         As for `pandalib.SPADE`.
-    k, normalise
-        Of DN2, as for `pandalib.KNN`.
+    k : int
+        Neighbours of DN2.
+    normalise, whiten : bool
+        How DN2 prepares its features, as for `pandalib.KNN`.
     false_alarm_rate : float
         Fraction of normal images that may raise an alarm.
-    leave_out_above : float or None
-        Leave out normal images that score more than this many times the median of the normal ones:
-        defects that slipped in. None: leave out none.
     seed : int
     progress : bool
+    batch_size : int or None
+        Images at once; None: as many as fit into bounded memory.
+    workers : int or None
+        Processes that decode files; None: as `ImageFolder` chooses.
 
     Attributes
     ----------
+    backbone_ : Backbone
+        The network that is used: `backbone`, or its adapted copy.
+    adapted_ : ndarray of int64
+        Numbers of the normal images that were set aside to adapt to: they set no threshold.
     features_ : ndarray, shape (N, d), float32
         Of all normal images.
-    thumbnails_ : ndarray, shape (N, 768), float32
+    names_ : list of str
+        Of all normal images.
+    sample_ : ndarray, shape (M,), int64
+        Numbers of the images whose layers are kept, ascending.
+    pyramids_ : Pyramids
+        The layers of the sample.
+    knn_, places_ : KNN, PatchCore or SPADE
+        The two detectors.
+    thumbnails_ : ndarray, shape (N, 768), uint8
         Of all normal images, for finding near-duplicates.
     groups_ : ndarray, shape (N,), int64
         Images of one group are near-duplicates.
-    sample_ : ndarray, shape (M,), int64
-        Numbers of the images whose scores give the threshold, ascending.
-    knn_, place_ : KNN, BankPlaces or SpadePlaces
-        The two detectors.
     scales_ : dict of str to float
         What each part, "image" and "place", is divided by.
     normal_parts_, normal_scores_ : dict of str to ndarray (M,), ndarray (M,)
-        Of the sample, each image compared with the others.
-    layers_, geometry_, image_size_
-        What was used: the layers, the geometry of files, and height and width of all images.
-    region_ : ndarray, shape (H, W), bool, or None
-        What is looked at in an image of this size.
+        Of the sample, each image compared with the others, without its near-duplicates.
+    geometry_ : Geometry
+        Of files.
     sizes_ : list of str
         The sizes of the files that were learned from, as "640 x 480".
+    layers_, image_size_
+        What was used: the layers; height and width of what the network sees.
+    tile_, overlap_ : int or None
+        Pixels; None without tiles.
+    region_ : ndarray, shape (H, W), bool, or None
+        What is looked at, in an image of this size.
     n_copies_ : int
         Number of images left out so far as copies of others: a copy would make its original look
         more normal than any new image can be.
     unreadable_ : list of (str, str)
         Name and reason of the files that the last `fit` or `add` left out.
-    names_ : list of str
-        Of the images of the last `fit` or `add` that were learned from, in the order of their
-        numbers.
-    strange_ : list of (str, float)
-        Names and scores of the normal images that `leave_out_above` left out.
+    check_images_, check_names_ : ndarray, shape (n, 3, h, w), uint8, and list of str
+        Confirmed defects, on which `check` reports.
+    left_out_ : list of (str, float)
+        Name and score, in multiples of the median, of what `leave_out_above` left out.
+    notes_ : list of str
+        How the last call read its folder, and what it left out there.
 
     Examples
     --------
@@ -168,42 +184,58 @@ class Inspector(BaseEstimator):
         self,
         backbone: Backbone,
         *,
+        adapt: str | None = None,
         size: int | None = None,
-        framing: str = "stretch",
-        resize: int | None = None,
+        tile: int | None = None,
+        overlap: int | None = None,
+        smallest_defect: int | None = None,
         region=None,
-        place: str = "bank",
+        framing: str | None = None,
+        resize: int | None = None,
+        method: str = "bank",
         layers: Sequence[str] | None = None,
         bank_size: int = 5000,
+        reweight: bool = False,
+        leave_out_above: float | None = None,
         n_maps: int = 200,
         n_images: int = 50,
         sigma: float = 4.0,
         k: int = 2,
         normalise: bool = False,
+        whiten: bool = False,
         false_alarm_rate: float = 0.05,
-        leave_out_above: float | None = None,
         seed: int = 0,
         memory_mb: float = 64.0,
         progress: bool = True,
+        batch_size: int | None = None,
+        workers: int | None = None,
     ):
         self.backbone = backbone
+        self.adapt = adapt
         self.size = size
+        self.tile = tile
+        self.overlap = overlap
+        self.smallest_defect = smallest_defect
+        self.region = region
         self.framing = framing
         self.resize = resize
-        self.region = region
-        self.place = place
+        self.method = method
         self.layers = layers
         self.bank_size = bank_size
+        self.reweight = reweight
+        self.leave_out_above = leave_out_above
         self.n_maps = n_maps
         self.n_images = n_images
         self.sigma = sigma
         self.k = k
         self.normalise = normalise
+        self.whiten = whiten
         self.false_alarm_rate = false_alarm_rate
-        self.leave_out_above = leave_out_above
         self.seed = seed
         self.memory_mb = memory_mb
         self.progress = progress
+        self.batch_size = batch_size
+        self.workers = workers
 
     def fit(
         self, images, y=None, *, recursive: bool = False, skip_unreadable: bool = False
@@ -226,88 +258,277 @@ class Inspector(BaseEstimator):
             Invalid settings; fewer images than the false-alarm rate needs (19 for 0.05).
         """
         fitted = copy.copy(self)
-        size = fitted.prepare()
-        images, names = open_images(
-            images, size, fit=self.framing, resize=self.resize, recursive=recursive, normal=True
-        )
-        height, width = fitted.image_size_ = height_and_width(images)
-        fitted.geometry_ = getattr(images, "geometry", Geometry(height, width))
-        fitted.digests_, fitted.sizes_ = np.empty(0, np.uint64), []
+        fitted.prepare()
+        images, names, size_of = fitted._open_first(images, recursive)
+        if fitted.tile_ is None:
+            fitted.image_size_ = tuple(height_and_width(images))
         fitted.region_ = None
         if self.region is not None:
-            fitted.region_ = read_region(self.region, *_size_of(images, 0))
-        fitted.n_copies_, fitted.strange_ = 0, []
-        fitted._learn(images, names, skip_unreadable)
+            fitted.region_ = read_region(self.region, *size_of(0))
+        fitted._learn_first(images, names, size_of, skip_unreadable)
         if self.leave_out_above is not None:
-            strange = dict(fitted.strangest(limit=self.leave_out_above))
+            strange = [entry for entry in fitted.strangest(None) if entry[1] > self.leave_out_above]
             if strange:
-                again = copy.copy(self).set_params(leave_out_above=None)
-                kept = [number for number, name in enumerate(names) if name not in strange]
-                again.fit(take(images, kept), skip_unreadable=skip_unreadable)
-                again.strange_, again.leave_out_above = list(strange.items()), self.leave_out_above
-                again.n_copies_ = fitted.n_copies_
-                fitted = again
+                out = {name for name, _ in strange}
+                kept = [number for number, name in enumerate(names) if name not in out]
+                images, names, size_of = part_of(images, names, size_of, kept)
+                fitted._learn_first(images, names, size_of, skip_unreadable)
+                fitted.left_out_ = strange
+        if self.adapt is not None:
+            fitted._adapt(images, names, size_of, skip_unreadable)
         vars(self).update(vars(fitted))
         return self
 
-    def add(self, images, *, recursive: bool = False, skip_unreadable: bool = False) -> Inspector:
-        """Learn more normal images. With SPADE `fit(A).add(B)` is `fit(A + B)`, up to rounding.
+    def _adapt(self, images, names, size_of, skip_unreadable) -> None:
+        """Adapt the network to half of the images, then learn from all of them again."""
+        adapting, others = adapted.two_halves(self.groups_, self.seed)
+        needed = max(_needed(self.false_alarm_rate), self.k + 1)
+        if len(adapting) < 2 or len(others) < needed:
+            raise ValueError(
+                f"adapt={self.adapt!r} sets half of the {len(self.features_)} normal images aside, "
+                f"near-duplicates together, and {len(others)} remain for the threshold: expected "
+                f"at least {needed} of them, and 2 to adapt to."
+            )
+        some = adapting[_sample(len(adapting), adapted.MOST, self.seed)]
+        wanted = {self.names_[number] for number in some.tolist()}
+        chosen = [number for number, name in enumerate(names) if name in wanted]
+        part = part_of(images, names, size_of, chosen)
+        batches = self._batches(*part, None, None, "adapt")
+        frozen = torch.cat([self.backbone.frozen_features(batch) for _, batch in batches])
+        self.backbone_ = adapted.adapt(
+            self.backbone, frozen, self.adapt, seed=self.seed, progress=self.progress
+        )
+        self.adapted_, left_out = adapting, self.left_out_
+        self._learn_first(images, names, size_of, skip_unreadable)
+        self.left_out_ = left_out
 
-        A memory bank does not keep the patches of earlier images, so their scores stay what they
-        were, and its choice of patches may differ. Parameters and errors as in `fit`.
+    def _learn_first(self, images, names, size_of, skip_unreadable) -> None:
+        self.digests_ = np.empty(0, np.uint64)
+        self.features_, self.thumbnails_ = None, None
+        self.names_, self.sizes_, self.n_copies_, self.left_out_ = [], [], 0, []
+        self.check_images_, self.check_names_ = np.empty((0, 3, *self.image_size_), np.uint8), []
+        if self.method == "bank":
+            self.places_.begin(self.image_size_)
+        self._learn(images, names, size_of, skip_unreadable, rows={}, shapes=None)
+
+    def strangest(self, n: int | None = 5) -> list[tuple[str, float]]:
+        """The normal images with the highest scores: name, and score in multiples of the median.
+
+        Each is compared with the others; only those of the sample have a score. None: all of them.
+        A defect among the normal images is found here.
         """
         check_fitted(self, "features_")
-        images, names = open_images(images, self.geometry_, recursive=recursive, normal=True)
-        self._check_size(images)
+        relative = self.normal_scores_ / (np.median(self.normal_scores_) or 1)
+        order = np.argsort(-relative, kind="stable")[:n]
+        return [(self.names_[self.sample_[row]], float(relative[row])) for row in order]
+
+    def add(self, images, *, recursive: bool = False, skip_unreadable: bool = False) -> Inspector:
+        """Learn more normal images: with SPADE `fit(A).add(B)` is `fit(A + B)`, up to rounding.
+
+        A memory bank that is full is thinned again, so its patches may be others than those of a
+        fit to all images. Parameters and errors as in `fit`.
+        """
+        check_fitted(self, "features_")
+        if self.tile_ is not None:
+            raise ValueError("a detector with tiles cannot learn more: fit it again to all images.")
+        images, names, size_of = self._open(images, recursive, normal=True)
         fitted = copy.copy(self)
-        fitted.place_ = copy.copy(self.place_)  # self stays as it is if this fails
-        fitted.place_.detector = copy.copy(self.place_.detector)
-        fitted._learn(images, names, skip_unreadable)
+        fitted.left_out_ = []
+        fitted.places_ = copy.copy(self.places_)
+        if self.method == "bank":  # lists of its own
+            fitted.places_.set_bank(self.places_.memory_bank_, self.places_.owners_)
+        rows = dict(zip(self.sample_.tolist(), self.pyramids_.rows, strict=True))
+        fitted._learn(images, names, size_of, skip_unreadable, rows, self.pyramids_.shapes)
         vars(self).update(vars(fitted))
         return self
 
-    def prepare(self) -> int:
-        """Check the settings, set what follows from them and from the network; return the size."""
-        check_counts(n_maps=self.n_maps, n_images=self.n_images, k=self.k, bank_size=self.bank_size)
+    def add_defects(self, images, names: Sequence[str] | None = None) -> Inspector:
+        """Keep confirmed defects, so that `check` can say whether the detector finds them.
+
+        They change neither scores nor threshold. Defects that are kept already are passed over.
+        """
+        check_fitted(self, "features_")
+        if self.tile_ is not None:
+            raise ValueError("a detector with tiles keeps no defects: their images are too large.")
+        images, found, _ = self._open(images, recursive=False)
+        kept = dict.fromkeys(map(_digest, self.check_images_))
+        new = {_digest(image): number for number, image in enumerate(images[:])}
+        new = [number for digest, number in new.items() if digest not in kept]
+        names = found if names is None else names
+        self.check_images_ = np.concatenate([self.check_images_, *(images[[n]] for n in new)])
+        self.check_names_ = [*self.check_names_, *(names[number] for number in new)]
+        return self
+
+    def check(self) -> np.ndarray:
+        """The scores of the confirmed defects, (n,): those not above `threshold()` are missed."""
+        check_fitted(self, "features_")
+        return self.score(self.check_images_) if self.check_names_ else np.empty(0)
+
+    def rate_that_finds_all(self) -> float | None:
+        """The false-alarm rate whose threshold lies just below all confirmed defects.
+
+        It was chosen by these defects and the normal images, and promises nothing about others.
+        None if there are none, or if no rate below 1 does.
+        """
+        lowest = self.check().min(initial=np.inf)
+        rate = float(p_values([lowest], self.normal_scores_)[0])
+        rate = math.ceil(1e4 * rate - 1e-6) / 1e4  # as it is typed
+        return rate if self.check_names_ and rate < 1 else None
+
+    def prepare(self) -> None:
+        """Check the settings, and set what follows from them and from the network."""
+        check_counts(n_maps=self.n_maps, n_images=self.n_images, k=self.k)
+        self.backbone_, self.adapted_ = self.backbone, np.empty(0, np.int64)
+        options = (
+            ("method", METHODS),
+            ("framing", (None, *FITS)),
+            ("adapt", (None, *adapted.KINDS)),
+        )
+        for name, choices in options:
+            if getattr(self, name) not in choices:
+                expected = ", ".join(map(repr, choices))
+                raise ValueError(f"{name}={getattr(self, name)!r}: expected one of {expected}.")
+        check_rates(leave_out_above=self.leave_out_above)
         rate = self.false_alarm_rate
         if not 0 < rate < 1 or self.n_maps < _needed(rate):
             raise ValueError(
                 f"false_alarm_rate={rate!r}, n_maps={self.n_maps}: expected a rate between 0 and "
                 "1, and n_maps of at least 1 / rate - 1."
             )
-        if self.place not in PLACES:
-            raise ValueError(f"place={self.place!r}: expected {' or '.join(map(repr, PLACES))}.")
-        if self.leave_out_above is not None and not self.leave_out_above > 1:
-            raise ValueError(f"leave_out_above={self.leave_out_above!r}: expected above 1.")
         size = self.size
         if size is None:
             size = 128 if self.backbone.name == EMBEDDED else self.backbone.size
-        Geometry.square(size, self.resize, self.framing)  # raises for a wrong one
-        own = self.backbone.map_layers
-        self.layers_ = own[-2:] if self.place == "bank" else own
-        if self.layers is not None:
-            self.layers_ = self.layers
-        how = vars(self)
-        how = {name: how[name] for name in ("bank_size", "n_images", "sigma", "memory_mb", "seed")}
-        self.place_ = PLACES[self.place](self.backbone, self.layers_, **how)
-        return size
+        self.geometry_ = Geometry.square(size, self.resize, self.framing)
+        self._prepare_tiles(size)
+        self.layers_ = self.layers
+        if self.layers is None:
+            self.layers_ = list(self.backbone.map_layers)
+            if self.method == "bank":
+                self.layers_ = self.layers_[-BANK_LAYERS:]
+        shared = dict(layers=self.layers_, sigma=self.sigma, memory_mb=self.memory_mb)
+        if self.method == "bank":
+            shared |= dict(bank_size=self.bank_size, reweight=self.reweight, seed=self.seed)
+            self.places_ = PatchCore(self.backbone, coreset_ratio=1.0, n_parts=BANK_PARTS, **shared)
+        else:
+            self.places_ = SPADE(self.backbone, n_images=self.n_images, balanced=True, **shared)
+        self.places_._check_settings()
 
-    def _learn(self, images, names, skip_unreadable) -> None:
+    def _prepare_tiles(self, size: int) -> None:
+        self.tile_, self.overlap_ = self.tile, self.overlap
+        if self.smallest_defect is not None:
+            if self.tile is not None:
+                raise ValueError("tile and smallest_defect: expected one of them.")
+            self.tile_ = tile_side(self.smallest_defect, size)
+        if self.tile_ is None:
+            if self.overlap is not None:
+                raise ValueError(f"overlap={self.overlap} without tile: expected both.")
+            return
+        if self.overlap is None:
+            self.overlap_ = max(self.tile_ // 4, self.smallest_defect or 0)
+        tile_boxes(1, 1, self.tile_, self.overlap_)  # raises for what makes no tiles
+        if self.method != "bank" or self.reweight or self.geometry_.fit == "crop":
+            raise ValueError(
+                "tiles need the whole image and a plain memory bank: expected method='bank', "
+                "reweight=False and no crop."
+            )
+        if self.whiten or self.adapt:
+            raise ValueError("tiles go without whitening and adaptation: expected none of them.")
+        self.image_size_ = (size, size)
+
+    def n_tiles(self, images, *, recursive: bool = False, normal: bool = False) -> int:
+        """How many tiles these images have, by the files' headers; 0 without tiles.
+
+        Each costs about what an image costs without tiles, in `fit` twice.
+        """
+        probe = copy.copy(self)
+        if not hasattr(self, "features_"):
+            probe.prepare()
+        if probe.tile_ is None:
+            return 0
+        frames = frames_of(images)
+        if frames is None:
+            images, _ = open_images(images, probe.geometry_, recursive=recursive, normal=normal)
+            frames = tiled.sources_of(images)
+        return tiled.number_of_tiles(frames, probe.tile_, probe.overlap_)
+
+    def region_of(self, size: tuple[int, int]) -> np.ndarray | None:
+        """What is looked at in an image of this height and width, bool (H, W); None: all of it."""
+        if self.region_ is None or self.region_.shape == tuple(size):
+            return self.region_
+        check_proportions(self.region_, *size)
+        return Geometry(*size).fit_mask(self.region_)
+
+    @property
+    def _inside(self) -> np.ndarray | None:
+        """What is looked at, bool (h, w), as the detector sees it: images have its proportions."""
+        return None if self.region_ is None else self.geometry_.fit_mask(self.region_)
+
+    def _open_first(self, images, recursive: bool) -> tuple:
+        """Normal images, names and sizes; their folder decides about the geometry."""
+        size = self.geometry_.height
+        how = size, self.geometry_.fit, self.geometry_.resize
+        frames = frames_of(images)
+        if frames is not None:
+            self.geometry_ = Geometry.for_images(frames, *how)
+            self.notes_ = []
+            return self._read_frames(frames)
+        images, names = open_images(images, size, fit=how[1], recursive=recursive, normal=True)
+        self.notes_ = notes_of(images)
+        if isinstance(images, ImageFolder) and self.resize is not None:
+            geometry = Geometry.for_images(images.files, *how)
+            images = ImageFolder(images.files, geometry, images.listing)
+        if hasattr(images, "geometry"):
+            self.geometry_ = images.geometry
+        else:  # arrays, at their own size
+            self.geometry_ = Geometry(*height_and_width(images))
+        return images, names, sizes_of(images)
+
+    def _open(
+        self, images, recursive: bool, normal: bool = False
+    ) -> tuple[Sequence, list[str], Callable[[int], tuple[int, int]]]:
+        """Images, names, and a function from number to the original's height and width."""
+        frames = frames_of(images)
+        if frames is not None:
+            self.notes_ = []
+            return self._read_frames(frames)
+        images, names = open_images(images, self.geometry_, recursive=recursive, normal=normal)
+        if self.tile_ is None:
+            self._check_size(images)
+        self.notes_ = notes_of(images)
+        return images, names, sizes_of(images)
+
+    def _read_frames(self, frames: list) -> tuple:
+        names = [f"image {number}" for number in range(len(frames))]
+        sizes = [upright_size(frame)[::-1] for frame in frames]
+        if self.tile_ is None:
+            frames = np.stack([self.geometry_.read(frame) for frame in frames])
+        return frames, names, sizes.__getitem__
+
+    def _learn(self, images, names, size_of, skip_unreadable, rows, shapes) -> None:
         """Go once through more normal images, then compare each of the sample with the others.
 
-        An image that leaves the sample never returns to it, so its row can be dropped at once.
+        `rows` and `shapes` are the pyramids of the sample so far. An image that leaves the sample
+        never returns to it, so its pyramid can be dropped at once.
         """
-        self.unreadable_, self.names_ = [], []
+        self.unreadable_ = []
+        unreadable = self.unreadable_ if skip_unreadable else None
+        if self.tile_ is not None:
+            raw = tiled.learn(
+                self,
+                images,
+                names,
+                unreadable,
+                _digest,
+                self._sampled,
+            )
+            self._set_scales(raw)
+            return
         features, small = [], []
-        if len(self.digests_):
+        if self.features_ is not None:
             features, small = [self.features_], [self.thumbnails_]
-        rows = self._rows_so_far()
-        digests, sizes = dict.fromkeys(self.digests_.tolist()), set(self.sizes_)
-        n_old = len(digests)
-        step = max(1, PIXELS_PER_BATCH // math.prod(self.image_size_))
-        batches = _batches(images, names, step, self.unreadable_ if skip_unreadable else None)
-        for numbers, batch in bar(batches, "features", shown=self.progress):
-            batch = self._only_region(batch, [_size_of(images, number) for number in numbers])
+        known, sizes = list(self.names_), set(self.sizes_)
+        digests = dict.fromkeys(self.digests_.tolist())
+        for numbers, batch in self._batches(images, names, size_of, None, unreadable, "features"):
             n_before = len(digests)
             new = []
             for row, image in enumerate(batch):
@@ -317,90 +538,109 @@ class Inspector(BaseEstimator):
                 else:
                     digests[digest] = None
                     new.append(row)
-                    sizes.add("{1} x {0}".format(*_size_of(images, numbers[row])))
-                    self.names_.append(names[numbers[row]])
+                    known.append(names[numbers[row]])
+                    sizes.add(in_pixels(size_of(numbers[row])))
             if not new:
                 continue
-            pooled, own = self.place_.extract(batch[new])
-            features.append(pooled)
+            pyramids = Pyramids.of(self.backbone_, batch[new], self.layers_, dtype=np.float32)
+            shapes = pyramids.shapes
+            features.append(pyramids.pooled.copy())  # a view would keep all of the pyramids
             small.append(thumbnails(batch[new]))
-            self.place_.see(own, range(n_before, len(digests)))
-            sample = _sample(len(digests), self.n_maps, self.seed).tolist()
+            if self.method == "bank":
+                self.places_.learn(patches_of(pyramids.maps()), range(n_before, len(digests)))
+            sample = self._sampled(len(digests)).tolist()
             with np.errstate(over="raise"):  # beyond the largest float16
                 rows = {
                     number: rows[number]
                     if number < n_before
-                    else own[number - n_before].astype(np.float16)
+                    else pyramids.rows[number - n_before].astype(np.float16)
                     for number in sample
-                    if number in rows or number >= n_before
                 }
-        self.digests_, self.sizes_ = np.array(list(digests), np.uint64), sorted(sizes)
+        self.digests_, self.names_ = np.array(list(digests), np.uint64), known
+        self.sizes_ = sorted(sizes)
         self._check_enough()
-        if len(digests) > n_old:  # else all were copies
-            self.features_, self.thumbnails_ = np.concatenate(features), np.concatenate(small)
-            self._compare(rows, n_old)
+        self.features_, self.thumbnails_ = np.concatenate(features), np.concatenate(small)
+        self._group()
+        self.sample_, rows = np.array(list(rows), np.int64), np.stack(list(rows.values()))
+        if self.method == "bank":
+            self.places_.finish()
+        self.build(Pyramids(rows, shapes))
+        self._set_scales(self._leave_one_out())
 
-    def _only_region(self, batch: np.ndarray, sizes: list[tuple[int, int]]) -> np.ndarray:
-        """Images of these original heights and widths, with all but the region in grey."""
-        if self.region_ is None:
-            return batch
-        for size in set(sizes):
-            check_proportions(self.region_, *size)
-        return np.where(self._outside, np.uint8(OUTSIDE), batch)
-
-    def _looked_at(self, maps: np.ndarray) -> np.ndarray:
-        """Maps (n, H, W) that are 0 outside of the region."""
-        return maps if self.region_ is None else np.where(self._outside, np.float32(0), maps)
-
-    @property
-    def _outside(self) -> np.ndarray:
-        """The pixels outside of the region, bool (H, W), as the detector sees images."""
-        return ~self.geometry_.fit_mask(self.region_)
-
-    def _rows_so_far(self) -> dict[int, np.ndarray]:
-        """The rows of the sample that a detector still has: SPADE keeps them, a bank does not."""
-        if self.place != "spade" or not len(self.digests_):
-            return {}
-        return dict(zip(self.sample_.tolist(), self.place_.detector.normal_.rows, strict=True))
-
-    def _compare(self, rows: dict[int, np.ndarray], n_old: int) -> None:
-        """Fit both detectors; compare each of the sample with the images of other groups.
-
-        A bank does not keep the rows of the `n_old` images of earlier fits: their maps' scores stay
-        what they were.
-        """
-        earlier = {}
-        if n_old:
-            place = self.normal_parts_["place"] * self.scales_["place"]
-            earlier = dict(zip(self.sample_.tolist(), place.tolist(), strict=True))
-        self.sample_ = _sample(len(self.features_), self.n_maps, self.seed)
-        self.groups_ = near_duplicates(self.thumbnails_)
-        self._check_enough(int(self.groups_.max()) + 1)
-        numbers = np.array(list(rows), np.int64)
-        known, groups = np.array(list(rows.values())), self.groups_
-        if self.place == "spade":
-            self.place_.learn(known, groups[numbers], self.image_size_)
-        else:
-            self.place_.learn(known, groups, self.image_size_)
-        self._fit_knn()
-        maps = bar(
-            self.place_.maps_without(known, numbers, groups), "leave one out", shown=self.progress
-        )
-        scores = [score for one in maps for score in image_scores(self._looked_at(one))]
-        found = dict(zip(numbers.tolist(), scores, strict=True))
-        raw = {
-            "image": leave_group_out(self.knn_.gallery_, groups, self.sample_, self.k),
-            "place": np.array(
-                [found.get(one, earlier.get(one)) for one in self.sample_.tolist()], np.float64
-            ),
-        }
+    def _set_scales(self, raw: dict[str, np.ndarray]) -> None:
         self.scales_ = {part: _scale(values) for part, values in raw.items()}
         self.normal_parts_ = {part: raw[part] / self.scales_[part] for part in PARTS}
 
-    def _fit_knn(self) -> None:
-        self.knn_ = KNN(self.k, normalise=self.normalise).fit(self.features_)
+    def _leave_one_out(self) -> dict[str, np.ndarray]:
+        """Both parts of the sample's scores, each image without itself and its near-duplicates."""
+        gallery, twins = self.knn_.gallery_, others_of_group(self.groups_, self.sample_)
+        if self.whiten:  # the image leaves mean and covariance, too
+            copies = others_of_group(self.groups_, range(len(gallery)))
+            whole = whitened_leave_one_out_scores(gallery, self.knn_.whitening_, self.k, copies)
+            whole = whole[self.sample_]
+        else:
+            whole = scores_without(gallery, self.sample_, twins, self.k)
+        if self.method == "spade":
+            row_of = {number: row for row, number in enumerate(self.sample_.tolist())}
+            copies = [
+                [row_of[number] for number in one.tolist() if number in row_of] for one in twins
+            ]
+            maps = self.places_.iter_leave_one_out_maps(copies=copies, progress=self.progress)
+            inside = self._inside
+            places = [
+                image_scores(batch if inside is None else np.where(inside, batch, 0))
+                for batch in maps
+            ]
+        else:
+            each = bar(range(len(self.sample_)), "leave one out", shown=self.progress, log=True)
+            places = [self._places(self.pyramids_[[row]], self._left_out(row))[1] for row in each]
+        return {"image": whole, "place": np.concatenate(places)}
 
-    def _check_enough(self, n_groups: int | None = None) -> None:
+    def _sampled(self, n: int) -> np.ndarray:
+        """Which of n images to sample, none of those that the network was adapted to."""
+        sample = _sample(n, self.n_maps + len(self.adapted_), self.seed, by_key=True)
+        return np.sort(sample[~np.isin(sample, self.adapted_)][: self.n_maps])
+
+    def _left_out(self, row: int) -> list[int]:
+        """The numbers of an image of the sample and, after it, of its near-duplicates."""
+        number = int(self.sample_[row])
+        return [number, *others_of_group(self.groups_, [number])[0].tolist()]
+
+    def _places(self, pyramids: Pyramids, left_out=()) -> tuple[np.ndarray, np.ndarray]:
+        """Maps and raw scores of images by their pyramids; maps are 0 outside the region."""
+        if self.method == "bank":
+            maps, scores = self.places_.maps_and_scores(patches_of(pyramids.maps()), left_out)
+        else:
+            maps = self.places_.maps_of(pyramids)
+            scores = image_scores(maps)
+        if (inside := self._inside) is not None:
+            whole = image_scores(maps)
+            maps = np.where(inside, maps, np.float32(0))
+            # With reweighting a score is a multiple of the largest value.
+            scores = scores * image_scores(maps) / np.where(whole > 0, whole, 1)
+        return maps, scores
+
+    def _group(self) -> None:
+        """Find near-duplicates. Raises ValueError if too few different images are left."""
+        self.groups_ = near_duplicates(self.thumbnails_)
+        n, n_groups = len(self.groups_), int(self.groups_.max()) + 1
+        needed = max(_needed(self.false_alarm_rate), self.k + 1)
+        if n_groups < needed:
+            raise ValueError(
+                f"{n} normal images are {n_groups} different ones and their near-duplicates: a "
+                f"false-alarm rate of {self.false_alarm_rate:g} needs at least {needed} different "
+                "ones."
+            )
+
+    def near_duplicates(self) -> list[list[str]]:
+        """The names of near-duplicates among the normal images, by group."""
+        check_fitted(self, "features_")
+        groups: dict[int, list[str]] = {}
+        for name, group in zip(self.names_, self.groups_.tolist(), strict=True):
+            groups.setdefault(group, []).append(name)
+        return [names for names in groups.values() if len(names) > 1]
+
+    def _check_enough(self) -> None:
         n = len(self.digests_)
         needed = max(_needed(self.false_alarm_rate), self.k + 1)
         if n < needed:
@@ -409,38 +649,14 @@ class Inspector(BaseEstimator):
                 f"{counted(len(self.unreadable_), 'unreadable file')} left out: a false-alarm rate "
                 f"of {self.false_alarm_rate:g} with k={self.k} needs at least {needed}."
             )
-        if n_groups is not None and n_groups < needed:
-            raise ValueError(
-                f"{n} normal images are {n_groups} different ones and their near-duplicates: a "
-                f"false-alarm rate of {self.false_alarm_rate:g} needs at least {needed} different "
-                "ones."
-            )
 
-    def near_duplicates(self) -> list[list[str]]:
-        """The names of near-duplicates among the images of the last `fit` or `add`, by group."""
-        check_fitted(self, "features_")
-        first = len(self.features_) - len(self.names_)
-        groups: dict[int, list[str]] = {}
-        for name, group in zip(self.names_, self.groups_[first:].tolist(), strict=True):
-            groups.setdefault(group, []).append(name)
-        return [names for names in groups.values() if len(names) > 1]
-
-    def strangest(self, n: int = 10, *, limit: float | None = None) -> list[tuple[str, float]]:
-        """Names and scores of the strangest normal images, each as if it were new.
-
-        Scores are in units of the median normal score. `limit` lists all above it, else `n`. Only
-        sampled images of the last `fit` or `add` have names and scores.
-        """
-        check_fitted(self, "features_")
-        first = len(self.features_) - len(self.names_)
-        scores = self.normal_scores_ / (np.median(self.normal_scores_) or 1.0)
-        found = [
-            (self.names_[number - first], float(score))
-            for number, score in zip(self.sample_.tolist(), scores, strict=True)
-            if number >= first
-        ]
-        found.sort(key=lambda one: -one[1])
-        return found[:n] if limit is None else [one for one in found if one[1] > limit]
+    def build(self, pyramids: Pyramids, scales: np.ndarray | None = None) -> None:
+        """Fit both detectors; `scales` as for `SPADE.fit_pyramids`. A bank is there already."""
+        self.knn_ = KNN(self.k, normalise=self.normalise, whiten=self.whiten).fit(self.features_)
+        self.pyramids_ = pyramids
+        if self.method == "spade":
+            spade = copy.copy(self.places_)
+            self.places_ = spade.fit_pyramids(pyramids, self.image_size_, scales=scales)
 
     @property
     def normal_scores_(self) -> np.ndarray:
@@ -454,7 +670,7 @@ class Inspector(BaseEstimator):
         """
         check_fitted(self, "features_")
         rate = self.false_alarm_rate if rate is None else rate
-        n, n_normal = len(self.sample_), len(self.features_)
+        n, n_normal = len(self.sample_), len(self.features_) - len(self.adapted_)
         if 0 < rate < 1 and n < min(n_normal, _needed(rate)):
             raise ValueError(
                 f"a false-alarm rate of {rate:g} needs the scores of {_needed(rate)} normal "
@@ -472,39 +688,58 @@ class Inspector(BaseEstimator):
 
         "image": is it another kind of thing? "place": is something wrong somewhere?
         """
-        found = [parts for _, _, parts, _ in self._inspect(*self._opened(images, recursive))]
-        return {part: np.concatenate([parts[part] for parts in found]) for part in PARTS}
+        found = [seen.parts for seen in self.inspect(images, recursive=recursive)]
+        return {part: np.array([parts[part] for parts in found]) for part in PARTS}
 
     def maps(self, images, *, recursive: bool = False) -> np.ndarray:
-        """Anomaly maps, float32 (n, H, W): above `threshold()` an alarm."""
-        found = self._inspect(*self._opened(images, recursive))
-        return np.concatenate([maps for _, _, _, maps in found])
+        """Anomaly maps, float32 (n, h, w), as the detector sees the images: above `threshold()` an
+        alarm. `restored` lays one on its image.
+        """
+        return np.stack([seen.map for seen in self.inspect(images, recursive=recursive)])
+
+    def restored(self, seen: Seen | Finding) -> np.ndarray:
+        """The map in the original's pixels, float32 (H, W); NaN where a crop did not look."""
+        if seen.size == seen.map.shape:
+            return seen.map
+        return self.geometry_.restore(seen.map, *seen.size)
 
     def alarms(self, images, *, rate: float | None = None, recursive: bool = False) -> np.ndarray:
         """Which images raise an alarm, bool (n,)."""
         threshold = self.threshold(rate)  # first, since it may raise
         return self.score(images, recursive=recursive) > threshold
 
-    def _opened(self, images, recursive: bool) -> tuple[Sequence, list[str]]:
-        """Images to score as a sequence of the right size, and their names."""
-        check_fitted(self, "features_")
-        images, names = open_images(images, self.geometry_, recursive=recursive)
-        self._check_size(images)
-        return images, names
-
-    def _inspect(self, images, names: list[str], unreadable: list | None = None) -> Iterator[tuple]:
-        """Yield numbers, images, parts and maps of a batch: memory does not grow with the images.
+    def inspect(
+        self, images, *, recursive: bool = False, unreadable: list | None = None
+    ) -> Iterator[Seen]:
+        """Yield what is seen of each image: memory does not grow with the number of images.
 
         `unreadable` collects name and reason of each file that is not an image; None: ImageError.
         """
-        for numbers, batch in _batches(images, names, self.place_.images_at_once(), unreadable):
-            batch = self._only_region(batch, [_size_of(images, number) for number in numbers])
-            pooled, rows = self.place_.extract(batch)
-            maps = self._looked_at(self.place_.maps(rows))
-            raw = {"image": self.knn_.score(pooled), "place": image_scores(maps)}
+        check_fitted(self, "features_")
+        images, names, size_of = self._open(images, recursive)
+        known = set(self.digests_.tolist())
+        if self.tile_ is not None:
+            for name, image, raw, whole, pixels in tiled.inspect(self, images, names, unreadable):
+                parts = {part: raw[part] / self.scales_[part] for part in PARTS}
+                whole = whole / np.float32(self.scales_["place"])
+                yield Seen(name, image, parts, whole, whole.shape, _digest(pixels) in known)
+            return
+        step = self.places_._images_at_once()
+        for numbers, batch in self._batches(images, names, size_of, step, unreadable, "score"):
+            pyramids = Pyramids.of(self.backbone_, batch, self.layers_, dtype=np.float32)
+            maps, places = self._places(pyramids)
+            raw = {"image": self.knn_.score(pyramids.pooled), "place": places}
             parts = {part: raw[part] / self.scales_[part] for part in PARTS}
             maps = maps / np.float32(self.scales_["place"])
-            yield numbers, batch, parts, maps
+            for row, number in enumerate(numbers):
+                yield Seen(
+                    names[number],
+                    batch[row],
+                    {part: float(values[row]) for part, values in parts.items()},
+                    maps[row],
+                    tuple(size_of(number)),
+                    _digest(batch[row]) in known,
+                )
 
     def rank(
         self,
@@ -514,68 +749,106 @@ class Inspector(BaseEstimator):
         rate: float | None = None,
         recursive: bool = False,
         skip_unreadable: bool = False,
-        on_map: Callable | None = None,
+        on_image: Callable[[Seen], None] | None = None,
     ) -> Ranking:
         """Score images and keep the `top` most anomalous of them, with their maps.
 
-        Parameters
-        ----------
-        images : images, as above
-        top : int
-        rate : float, optional
-            False-alarm rate of the threshold for regions; None: the detector's own.
-        recursive : bool
-            Search subfolders too.
-        skip_unreadable : bool
-            List files that are not images in the ranking; otherwise ImageError names one.
-        on_map : callable, optional
-            Called for each image with its name, its source (a path, or the image) and its map.
-
-        Raises
-        ------
-        ValueError
-            No file could be read.
+        With `skip_unreadable` the ranking lists files that are not images; otherwise ImageError
+        names one. `rate` is that of the threshold for regions. `on_image` is called with what is
+        seen of each image. Raises ValueError if no file could be read.
         """
         check_counts(top=top)
         threshold = self.threshold(rate)
-        images, all_names = self._opened(images, recursive)
-        files = images.files if isinstance(images, ImageFolder) else None
-        known, n_known = set(self.digests_.tolist()), 0
-        names, parts, peaks, regions, best, unreadable = [], [], [], [], [], []
+        names, parts, peaks, regions, best, known, unreadable = [], [], [], [], [], [], []
         sizes: dict[str, None] = {}
-        batches = self._inspect(images, all_names, unreadable if skip_unreadable else None)
-        for numbers, batch, batch_parts, maps in bar(batches, "score", shown=self.progress):
-            for row, score in enumerate(larger_part(batch_parts)):
+        found = self.inspect(
+            images, recursive=recursive, unreadable=unreadable if skip_unreadable else None
+        )
+        for number, seen in enumerate(found):
+            if on_image is not None:
+                on_image(seen)
+            if len(best) < top or seen.score > best[-1][0]:
                 # Copies, since a view would keep the batch.
-                found = Finding(len(names) + row, batch[row].copy(), maps[row].copy())
-                best.append((score, found))
-                source = batch[row] if files is None else files[numbers[row]]
-                height, width = _size_of(images, numbers[row])
-                regions.append(find_regions(maps[row], threshold, self.geometry_, height, width))
-                n_known += _digest(batch[row]) in known
-                sizes[f"{width} x {height}"] = None
-                if on_map is not None:
-                    on_map(all_names[numbers[row]], source, maps[row])
-            best.sort(key=lambda entry: (-entry[0], entry[1].number))
-            del best[top:]
-            names += [all_names[number] for number in numbers]
-            parts.append(batch_parts)
-            peaks.append(_peaks(maps))
+                kept = self._finding(number, seen)
+                best.append((seen.score, kept))
+                best.sort(key=lambda entry: (-entry[0], entry[1].number))
+                del best[top:]
+            names.append(seen.name)
+            parts.append(seen.parts)
+            peaks.append(self._peak(seen))
+            hot = seen.map.max() > threshold
+            regions.append(regions_above(self.restored(seen), threshold) if hot else [])
+            known += [seen.name] if seen.fitted else []
+            sizes[in_pixels(seen.size)] = None
         if not names:
             name, reason = unreadable[0]
             raise ValueError(
                 f"{counted(len(unreadable), 'file')} and no image, {name!r} first: {reason}."
             )
+        parts = {part: np.array([one[part] for one in parts]) for part in PARTS}
         return Ranking(
             names,
-            {part: np.concatenate([one[part] for one in parts]) for part in PARTS},
-            np.concatenate(peaks),
-            [found for _, found in best],
+            parts,
+            np.stack(peaks),
+            [kept for _, kept in best],
             unreadable,
+            p_values(larger_part(parts), self.normal_scores_),
             regions,
-            n_known,
-            tuple(size for size in sizes if self.sizes_ and size not in self.sizes_),
+            known,
+            [size for size in sizes if self.sizes_ and size not in self.sizes_],
         )
+
+    def _finding(self, number: int, seen: Seen) -> Finding:
+        if self.tile_ is None:
+            return Finding(number, seen.image.copy(), seen.map.copy(), seen.size)
+        size = seen.image.shape[1:]  # a map of the original's size would be too large to keep
+        return Finding(number, seen.image, tiled.small_map(seen.map, *size), size)
+
+    def _peak(self, seen: Seen) -> np.ndarray:
+        """Row and column in the original, 0 to 1, where the map is largest."""
+        if seen.map.shape == seen.size:
+            flat = seen.map.argmax()
+            return (np.array(np.unravel_index(flat, seen.size)) + 0.5) / seen.size
+        factor = min(1, max(seen.map.shape) / max(seen.size))
+        height, width = (max(1, round(side * factor)) for side in seen.size)
+        small = self.restored(seen._replace(size=(height, width)))
+        flat = np.nan_to_num(small, nan=-np.inf).argmax()
+        return (np.array(np.unravel_index(flat, small.shape)) + 0.5) / small.shape
+
+    def _batches(
+        self, images, names, size_of, step: int | None, unreadable: list | None, text: str
+    ) -> Iterator[tuple[Sequence[int], np.ndarray]]:
+        """Yield numbers and images; files that are not images go to `unreadable`; None: raise.
+
+        What is outside the region of interest is painted over.
+        """
+        step = min(step or math.inf, max(1, PIXELS_PER_BATCH // math.prod(self.image_size_)))
+        step = self.batch_size or step
+        inside = self._inside
+        for numbers, batch in self._readable(images, names, step, unreadable, text):
+            if inside is not None:
+                for size in {tuple(size_of(number)) for number in numbers} - {self.image_size_}:
+                    self.region_of(size)  # raises for other proportions
+                batch = np.where(inside, batch, np.uint8(tiled.PAINT))
+            yield numbers, batch
+
+    def _readable(self, images, names, step, unreadable, text) -> Iterator[tuple]:
+        total = -(-len(images) // step)
+        if not isinstance(images, LazyImages):
+            for start in bar(range(0, len(images), step), text, shown=self.progress, log=True):
+                batch = np.asarray(images[start : start + step])
+                yield range(start, start + len(batch)), batch
+            return
+        batches = images.iter_readable(step, workers=self.workers)
+        for numbers, batch, errors in bar(
+            batches, text, total=total, shown=self.progress, log=True
+        ):
+            for number, error in errors.items():
+                if unreadable is None:
+                    raise error
+                unreadable.append((names[number], error.cause))
+            if numbers:
+                yield numbers, batch
 
     def _check_size(self, images) -> None:
         given, expected = [height_and_width(images)], [self.image_size_]
@@ -620,50 +893,28 @@ class Inspector(BaseEstimator):
         return storage.load(cls, folder, weights=weights, backbone=backbone, device=device)
 
 
-def larger_part(parts: dict[str, np.ndarray]) -> np.ndarray:
-    """The score: the larger of both parts."""
-    return np.maximum(parts["image"], parts["place"])
-
-
 def counted(n: int, one: str, many: str = "") -> str:
     """A number with its noun: 1 image, 2 images."""
     return f"{n} {one if n == 1 else many or one + 's'}"
 
 
-def _batches(
-    images, names: list[str], step: int, unreadable: list | None
-) -> Iterator[tuple[Sequence[int], np.ndarray]]:
-    """Yield numbers and images; files that are not images go to `unreadable`; None: raise."""
-    if not isinstance(images, LazyImages):
-        for start in range(0, len(images), step):
-            batch = np.asarray(images[start : start + step])
-            yield range(start, start + len(batch)), batch
-        return
-    for numbers, batch, errors in images.iter_readable(step):
-        for number, error in errors.items():
-            if unreadable is None:
-                raise error
-            unreadable.append((names[number], error.cause))
-        if numbers:
-            yield numbers, batch
+def in_pixels(size: tuple[int, int]) -> str:
+    """Height and width as people write a size: 640 x 480."""
+    return f"{size[1]} x {size[0]}"
 
 
-def _size_of(images, number: int) -> tuple[int, int]:
-    """Height and width of an image before it was read, in pixels."""
-    if isinstance(images, ImageFolder):
-        return upright_size(images.files[number])[::-1]
-    return height_and_width(images)
-
-
-def _sample(n: int, n_maps: int, seed: int) -> np.ndarray:
+def _sample(n: int, n_maps: int, seed: int, by_key: bool = False) -> np.ndarray:
     """Which of n images to sample: those with the smallest of n random keys, in ascending order.
+
+    `by_key`: in the order of the keys.
 
     The key of an image depends only on seed and number, so an image that left the sample never
     returns, and images can be added at any time. The raw stream of a generator is the same in
     every version of numpy.
     """
     keys = np.random.Philox(seed).random_raw(n)
-    return np.sort(np.argsort(keys, kind="stable")[:n_maps])
+    drawn = np.argsort(keys, kind="stable")[:n_maps]
+    return drawn if by_key else np.sort(drawn)
 
 
 def _digest(image: np.ndarray) -> int:
@@ -677,12 +928,6 @@ def _scale(values: np.ndarray) -> float:
     With the median in its place, the part that varies more would hide the other.
     """
     return float(np.quantile(values, 0.9)) or float(values.mean()) or 1.0
-
-
-def _peaks(maps: np.ndarray) -> np.ndarray:
-    """Row and column, 0 to 1, where each map (n, H, W) is largest: (n, 2)."""
-    flat = maps.reshape(len(maps), -1).argmax(axis=1)
-    return (np.stack(np.unravel_index(flat, maps.shape[1:]), axis=1) + 0.5) / maps.shape[1:]
 
 
 def _needed(rate: float) -> int:

@@ -1,77 +1,73 @@
-"""Where a map lies above the threshold: regions in pixels of the original image, and p-values."""
+"""What a map says in an image's own pixels: regions above the threshold; and ranks as p-values."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 import numpy as np
-from scipy import ndimage
+from scipy.ndimage import find_objects, label
 
-from pandalib.datasets.images import Geometry
-
-MOST = 20  # regions of one image
+from pandalib.validation import as_array
 
 
 class Region(NamedTuple):
-    """A connected part of an image above the threshold, in pixels of the original."""
+    """A connected part of a map above the threshold, in pixels of the original image."""
 
     left: int
     top: int
-    right: int  # the first column that is not in it
+    right: int  # the first column beyond it
     bottom: int
     area: int
+    peak: float  # the largest value in it
     peak_x: int
     peak_y: int
-    peak: float  # the map's largest value in it, in thresholds
 
 
-def find_regions(
-    anomaly_map: np.ndarray, threshold: float, geometry: Geometry, height: int, width: int
-) -> list[Region]:
-    """The regions of a map (h, w) above the threshold, the highest peak first, at most 20.
+def regions_above(anomaly_map, threshold: float, most: int = 20) -> list[Region]:
+    """The regions of a map (H, W) above a threshold, touching pixels being one; highest peak first.
 
-    `height` and `width` are those of the original image, which `geometry` has read.
+    NaN is never above. At most `most` are returned.
 
     Examples
     --------
-    >>> heat = np.zeros((10, 10))
-    >>> heat[2:4, 5] = 3, 4
-    >>> find_regions(heat, 2.0, Geometry(10, 10), 100, 200)
-    [Region(left=100, top=20, right=120, bottom=40, area=400, peak_x=110, peak_y=35, peak=2.0)]
+    >>> anomaly_map = np.zeros((4, 6))
+    >>> anomaly_map[1:3, 2:5] = [[5, 7, 5], [5, 5, 5]]
+    >>> regions_above(anomaly_map, 4)
+    [Region(left=2, top=1, right=5, bottom=3, area=6, peak=7.0, peak_x=3, peak_y=1)]
     """
-    numbered, _ = ndimage.label(anomaly_map > threshold, np.ones((3, 3)))
-    start_x, start_y, end_x, end_y = geometry.window(height, width)
-    x_step = (end_x - start_x) / anomaly_map.shape[1]
-    y_step = (end_y - start_y) / anomaly_map.shape[0]
+    anomaly_map = as_array(anomaly_map)
+    numbered, _ = label(anomaly_map > threshold, np.ones((3, 3)))
     found = []
-    for number, (rows, columns) in enumerate(ndimage.find_objects(numbered), start=1):
+    for number, (rows, columns) in enumerate(find_objects(numbered), start=1):
         inside = numbered[rows, columns] == number
         values = np.where(inside, anomaly_map[rows, columns], -np.inf)
-        row, column = np.unravel_index(values.argmax(), values.shape)
-        x = start_x + x_step * np.array([columns.start, columns.stop, columns.start + column + 0.5])
-        y = start_y + y_step * np.array([rows.start, rows.stop, rows.start + row + 0.5])
-        x, y = np.clip(np.rint(x), 0, width), np.clip(np.rint(y), 0, height)
-        area = round(float(inside.sum()) * x_step * y_step)
-        peak = round(float(values.max() / threshold), 4)
-        corners = int(x[0]), int(y[0]), int(x[1]), int(y[1])
+        y, x = np.unravel_index(values.argmax(), values.shape)
         found.append(
-            Region(*corners, area, min(int(x[2]), width - 1), min(int(y[2]), height - 1), peak)
+            Region(
+                columns.start,
+                rows.start,
+                columns.stop,
+                rows.stop,
+                int(inside.sum()),
+                float(values[y, x]),
+                int(columns.start + x),
+                int(rows.start + y),
+            )
         )
-    found.sort(key=lambda region: -region.peak)
-    return found[:MOST]
+    return sorted(found, key=lambda region: -region.peak)[:most]
 
 
-def p_values(scores: np.ndarray, normal_scores: np.ndarray) -> np.ndarray:
-    """The rank of each score among those of normal images, (1 + number at least as high) / (n + 1).
+def p_values(scores, normal_scores) -> np.ndarray:
+    """The share of normal images that score at least as high, the image itself counted in: (n,).
 
-    If an image is normal, its p-value is at most p with probability at most p (conformal
-    prediction: Vovk, Gammerman and Shafer 2005). The smallest possible one is 1 / (n + 1).
+    If an image is normal, its p-value is at most p with a probability of about p. With n normal
+    images the smallest is 1 / (n + 1).
 
     Examples
     --------
-    >>> p_values(np.array([0.5, 2.0, 9.0]), np.array([1.0, 2.0, 3.0])).tolist()
-    [1.0, 0.75, 0.25]
+    >>> p_values([0.5, 9.0], [1.0, 2.0, 3.0]).tolist()
+    [1.0, 0.25]
     """
-    ordered = np.sort(normal_scores)
-    higher = len(ordered) - np.searchsorted(ordered, scores, side="left")
-    return (1 + higher) / (len(ordered) + 1)
+    normal = np.sort(as_array(normal_scores))
+    above = len(normal) - np.searchsorted(normal, as_array(scores), side="left")
+    return (1 + above) / (len(normal) + 1)

@@ -1,15 +1,19 @@
-"""A ranking as one HTML file: gallery with heat maps, histogram, table; nothing in it runs.
+"""A ranking as one HTML file: gallery with heat maps, histogram, table, and buttons to review it.
 
 The page is `report.html.j2`; its rows and pictures are made here one at a time, so that memory does
 not grow with the number of images. All heat maps share one scale: the colours (magma, which darkens
 evenly, for colour-blind readers and grey print) go from zero to twice the threshold, and a line
-follows the threshold itself.
+follows the threshold itself. The only script, `review.js`, stands in the page under its hash, so
+that a browser runs no other: it writes the reader's verdicts into a file
+(`pandalib.inspection.review`).
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
+import json
 import platform
 from collections.abc import Iterator
 from datetime import datetime
@@ -18,20 +22,20 @@ from pathlib import Path
 import jinja2
 import matplotlib
 import numpy as np
+from markupsafe import Markup
 from PIL import Image
 from scipy.ndimage import binary_dilation
 
 from pandalib.experiments.config import versions
-from pandalib.inspection.regions import p_values
 from pandalib.io import atomic_file, printable
 from pandalib.methods.distances import enlargement
 
-TEMPLATE = "report.html.j2"
+TEMPLATE, SCRIPT = "report.html.j2", "review.js"
 SIDE = 320  # the least length in pixels of the longer side of an overlay
+AT_FULL_SIZE = 60  # cards; of more, the pictures shrink, so that all together stay below 10 MB
 REACH = 2.0  # the darkest colour, in thresholds
 # The map ends short of black, which looks like a hole.
 COLOURS = matplotlib.colormaps["magma_r"](np.linspace(0.1, 0.9, 256))[:, :3].astype(np.float32)
-GREY = np.float32([0.299, 0.587, 0.114]) / 255  # how bright the channels look
 SOURCES = {
     "embedded": "embedded (this project's own)",
     "imagenet": "ImageNet",
@@ -78,7 +82,16 @@ def write_report(
         undefined=jinja2.StrictUndefined,
     )
     pages.filters["printable"] = printable
+    pages.filters["as_json"] = json.dumps  # ASCII: bytes that are no text survive in it
+    script = (Path(__file__).parent / SCRIPT).read_text(encoding="utf-8")
+    script_sha256 = hashlib.sha256(script.encode()).digest()
     page = pages.get_template(TEMPLATE).generate(
+        script=Markup(script),
+        script_sha256=base64.b64encode(script_sha256).decode(),
+        check=[
+            {"file": name, "alarm": score > threshold}
+            for name, score in zip(inspector.check_names_, inspector.check())
+        ],
         title=title,
         n=len(relative),
         n_alarms=int((relative > 1).sum()),
@@ -88,10 +101,12 @@ def write_report(
         histogram=_histogram(inspector.normal_scores_ / threshold, relative),
         scale_bar=_picture(scale_bar()),
         reach=f"{REACH:g}",
-        cards=_cards(ranking, threshold, inspector.normal_scores_),
-        rows=ranked_rows(ranking, threshold, inspector.normal_scores_),
+        cards=_cards(inspector, ranking, threshold),
+        rows=ranked_rows(ranking, threshold),
         unreadable=ranking.unreadable,
         inspector=inspector,
+        heat_maps=_heat_maps(inspector),
+        whole_images=_whole_images(inspector),
         rate=rate,
         when=when or datetime.now(),
         source=SOURCES.get(network.source, Path(network.source or "").name),
@@ -102,10 +117,9 @@ def write_report(
             file.write(piece.encode("utf-8", "backslashreplace"))
 
 
-def ranked_rows(ranking, threshold: float, normal_scores: np.ndarray) -> Iterator[dict]:
+def ranked_rows(ranking, threshold: float) -> Iterator[dict]:
     """Yield the facts about each image, the most anomalous first."""
     scores = ranking.scores
-    likely = p_values(scores, normal_scores)
     for rank, number in enumerate(ranking.order.tolist(), start=1):
         yield {
             "rank": rank,
@@ -113,10 +127,10 @@ def ranked_rows(ranking, threshold: float, normal_scores: np.ndarray) -> Iterato
             "score": float(scores[number]),
             "relative": float(scores[number] / threshold),
             "alarm": bool(scores[number] > threshold),
-            "p_value": float(likely[number]),
             "image": float(ranking.parts["image"][number]),
             "place": float(ranking.parts["place"][number]),
             "hottest": in_words(ranking.peaks[number]),
+            "p_value": float(ranking.p_values[number]),
             "regions": [region._asdict() for region in ranking.regions[number]],
         }
 
@@ -127,22 +141,55 @@ def in_words(peak) -> str:
     return PLACES[3 * row + column]
 
 
-def _cards(ranking, threshold: float, normal_scores: np.ndarray) -> Iterator[dict]:
+def _cards(inspector, ranking, threshold: float) -> Iterator[dict]:
     """The rows of the gallery, with pictures."""
-    for finding, row in zip(ranking.top, ranked_rows(ranking, threshold, normal_scores)):
-        share = (finding.map > threshold).mean()
-        height, width = finding.map.shape
+    shrink = min(1, (AT_FULL_SIZE / max(1, len(ranking.top))) ** 0.5)
+    for finding, row in zip(ranking.top, ranked_rows(ranking, threshold)):
+        image, heat = _at_its_proportions(inspector.geometry_, finding)
+        share = (heat > threshold).mean()
+        height, width = heat.shape
         yield row | {
             "times": _times(row["relative"]),
-            "peak": _times(finding.map.max() / threshold),
+            "peak": _times(heat.max() / threshold),
             "share": f"{_percent(share)} of the image lies above the threshold"
             if share
             else "no place lies above the threshold",
-            "picture": _picture(finding.image.transpose(1, 2, 0)),
-            "overlay": _picture(overlay(finding.image, finding.map, threshold)),
+            "picture": _picture(image.transpose(1, 2, 0), shrink),
+            "overlay": _picture(overlay(image, heat, threshold), shrink),
             "height": height,
             "width": width,
         }
+
+
+def _at_its_proportions(geometry, finding) -> tuple[np.ndarray, np.ndarray]:
+    """What the detector saw, and its map, at the proportions of the original; a crop as it is."""
+    factor = max(finding.map.shape) / max(finding.size)
+    height, width = (max(1, round(side * factor)) for side in finding.size)
+    if geometry.fit == "crop" or (height, width) == finding.map.shape:
+        return finding.image, finding.map
+    image = np.stack([geometry.restore(channel, height, width) for channel in finding.image])
+    return np.rint(image).astype(np.uint8), geometry.restore(finding.map, height, width)
+
+
+def _heat_maps(inspector) -> str:
+    """How the maps were made, in a line."""
+    how = f"SPADE, {inspector.n_images} nearest images"
+    if inspector.method == "bank":
+        how = f"memory bank of at most {inspector.bank_size} patches"
+    if inspector.tile_ is not None:
+        how += f"; tiles of {inspector.tile_} pixels, {inspector.overlap_} of them shared"
+    return f"{', '.join(inspector.layers_)}; {how}; blur of {inspector.sigma:g} pixels"
+
+
+def _whole_images(inspector) -> str:
+    """How whole images are compared, in a line."""
+    how = [f"{inspector.k} nearest normal images"]
+    how += ["features normalised"] if inspector.normalise else []
+    how += ["features whitened"] if inspector.whiten else []
+    if inspector.adapt is not None:
+        kind = {"ewc": "with EWC", "early": "stopped early"}[inspector.adapt]
+        how.append(f"network adapted to {len(inspector.adapted_)} of the normal images, {kind}")
+    return "; ".join(how)
 
 
 def _histogram(normal: np.ndarray, found: np.ndarray, n_bins: int = 28) -> dict:
@@ -229,24 +276,21 @@ def overlay(image: np.ndarray, heat: np.ndarray, threshold: float) -> np.ndarray
     """
     factor = max(1, round(SIDE / max(heat.shape)))
     down, across = (enlargement(side, side * factor) for side in heat.shape)
-    grey = np.tensordot(GREY, image.astype(np.float32), axes=1)
-    return _outlined(down @ grey @ across.T, down @ (heat / np.float32(threshold)) @ across.T)
-
-
-def coloured(image: np.ndarray, relative: np.ndarray) -> np.ndarray:
-    """An image (H, W, 3) in grey under its map (H, W) in thresholds: uint8 (H, W, 3)."""
-    return _outlined(image.astype(np.float32) @ GREY, relative)
-
-
-def _outlined(grey: np.ndarray, relative: np.ndarray) -> np.ndarray:
-    """The colours over a grey image, 0 to 1, with a line at the threshold."""
-    mixed = _laid_over(grey, relative)
+    grey = np.tensordot(np.float32([0.299, 0.587, 0.114]) / 255, image.astype(np.float32), axes=1)
+    relative = down @ (heat / np.float32(threshold)) @ across.T
+    mixed = _laid_over(down @ grey @ across.T, relative)
     hot = relative > 1
     # White over black is visible on light and on dark images.
     edge = binary_dilation(hot, iterations=2) & ~hot
     mixed[binary_dilation(edge, iterations=2)] = 0
     mixed[edge] = 1
     return np.rint(np.clip(mixed, 0, 1) * 255).astype(np.uint8)
+
+
+def heat_colours(relative: np.ndarray) -> np.ndarray:
+    """A map (H, W) in multiples of the threshold in the report's colours: uint8 (H, W, 3)."""
+    colours = COLOURS[np.clip(relative / REACH * 255, 0, 255).astype(np.uint8)]
+    return np.rint(colours * 255).astype(np.uint8)
 
 
 def scale_bar(width: int = 256, height: int = 20) -> np.ndarray:
@@ -267,9 +311,11 @@ def _laid_over(grey: np.ndarray, relative: np.ndarray) -> np.ndarray:
     return faded * (1 - opacity) + colours * opacity
 
 
-def _picture(pixels: np.ndarray) -> str:
-    """uint8 (h, w, 3) as the data address of a JPEG file."""
+def _picture(pixels: np.ndarray, shrink: float = 1) -> str:
+    """uint8 (h, w, 3) as the data address of a JPEG file, its sides times `shrink`."""
     buffer = io.BytesIO()
     image = Image.fromarray(np.ascontiguousarray(pixels))
-    image.save(buffer, "JPEG", quality=92, subsampling=0, optimize=True)
+    if shrink < 1:
+        image = image.resize([max(1, round(side * shrink)) for side in image.size])
+    image.save(buffer, "JPEG", quality=85)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

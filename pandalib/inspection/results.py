@@ -1,8 +1,4 @@
-"""The scores of a ranking as files for other programs: a table, JSON, heat maps.
-
-Every target is tried before the first image is scored (`check_targets`), so that no work is lost to
-a wrong name.
-"""
+"""Results as files: tables, maps in the originals' pixels; targets are tried before the work."""
 
 from __future__ import annotations
 
@@ -11,102 +7,108 @@ import io
 import json
 import os
 import sys
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from pandalib.inspection.report import coloured
 from pandalib.io import write_atomically
 
-STDOUT = "-"
-AT_THRESHOLD = 1000  # the value in a 16-bit map that stands for the threshold
+MAP_UNIT = 8192  # of a 16-bit map: the threshold; 65535 is eight times the threshold, and beyond
+COLUMNS = "rank file score relative alarm image place p_value hottest n_regions".split()
+BOX = "left top right bottom area peak peak_x peak_y".split()  # of the region with the highest peak
 
 
-def check_targets(*, folders=(), **files: str | None) -> None:
-    """Raise OSError where one of the files, by option, or folders could not be written."""
-    for option, name in files.items():
-        if name is None or name == STDOUT:
-            continue
-        path = Path(name).expanduser()
-        if path.is_dir():
-            raise IsADirectoryError(
-                f"--{option} {name!r} is a folder: expected the name of a file, as "
-                f"{str(Path(name) / ('results.' + ('html' if option == 'report' else option)))!r}."
-            )
-        _check_folder(path.parent, f"--{option} {name!r}")
-    for name in folders:
-        path = Path(name).expanduser()
-        if path.exists() and not path.is_dir():
-            raise NotADirectoryError(f"{name!r} is a file: expected a folder.")
-        while not path.exists():
-            path = path.parent
-        _check_folder(path, repr(str(name)))
+def check_file(path) -> None:
+    """Raise OSError unless a file can be written under this name; "-" is standard output."""
+    if path is None or str(path) == "-":
+        return
+    path = Path(path).expanduser()
+    if path.is_dir() or str(path) == "":
+        raise IsADirectoryError(f"{str(path)!r} is a folder: expected the name of a file.")
+    check_folder(path.parent)
 
 
-def _check_folder(folder: Path, what: str) -> None:
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{what}: there is no folder {str(folder)!r}.")
-    if not os.access(folder, os.W_OK):
-        raise PermissionError(f"{what}: the folder {str(folder)!r} cannot be written to.")
+def check_folder(path) -> None:
+    """Raise OSError unless files can be written into this folder, which may not exist yet."""
+    path = Path(path).expanduser().absolute()
+    there = next(one for one in (path, *path.parents) if os.path.lexists(one))
+    if not there.is_dir():
+        raise NotADirectoryError(f"{str(there)!r} is a file: expected a folder to write into.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionError(f"{str(there)!r} cannot be written to: choose another folder.")
 
 
-def write_csv(target: str, rows: list[dict]) -> None:
-    """One line for each image; of its regions the number and the highest. "-": print it."""
-    buffer = io.StringIO()
-    table = [_flat(row) for row in rows]
-    writer = csv.DictWriter(buffer, table[0], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(table)
-    _write(target, buffer.getvalue())
-
-
-def _flat(row: dict) -> dict:
-    row = dict(row)
-    regions = row.pop("regions")
-    first = regions[0] if regions else dict.fromkeys(("left", "top", "right", "bottom", "area"), "")
-    names = ("left", "top", "right", "bottom", "area")
-    return row | {"n_regions": len(regions)} | {f"region_{name}": first[name] for name in names}
-
-
-def write_json(target: str, content: dict) -> None:
-    """Everything that is known; "-": print it."""
-    _write(target, json.dumps(content, indent=1, allow_nan=False) + "\n")
-
-
-def _write(target: str, text: str) -> None:
-    if target == STDOUT:
+def write_text(path, text: str) -> None:
+    """Write a file as a whole, names in it as they are; "-" is standard output."""
+    if str(path) == "-":
         sys.stdout.write(text)
-    else:  # names as they are
-        write_atomically(Path(target).expanduser(), text.encode(errors="surrogateescape"))
+    else:
+        write_atomically(Path(path).expanduser(), text.encode(errors="surrogateescape"))
 
 
-def map_writer(folder, inspector, threshold: float):
-    """A function for `Inspector.rank(on_map=)`: two files for each image, in its own size.
+def as_csv(rows: Iterable[dict]) -> str:
+    """A table of ranked rows, one line an image; of its regions the one with the highest peak."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, [*COLUMNS, *BOX], extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        first = row["regions"][0] if row["regions"] else {}
+        writer.writerow(row | first | {"n_regions": len(row["regions"])})
+    return buffer.getvalue()
 
-    NAME.map.png shows the map over the image in grey. NAME.map.tif holds it in 16 bits, 1,000 at
-    the threshold, and 0 where a crop did not look.
+
+def as_json(inspector, ranking, rows: list[dict], rate: float | None) -> str:
+    """All that is known of a ranking."""
+    threshold, check = inspector.threshold(rate), inspector.check().tolist()
+    found = dict(
+        threshold=threshold,
+        false_alarm_rate=rate or inspector.false_alarm_rate,
+        n_images=len(rows),
+        n_alarms=sum(row["alarm"] for row in rows),
+        weights_sha256=inspector.backbone.weights_sha256,
+        geometry=str(inspector.geometry_),
+        unreadable=[dict(file=name, reason=reason) for name, reason in ranking.unreadable],
+        fitted=ranking.fitted,
+        check=[
+            dict(file=name, score=score, alarm=score > threshold)
+            for name, score in zip(inspector.check_names_, check)
+        ],
+        images=rows,
+    )
+    return json.dumps(found, indent=1, allow_nan=False) + "\n"
+
+
+class MapFolder:
+    """Writes the map of each image, in the original's size, as it is scored.
+
+    NAME.png shows it in the colours of the report; NAME.tif holds 16-bit numbers: 8192 is the
+    threshold, 0 is also where a crop did not look.
+
+    Parameters
+    ----------
+    folder : path
+    inspector : Inspector
+    threshold : float
     """
-    folder, geometry = Path(folder).expanduser(), inspector.geometry_
 
-    def write(name: str, source, anomaly_map: np.ndarray) -> None:
-        if isinstance(source, np.ndarray):
-            pixels = source.transpose(1, 2, 0)
-        else:
-            pixels = geometry.pixels(source)
-        relative = geometry.restore(anomaly_map, *pixels.shape[:2]) / np.float32(threshold)
-        inside = [part for part in PurePosixPath(name).parts if part not in ("..", "/")]
-        path = folder.joinpath(*inside)
-        for suffix, kind, content in (
-            (".map.png", "PNG", coloured(pixels, np.nan_to_num(relative))),
-            (
-                ".map.tif",
-                "TIFF",
-                np.uint16(np.clip(np.nan_to_num(relative) * AT_THRESHOLD, 0, 65535)),
-            ),
+    def __init__(self, folder, inspector, threshold: float):
+        self.folder = Path(folder).expanduser()
+        self.inspector, self.threshold = inspector, threshold
+
+    def __call__(self, seen) -> None:
+        # Imported here: it brings matplotlib, which tables do not need.
+        from pandalib.inspection.report import heat_colours
+
+        relative = np.nan_to_num(self.inspector.restored(seen)) / self.threshold
+        levels = np.clip(np.rint(relative * MAP_UNIT), 0, 65535).astype(np.uint16)
+        parts = [part for part in Path(seen.name).parts if part not in ("..", "/")]
+        for ending, kind, pixels in (
+            ("png", "PNG", heat_colours(relative)),
+            ("tif", "TIFF", levels),
         ):
-            buffer = io.BytesIO()
-            Image.fromarray(content).save(buffer, kind)
-            write_atomically(path.with_name(path.name + suffix), buffer.getvalue())
-
-    return write
+            content = io.BytesIO()
+            Image.fromarray(pixels).save(content, kind)
+            path = self.folder.joinpath(*parts[:-1], f"{parts[-1]}.{ending}")
+            write_atomically(path, content.getvalue())

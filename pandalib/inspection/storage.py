@@ -7,6 +7,7 @@ and no name in a file leads out of the folder.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 import os
@@ -16,6 +17,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
+import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 from safetensors.numpy import save as as_safetensors
@@ -25,22 +27,24 @@ from pandalib.datasets.images import Geometry
 from pandalib.experiments.config import versions
 from pandalib.inspection.duplicates import SIDE
 from pandalib.io import dump_json_with_hash, load_json_with_hash, sha256_of, write_atomically
+from pandalib.methods.knn import KNN
+from pandalib.methods.spade import Pyramids
 from pandalib.validation import check_fitted
 
-FORMAT = {"format": "pandalib detector", "version": 2}  # 1: SPADE, the central square of each image
+FORMAT = {"format": "pandalib detector", "version": 3}
+OLDER = FORMAT | {"version": 1}  # SPADE on the central square; read, no longer written
 FACTS = "detector.json"
 SETTINGS = ("n_maps", "n_images", "sigma", "k", "false_alarm_rate", "seed")
-NEW_SETTINGS = ("size", "framing", "resize", "place", "bank_size", "normalise", "leave_out_above")
-TENSORS = re.compile(r"normal-[0-9a-f]{12}\.safetensors")
+OWN = "trainable."  # the tensors of an adapted network
+NEW_SETTINGS = ("adapt", "method", "bank_size", "reweight", "normalise", "whiten")
 KINDS = {
-    "kept": "i",
-    "groups": "i",
-    "owners": "i",
-    "digests": "u",
+    **dict.fromkeys(("kept", "groups", "owners", "tile_owners", "adapted"), "i"),
+    **dict.fromkeys(("digests", "check_images", "thumbnails"), "u"),
     "region": "b",
 }  # of numpy's types; all others are floats
 COUNTS = ("n_maps", "n_images", "k", "seed", "n_normal", "n_copies")
 MOST_PIXELS = 2**22  # of an image
+TENSORS = re.compile(r"normal-[0-9a-f]{12}\.safetensors")
 LEFTOVER = re.compile(TENSORS.pattern + r"|\.(normal|detector)[-.].*\.part")
 
 
@@ -48,19 +52,33 @@ def save(inspector, folder) -> None:
     """See `Inspector.save`."""
     check_fitted(inspector, "features_")
     folder = check_target(folder)
-    content = as_safetensors(
-        {
-            "features": inspector.features_,
-            "kept": inspector.sample_,
-            "digests": inspector.digests_,
-            "groups": inspector.groups_,
-            "thumbnails": inspector.thumbnails_,
-            **inspector.place_.tensors(),
-            **({} if inspector.region_ is None else {"region": inspector.region_}),
-            "normal_image": inspector.normal_parts_["image"],
-            "normal_place": inspector.normal_parts_["place"],
-        }
-    )
+    tensors = {
+        "features": inspector.features_,
+        "kept": inspector.sample_,
+        "digests": inspector.digests_,
+        "groups": inspector.groups_,
+        "thumbnails": inspector.thumbnails_,
+        "normal_image": inspector.normal_parts_["image"],
+        "normal_place": inspector.normal_parts_["place"],
+        "check_images": inspector.check_images_,
+        "adapted": inspector.adapted_,
+    }
+    if inspector.adapt is not None:
+        trainable = inspector.backbone_.trainable.state_dict()
+        tensors |= {f"{OWN}{name}": value.cpu().numpy() for name, value in trainable.items()}
+    if inspector.tile_ is None:
+        tensors["pyramids"] = inspector.pyramids_.rows
+    else:
+        tensors["tile_features"] = inspector.tile_features_
+        tensors["tile_owners"] = inspector.tile_owners_
+    if inspector.region_ is not None:
+        tensors["region"] = inspector.region_
+    if inspector.method == "bank":
+        tensors["bank"] = inspector.places_.memory_bank_.numpy()
+        tensors["owners"] = inspector.places_.owners_.numpy()
+    else:
+        tensors["scales"] = inspector.places_.scales_
+    content = as_safetensors(tensors)
     digest = hashlib.sha256(content).hexdigest()
     name = f"normal-{digest[:12]}.safetensors"
     facts = _facts(inspector) | {"tensors": {"file": name, "sha256": digest}}
@@ -95,8 +113,8 @@ def _remove_leftovers(folder: Path) -> None:
 
 
 def _facts(inspector) -> dict:
-    """What `detector.json` says, under the keys of format 1, which are older than our names."""
-    network = inspector.backbone
+    """What `detector.json` says; some of its keys are older than our names."""
+    network = inspector.backbone_
     return FORMAT | {
         "backbone": network.name,
         "last": network.truncate_after,
@@ -109,11 +127,14 @@ def _facts(inspector) -> dict:
         },
         "image_size": inspector.image_size_,
         "geometry": asdict(inspector.geometry_),
-        "sizes": inspector.sizes_,
+        "tile": inspector.tile_,
+        "overlap": inspector.overlap_,
         "layers": list(inspector.layers_),
-        **{name: np.asarray(getattr(inspector, name)).item() for name in SETTINGS},
-        **{name: getattr(inspector, name) for name in NEW_SETTINGS},
+        **{name: np.asarray(getattr(inspector, name)).item() for name in SETTINGS + NEW_SETTINGS},
         "n_normal": len(inspector.features_),
+        "names": inspector.names_,
+        "sizes": inspector.sizes_,
+        "check_names": inspector.check_names_,
         "n_copies": inspector.n_copies_,
         "usual": inspector.scales_,
         "threshold": inspector.threshold(),
@@ -129,9 +150,13 @@ def load(cls, folder, *, weights=None, backbone: Backbone | None = None, device=
     try:
         tensors = _read_tensors(folder, facts)
         network = _network(facts, weights, device) if backbone is None else backbone
-        _check_network(network, facts)
-        return _rebuilt(cls, network, facts, tensors)
-    except (ValueError, LookupError, TypeError) as error:
+        own = {name: tensors.pop(name) for name in list(tensors) if name.startswith(OWN)}
+        used = _with_trainable(network, own) if own else network
+        _check_network(used, facts)
+        inspector = _rebuilt(cls, network, facts, tensors)
+        inspector.backbone_ = used
+        return inspector
+    except (ValueError, RuntimeError, LookupError, TypeError) as error:
         why = f"it lacks {error}." if isinstance(error, KeyError) else error
         raise ValueError(f"{folder / FACTS} is not a usable detector: {why}") from None
 
@@ -146,7 +171,7 @@ def read_facts(folder: Path) -> dict:
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}.") from None
     found = {key: facts.get(key) for key in FORMAT}
-    if found not in (FORMAT, FORMAT | {"version": 1}):
+    if found not in (FORMAT, OLDER):
         raise ValueError(f"{path} holds {found}: expected {FORMAT}.")
     return facts
 
@@ -190,6 +215,14 @@ def _network(facts: dict, weights, device) -> Backbone:
     )
 
 
+def _with_trainable(network: Backbone, own: dict[str, np.ndarray]) -> Backbone:
+    """The network with an adapted trainable part."""
+    trainable = copy.deepcopy(network.trainable)
+    state = {name.removeprefix(OWN): torch.from_numpy(value) for name, value in own.items()}
+    trainable.load_state_dict(state)
+    return network.with_trainable(trainable)
+
+
 def _check_network(network: Backbone, facts: dict) -> None:
     weights = facts["weights"]
     for what, found, expected in (
@@ -208,54 +241,95 @@ def _rebuilt(cls, network: Backbone, facts: dict, tensors: dict[str, np.ndarray]
     for name in COUNTS:
         if type(facts[name]) is not int or facts[name] < 0:
             raise ValueError(f"{name} is {facts[name]!r}, expected a whole number of at least 0.")
-    if facts["version"] == 1:
-        old = Geometry.square(facts["size"], facts["resize"], "crop")
-        facts |= {"framing": "crop", "place": "spade", "geometry": asdict(old)}
-        facts |= {"bank_size": 5000, "normalise": False, "leave_out_above": None, "sizes": []}
-        far = np.float32(1e4) * np.arange(facts["n_normal"], dtype=np.float32)
-        far = np.repeat(far[:, None], 3 * SIDE**2, axis=1)  # unknown: no image's near-duplicates
-        tensors |= {"groups": np.arange(facts["n_normal"]), "thumbnails": far}
-    settings = {name: facts[name] for name in ("layers", *SETTINGS, *NEW_SETTINGS)}
-    inspector = cls(network, **settings)
+    if facts["version"] == FORMAT["version"]:
+        geometry = Geometry(**facts["geometry"])
+        settings = {name: facts[name] for name in (*NEW_SETTINGS, "tile", "overlap")}
+        names, check_names = list(facts["names"]), list(facts["check_names"])
+        sizes = list(facts["sizes"])
+    else:
+        geometry = Geometry.square(facts["size"], facts["resize"], "crop")
+        settings = {"method": "spade"}
+        check_names, sizes = [], []
+        # Unknown: noise, which is nobody's near-duplicate.
+        rng, n = np.random.default_rng(0), facts["n_normal"]
+        noise = rng.integers(256, size=(n, 3 * SIDE**2), dtype=np.uint8)
+        tensors |= {"groups": np.arange(n), "thumbnails": noise}
+        tensors["adapted"] = np.empty(0, np.int64)
+        tensors["check_images"] = np.empty((0, 3, *facts["image_size"]), np.uint8)
+        names = [f"image {number}" for number in range(facts["n_normal"])]
+    settings |= {name: facts[name] for name in ("layers", *SETTINGS)}
+    side = facts["image_size"][0] if settings.get("tile") else geometry.height
+    size = dict(size=side, framing=geometry.fit, resize=geometry.resize)
+    inspector = cls(network, **settings, **size)
     inspector.prepare()
-    inspector.geometry_ = Geometry(**facts["geometry"])
+    inspector.geometry_ = geometry
     inspector.image_size_ = sides = tuple(facts["image_size"])
     whole = all(type(side) is int for side in sides)
     # Before the network sees an image of that size, which might fill the memory.
     if not whole or math.prod(sides) > MOST_PIXELS:
         raise ValueError(f"its images are {sides} pixels, expected at most {MOST_PIXELS} in all.")
-    if facts["version"] > 1 and sides != (inspector.geometry_.height, inspector.geometry_.width):
+    own = (side, side) if inspector.tile_ else (geometry.height, geometry.width)
+    if facts["version"] > 1 and sides != own:
         raise ValueError(f"its images of {sides} pixels have another geometry.")
     if not 0 <= facts["sigma"] <= 10 * max(sides):  # a blur far wider than the image takes minutes
         raise ValueError(f"its sigma is {facts['sigma']!r} pixels, for images of {sides}.")
-    n, m = facts["n_normal"], min(facts["n_normal"], facts["n_maps"])
-    pooled, row = inspector.place_.extract(np.zeros((1, 3, *inspector.image_size_), np.uint8))
+    blank = np.zeros((1, 3, *inspector.image_size_), np.uint8)
+    form = Pyramids.of(network, blank, inspector.layers_)
+    n, n_adapted = facts["n_normal"], len(tensors["adapted"])
+    m = min(n - n_adapted, facts["n_maps"])
     expected = {
-        "features": (n, pooled.shape[1]),
+        "features": (n, form.pooled.shape[1]),
         "kept": (m,),
         "digests": (n,),
         "groups": (n,),
         "thumbnails": (n, 3 * SIDE**2),
         "normal_image": (m,),
         "normal_place": (m,),
-    } | inspector.place_.expected(row, m, tensors)
-    if "region" in tensors:
-        expected["region"] = tensors["region"].shape[:2]
+        "adapted": (n_adapted,),
+        "check_images": (len(check_names), 3, *inspector.image_size_),
+    }
+    if inspector.tile_ is None:
+        expected["pyramids"] = (m, form.rows.shape[1])
+    else:
+        n_tiles = len(tensors["tile_owners"])
+        expected |= {"tile_features": (n_tiles, form.pooled.shape[1]), "tile_owners": (n_tiles,)}
+    if "region" in tensors and tensors["region"].ndim == 2:
+        expected["region"] = tensors["region"].shape
+    if inspector.method == "bank":
+        n_patches, channels = len(tensors["owners"]), sum(shape[2] for shape in form.shapes)
+        expected |= {"bank": (n_patches, channels), "owners": (n_patches,)}
+    else:
+        expected["scales"] = (len(inspector.layers_),)
     shapes = {name: array.shape for name, array in tensors.items()}
-    if shapes != expected:
+    if shapes != expected or len(names) != n:
         raise ValueError(f"its tensors have the shapes {shapes}, expected {expected}.")
     _check_numbers(tensors, facts)
-    inspector.n_copies_, inspector.sizes_ = facts["n_copies"], list(facts["sizes"])
-    inspector.unreadable_, inspector.names_, inspector.strange_ = [], [], []
+    inspector.adapted_ = tensors["adapted"]
+    inspector.names_, inspector.check_names_, inspector.sizes_ = names, check_names, sizes
+    inspector.check_images_ = tensors["check_images"]
+    inspector.n_copies_ = facts["n_copies"]
+    inspector.unreadable_, inspector.notes_, inspector.left_out_ = [], [], []
+    inspector.groups_, inspector.thumbnails_ = tensors["groups"], tensors["thumbnails"]
     inspector.features_ = tensors["features"]
     inspector.sample_ = tensors["kept"]
     inspector.digests_ = tensors["digests"]
-    inspector.groups_, inspector.thumbnails_ = tensors["groups"], tensors["thumbnails"]
     inspector.scales_ = {part: facts["usual"][part] for part in ("image", "place")}
     inspector.normal_parts_ = {part: tensors[f"normal_{part}"] for part in inspector.scales_}
+    if inspector.method == "bank":
+        bank, owners = (torch.from_numpy(tensors[name]) for name in ("bank", "owners"))
+        if len(bank) == 0:
+            raise ValueError("its memory bank is empty.")
+        inspector.places_.image_size_ = inspector.image_size_
+        inspector.places_.set_bank(bank, owners, form.shapes[0][:2])
     inspector.region_ = tensors.get("region")
-    inspector.place_.restore(tensors, row, inspector.image_size_)
-    inspector._fit_knn()
+    if inspector.tile_ is not None:
+        inspector.tile_features_ = tensors["tile_features"]
+        inspector.tile_owners_ = tensors["tile_owners"]
+        inspector.knn_ = KNN(inspector.k, normalise=inspector.normalise).fit(
+            inspector.tile_features_
+        )
+        return inspector
+    inspector.build(Pyramids(tensors["pyramids"], form.shapes), tensors.get("scales"))
     return inspector
 
 
@@ -272,8 +346,8 @@ def _check_numbers(tensors: dict[str, np.ndarray], facts: dict) -> None:
         raise ValueError(
             f"its tensor 'kept' does not number some of {n} images, in ascending order."
         )
-    for name in tensors.keys() & {"groups", "owners"}:
-        if tensors[name].min() < 0 or tensors[name].max() >= n:
+    for name in tensors.keys() & {"groups", "owners", "tile_owners", "adapted"}:
+        if np.any((tensors[name] < 0) | (tensors[name] >= n)):
             raise ValueError(f"its tensor {name!r} does not number some of {n} images.")
     scales = [*tensors.get("scales", ()), *(facts["usual"][part] for part in ("image", "place"))]
     if not all(isinstance(one, (float, np.floating)) and 0 < one < np.inf for one in scales):

@@ -34,6 +34,11 @@ class MapDetector(BaseEstimator):
 
     def iter_maps(self, images) -> Iterator[np.ndarray]:
         """Yield the maps in batches (b, H, W) of about `memory_mb` of features."""
+        for part in self._iter_parts(images):
+            yield self._maps_of(part)
+
+    def _iter_parts(self, images) -> Iterator:
+        """Yield the images in batches, once they are found to be of the right size."""
         check_fitted(self, "image_size_")
         images = as_images(images)
         size = height_and_width(images)
@@ -44,7 +49,7 @@ class MapDetector(BaseEstimator):
             )
         step = self._images_at_once()
         for start in range(0, len(images), step):
-            yield self._maps_of(images[start : start + step])
+            yield images[start : start + step]
 
     def _images_at_once(self) -> int:
         return max(1, int(self.memory_mb * 1e6 / self._bytes_per_image()))

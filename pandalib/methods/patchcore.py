@@ -6,16 +6,27 @@ nearby. A patch p of a test image scores
 
     d(p) = min over m in M of ||p - m||^2
 
-and the map of d is enlarged and blurred. Left out here: PatchCore's reweighting of the image score.
+and the map of d is enlarged and blurred. The score of an image is the largest value of its map. The
+paper multiplies it by a weight, which `reweight` adds: with p* the patch that is farthest from the
+bank, m* its nearest in the bank and N the patches of the bank nearest to m*, m* among them,
+
+    w = 1 - exp(||p* - m*||) / sum over m in N of exp(||p* - m||)          (equation 7)
+
+so that a patch whose nearest is itself a rare one counts for more.
 
 The bank grows image by image, so that memory does not grow with the number of images: a coreset of
 each portion of patches joins it, and what grows beyond twice `bank_size` is thinned again. A union
 of coresets covers the patches as well as one coreset does, up to a constant (Malkomes et al. 2015).
+
+With `n_parts` the bank is a union of banks, each of every n-th image. A normal image is compared
+with the parts that it has no share in, as a new image would be with all. (Without parts its own
+patches would have to be left out. But they stand for similar ones of other images, which were not
+chosen because of them, and so it would look stranger than it is.)
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
@@ -23,11 +34,19 @@ import torch
 import torch.nn.functional as F
 
 from pandalib.backbones import Backbone
-from pandalib.methods.distances import MapDetector, Nearest, enlarged, enlargement, height_and_width
+from pandalib.methods.distances import (
+    MapDetector,
+    Nearest,
+    enlarged,
+    enlargement,
+    height_and_width,
+    image_scores,
+)
 from pandalib.progress import progress as bar
 from pandalib.validation import as_images, check_counts
 
 PORTION = 16384  # patches of which one coreset is chosen: its time grows with their square
+NEIGHBOURS = 9  # of a patch in the bank, for `reweight`
 
 
 @dataclass(eq=False, repr=False)
@@ -46,6 +65,10 @@ class PatchCore(MapDetector):
         At most this many stay.
     sigma : float
         Of the Gaussian blur, in pixels of the image.
+    n_parts : int
+        The bank is a union of this many, each with its share of `bank_size`.
+    reweight : bool
+        Multiply the score of an image by the paper's weight.
     memory_mb : float
         About how much the features of the images being scored may take.
     seed : int
@@ -56,7 +79,7 @@ class PatchCore(MapDetector):
     ----------
     memory_bank_ : tensor, shape (M, C), float32
     owners_ : tensor, shape (M,), int64
-        The number of the normal image that each patch comes from.
+        The number of the normal image that each patch of the bank comes from.
     image_size_ : (int, int)
         Height and width of the normal images.
 
@@ -78,135 +101,159 @@ class PatchCore(MapDetector):
     coreset_ratio: float = 0.1
     bank_size: int | None = None
     sigma: float = 4.0
+    n_parts: int = 1
+    reweight: bool = False
     memory_mb: float = 64.0
     seed: int = 0
     progress: bool = True
 
     def fit(self, normal_images, y=None) -> PatchCore:
         """Choose the bank among the patches of normal images, uint8 (N, 3, H, W)."""
-        self._check_settings()
         normal_images = as_images(normal_images)
-        bank, number = self.new_bank(), 0
-        batches = self.backbone.iter_layers(normal_images, self.layers, pooled=False)
-        for found in bar(batches, "memory bank", shown=self.progress):
-            patches = self.patches_of(found)
-            bank.add(patches, range(number, number + len(patches)))
+        self.begin(height_and_width(normal_images))
+        batches, number = self._iter_patches(normal_images), 0
+        for patches in bar(batches, "memory bank", shown=self.progress):
+            self.learn(patches, range(number, number + len(patches)))
             number += len(patches)
-        return self.fit_bank(*bank.close(), patches.shape[1:3], height_and_width(normal_images))
+        return self.finish()
 
-    def new_bank(self) -> MemoryBank:
-        """An empty memory bank with the settings of this detector."""
+    def begin(self, image_size: tuple[int, int]) -> None:
+        """Start an empty bank for normal images of this height and width; checks the settings."""
+        self._check_settings()
         if not 0 < self.coreset_ratio <= 1:
             raise ValueError(f"coreset_ratio={self.coreset_ratio!r}: expected above 0, at most 1.")
+        check_counts(n_parts=self.n_parts)
         if self.bank_size is not None:
             check_counts(bank_size=self.bank_size)
-        return MemoryBank(self.coreset_ratio, self.bank_size, self.seed)
+        self.image_size_ = tuple(image_size)
+        # Pairs of patches and owners, for each part.
+        self._bank = [[] for _ in range(self.n_parts)]
+        self._portion = [[] for _ in range(self.n_parts)]
 
-    def fit_bank(self, patches, owners, grid, image_size) -> PatchCore:
-        """Use a bank (M, C) whose patches come from the normal images `owners` (M,).
+    def learn(self, patches: torch.Tensor, numbers: Sequence[int]) -> None:
+        """Let patches (n, h, w, C) of the normal images with these numbers join the bank."""
+        self._grid = patches.shape[1:3]
+        for rows, number in zip(patches.flatten(1, 2), numbers):
+            part = number % self.n_parts
+            self._portion[part].append((rows, torch.full((len(rows),), number)))
+            if _size(self._portion[part]) >= PORTION / self.n_parts:
+                self._end_portion(part)
 
-        `grid` is the height and width of the maps before they are enlarged to `image_size`.
-        """
-        self.memory_bank_, self.owners_ = patches, owners
-        self.grid_, self.image_size_ = tuple(grid), tuple(image_size)
-        self._mean = patches.mean(dim=0)
+    def finish(self) -> PatchCore:
+        """Thin the bank to its size. `learn` may go on from here."""
+        for part in range(self.n_parts):
+            self._end_portion(part)
+        parts = [self._limited(*_joined(bank)) for bank in self._bank if bank]
+        self.set_bank(*_joined(parts))
         return self
 
-    def patches_of(self, found: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Patches (n, h, w, C) on the grid of the first layer, from the layers (n, C, h, w)."""
-        # Zeros beyond the border: means over fewer positions would vary more and score higher.
-        maps = [F.avg_pool2d(found[name].float().cpu(), 3, 1, 1) for name in self.layers]
-        height, width = maps[0].shape[2:]
-        for number, coarse in enumerate(maps[1:], start=1):
-            rows = torch.from_numpy(enlargement(coarse.shape[2], height))
-            columns = torch.from_numpy(enlargement(coarse.shape[3], width))
-            maps[number] = rows @ coarse @ columns.T
-        patches = torch.cat(maps, dim=1).permute(0, 2, 3, 1)
-        if not patches.isfinite().all():
-            raise ValueError("features are NaN or infinite: expected finite numbers.")
-        return patches
+    def set_bank(self, patches: torch.Tensor, owners: torch.Tensor, grid=None) -> None:
+        """Take over a bank, for example that of an earlier fit with its grid (h, w) of patches."""
+        self.memory_bank_, self.owners_ = patches, owners
+        self._grid = self._grid if grid is None else torch.Size(grid)
+        parts = [owners % self.n_parts == part for part in range(self.n_parts)]
+        self._bank = [[(patches[part], owners[part])] if part.any() else [] for part in parts]
+        self._portion = [[] for _ in parts]
+        self._mean = patches.mean(dim=0)
 
-    def maps_of(self, patches: torch.Tensor, without: Sequence[int] = ()) -> np.ndarray:
-        """The maps, float32 (n, H, W), of images whose patches (n, h, w, C) are known.
+    def _end_portion(self, part: int) -> None:
+        bank, portion = self._bank[part], self._portion[part]
+        if portion:
+            bank.append(self._thinned(*_joined(portion), self.coreset_ratio))
+        if self.bank_size and _size(bank) > 2 * self.bank_size / self.n_parts:
+            bank[:] = [self._limited(*_joined(bank))]
+        self._portion[part] = []
 
-        `without` are normal images whose patches do not count: those of an image that is itself in
-        the bank, and of its copies.
-        """
-        bank = self.memory_bank_
-        if len(without):
-            bank = bank[~torch.isin(self.owners_, torch.as_tensor(without))]
-        nearest = Nearest(patches.flatten(1, 2) - self._mean)
-        nearest.update(bank - self._mean, range(len(patches)))
-        maps = nearest.squared().numpy().reshape(-1, *self.grid_)
-        return enlarged(maps, self.image_size_, self.sigma)
-
-    def _maps_of(self, images) -> np.ndarray:
-        batches = self.backbone.iter_layers(images, self.layers, pooled=False)
-        return self.maps_of(torch.cat([self.patches_of(found) for found in batches]))
-
-    def _bytes_per_image(self) -> int:
-        return 12 * self.grid_[0] * self.grid_[1] * self.memory_bank_.shape[1]
-
-
-class MemoryBank:
-    """Patches that stand for all those seen so far, and the image that each comes from.
-
-    Parameters
-    ----------
-    ratio : float
-        The fraction of the patches that stay.
-    size : int or None
-        At most this many.
-    seed : int
-
-    Examples
-    --------
-    >>> bank = MemoryBank(ratio=0.5)
-    >>> bank.add(torch.arange(8.0).view(2, 2, 2, 1), images=[0, 1])
-    >>> patches, owners = bank.close()
-    >>> patches.shape, owners.shape
-    (torch.Size([4, 1]), torch.Size([4]))
-    """
-
-    def __init__(self, ratio: float = 0.1, size: int | None = None, seed: int = 0):
-        self.ratio, self.size, self.seed = ratio, size, seed
-        self.kept: list[tuple[torch.Tensor, torch.Tensor]] = []  # patches and owners
-        self._portion: list[tuple[torch.Tensor, torch.Tensor]] = []
-
-    def add(self, patches: torch.Tensor, images: Sequence[int]) -> None:
-        """Take in the patches (n, h, w, C) of the images with these numbers."""
-        owners = torch.as_tensor(images).repeat_interleave(patches[0].shape[:2].numel())
-        self._portion.append((patches.flatten(0, 2), owners))
-        if sum(len(part) for part, _ in self._portion) >= PORTION:
-            self._choose()
-
-    def close(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The bank, (M, C) and (M,)."""
-        self._choose()
-        return self._limited()
-
-    def _choose(self) -> None:
-        """A coreset of the portion joins the bank."""
-        if self._portion:
-            self.kept.append(self._thinned(*_joined(self._portion), self.ratio))
-            self._portion = []
-        if self.size and sum(len(part) for part, _ in self.kept) > 2 * self.size:
-            self.kept = [self._limited()]
-
-    def _limited(self) -> tuple[torch.Tensor, torch.Tensor]:
-        patches, owners = _joined(self.kept)
-        return self._thinned(patches, owners, min(1, (self.size or len(patches)) / len(patches)))
-
-    def _thinned(self, patches, owners, ratio: float) -> tuple[torch.Tensor, torch.Tensor]:
+    def _thinned(self, patches: torch.Tensor, owners: torch.Tensor, ratio: float) -> tuple:
         n_kept = max(1, round(ratio * len(patches)))
         if n_kept == len(patches):
             return patches, owners
         chosen = coreset(patches, n_kept, seed=self.seed)
         return patches[chosen], owners[chosen]
 
+    def _limited(self, patches: torch.Tensor, owners: torch.Tensor) -> tuple:
+        most = self.bank_size / self.n_parts if self.bank_size else len(patches)
+        return self._thinned(patches, owners, min(1, most / len(patches)))
 
-def _joined(parts: list[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.cat([one for one, _ in parts]), torch.cat([one for _, one in parts])
+    def score(self, images) -> np.ndarray:
+        """Anomaly scores (n,), higher = more anomalous."""
+        return np.concatenate(
+            [self.maps_and_scores(self._patches(part))[1] for part in self._iter_parts(images)]
+        )
+
+    def maps_and_scores(
+        self, patches: torch.Tensor, left_out: Sequence[int] = ()
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Maps (n, H, W) and scores (n,) of images by their patches (n, h, w, C).
+
+        `left_out` are numbers of normal images: what the bank has of them does not count, nor does
+        the part of the first of them, if there are several parts.
+        """
+        bank = self.memory_bank_
+        if len(left_out):
+            others = ~torch.isin(self.owners_, torch.as_tensor(left_out))
+            if self.n_parts > 1:
+                others &= self.owners_ % self.n_parts != left_out[0] % self.n_parts
+            bank = bank[others]
+        flat = patches.flatten(1, 2)
+        nearest = Nearest(flat - self._mean)
+        nearest.update(bank - self._mean, range(len(patches)))
+        squared = nearest.squared()
+        small = squared.numpy().reshape(-1, *patches.shape[1:3])
+        maps = enlarged(small, self.image_size_, self.sigma)
+        scores = image_scores(maps)
+        if self.reweight:
+            farthest = flat[torch.arange(len(flat)), squared.argmax(dim=1)]
+            scores = scores * weights(farthest, bank).numpy()
+        return maps, scores
+
+    def _maps_of(self, images) -> np.ndarray:
+        return self.maps_and_scores(self._patches(images))[0]
+
+    def _patches(self, images) -> torch.Tensor:
+        return torch.cat(list(self._iter_patches(images)))
+
+    def _iter_patches(self, images) -> Iterator[torch.Tensor]:
+        """Yield the patches (b, h, w, C) of images, on the grid of the first layer."""
+        for found in self.backbone.iter_layers(images, self.layers, pooled=False):
+            yield patches_of([found[name].float().cpu() for name in self.layers])
+
+    def _bytes_per_image(self) -> int:
+        return 12 * self._grid.numel() * self.memory_bank_.shape[1]
+
+
+def patches_of(maps: list[torch.Tensor]) -> torch.Tensor:
+    """The patches (n, h, w, C) of layers (n, C, h, w), on the grid of the first of them."""
+    # Zeros beyond the border: means over fewer positions would vary more and score higher.
+    maps = [F.avg_pool2d(one, 3, 1, 1) for one in maps]
+    height, width = maps[0].shape[2:]
+    for number, coarse in enumerate(maps[1:], start=1):
+        rows = torch.from_numpy(enlargement(coarse.shape[2], height))
+        columns = torch.from_numpy(enlargement(coarse.shape[3], width))
+        maps[number] = rows @ coarse @ columns.T
+    patches = torch.cat(maps, dim=1).permute(0, 2, 3, 1)
+    if not patches.isfinite().all():
+        raise ValueError("features are NaN or infinite: expected finite numbers.")
+    return patches
+
+
+def weights(patches: torch.Tensor, bank: torch.Tensor) -> torch.Tensor:
+    """The paper's weight, equation 7, of the farthest patch of each image: (n, C) -> (n,)."""
+    distances = torch.cdist(patches, bank)
+    nearest = distances.argmin(dim=1)
+    around = torch.cdist(bank[nearest], bank).topk(min(NEIGHBOURS, len(bank)), largest=False)
+    close = distances.gather(1, around.indices)
+    own = distances.gather(1, nearest[:, None])
+    return 1 - 1 / (close - own).exp().sum(dim=1)
+
+
+def _size(pairs: list[tuple]) -> int:
+    return sum(len(patches) for patches, _ in pairs)
+
+
+def _joined(pairs: list[tuple]) -> tuple[torch.Tensor, torch.Tensor]:
+    patches, owners = zip(*pairs)
+    return torch.cat(patches), torch.cat(owners)
 
 
 def coreset(

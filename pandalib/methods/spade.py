@@ -132,23 +132,17 @@ class SPADE(MapDetector):
         return self.fit_pyramids(normal, height_and_width(normal_images))
 
     def fit_pyramids(
-        self,
-        normal: Pyramids,
-        image_size: tuple[int, int],
-        *,
-        scales: np.ndarray | None = None,
-        groups: np.ndarray | None = None,
+        self, normal: Pyramids, image_size: tuple[int, int], *, scales: np.ndarray | None = None
     ) -> SPADE:
         """Fit to the pyramids of normal images of this height and width.
 
-        `scales` are those of an earlier fit to the same pyramids; None computes them. No image of
-        the same group (n,) counts as another; None: each is a group of its own.
+        `scales` are those of an earlier fit to the same pyramids; None computes them.
         """
         self.normal_ = normal
         self.image_size_ = tuple(image_size)
         self._means = [normal.mean(layer) for layer in range(len(self.layers))]
         if scales is None:
-            scales = self._scales(groups) if self.balanced else np.ones(len(self.layers))
+            scales = self._scales() if self.balanced else np.ones(len(self.layers))
         self.scales_ = np.array(scales, dtype=np.float64)
         return self
 
@@ -160,14 +154,16 @@ class SPADE(MapDetector):
         return np.concatenate(list(self.iter_leave_one_out_maps(progress=progress)))
 
     def iter_leave_one_out_maps(
-        self, *, progress: bool = True, groups: np.ndarray | None = None
+        self, *, copies: Sequence[Sequence[int]] | None = None, progress: bool = True
     ) -> Iterator[np.ndarray]:
         """Yield `leave_one_out_maps` in batches: memory does not grow with the number of images.
 
-        With `groups` (n,) an image is left out together with all of its group.
+        `copies` are numbers of normal images, for each normal image, that are left out as well.
         """
         check_fitted(self, "normal_")
-        neighbours = self._nearest_others(groups)
+        neighbours = self._nearest_others()
+        if copies is not None:
+            neighbours = self._without(copies, neighbours.shape[1])
         step = self._images_at_once()
         for start in bar(range(0, len(self.normal_), step), "leave one out", shown=progress):
             rows = slice(start, start + step)
@@ -192,21 +188,28 @@ class SPADE(MapDetector):
     def _bytes_per_image(self) -> int:
         return 8 * self.normal_.rows.shape[1]  # float32, twice: as extracted, and without the mean
 
-    def _nearest_others(self, groups: np.ndarray | None) -> np.ndarray:
-        """For each normal image the numbers of the K nearest of other groups."""
-        largest = 1 if groups is None else int(np.bincount(groups).max())
-        k = min(self.n_images, max(1, len(self.normal_) - largest))
-        if largest == 1:
-            return nearest_others(self.normal_.pooled, k)
-        others = nearest_others(self.normal_.pooled, min(len(groups) - 1, k + largest - 1))
-        of_its_own = groups[others] == groups[:, None]
-        first = np.argsort(of_its_own, axis=1, kind="stable")[:, :k]  # the others keep their order
-        return np.take_along_axis(others, first, axis=1)
+    def _nearest_others(self) -> np.ndarray:
+        """For each normal image the numbers of the K nearest others."""
+        k = min(self.n_images, max(1, len(self.normal_) - 1))
+        return nearest_others(self.normal_.pooled, k)
 
-    def _scales(self, groups: np.ndarray | None) -> np.ndarray:
+    def _without(self, copies: Sequence[Sequence[int]], k: int) -> np.ndarray:
+        """As `_nearest_others`, without copies; where fewer remain, the last stands for the rest.
+
+        An image whose copies are all the others keeps them.
+        """
+        n, most = len(self.normal_), max(map(len, copies), default=0)
+        found = nearest_others(self.normal_.pooled, min(n - 1, k + most))
+        rows = [
+            row[~np.isin(row, left_out)] if len(left_out) < n - 1 else row
+            for row, left_out in zip(found, copies, strict=True)
+        ]
+        return np.array([np.pad(row[:k], (0, max(0, k - len(row))), "edge") for row in rows])
+
+    def _scales(self) -> np.ndarray:
         """The mean distance in each layer of some normal images, each from the others."""
         rows = np.unique(np.linspace(0, len(self.normal_) - 1, FOR_SCALES).astype(int))
-        part, neighbours = self.normal_[rows], self._nearest_others(groups)[rows]
+        part, neighbours = self.normal_[rows], self._nearest_others()[rows]
         scales = np.ones(len(self.layers))
         for layer, mean in enumerate(self._means):
             distance = float(self._layer_map(part, neighbours, layer).mean())
@@ -295,6 +298,13 @@ class Pyramids:
         part = np.array(self.rows[which, self._ends[layer] : self._ends[layer + 1]])
         part = torch.from_numpy(part).float()  # ten times faster than numpy's cast
         return part.view(*part.shape[:-1], -1, self.shapes[layer][2])
+
+    def maps(self) -> list[torch.Tensor]:
+        """The layers as float32 (n, C, h, w)."""
+        return [
+            self.positions(slice(None), layer).view(-1, *shape).permute(0, 3, 1, 2)
+            for layer, shape in enumerate(self.shapes)
+        ]
 
     def mean(self, layer: int) -> torch.Tensor:
         """Mean over all images and positions, float32 (C,)."""

@@ -10,6 +10,8 @@ the shrinkage. The authors of PANDA call whitening with nearest neighbours a str
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, TransformerMixin
@@ -107,7 +109,10 @@ class Whitening(TransformerMixin, BaseEstimator):
 
 
 def whitened_leave_one_out_scores(
-    whitened: ArrayLike, whitening: Whitening, k: int = 2
+    whitened: ArrayLike,
+    whitening: Whitening,
+    k: int = 2,
+    copies: Sequence[Sequence[int]] | None = None,
 ) -> np.ndarray:
     """Leave-one-out scores with each image left out of the whitening too, without fitting N times.
 
@@ -125,8 +130,9 @@ def whitened_leave_one_out_scores(
     (the latter times N / (N - 1)).
 
     Here `whitened` (N, m) is `whitening.transform` of the very features it was fitted on, k is at
-    most N - 1, and the scores are float64 (N,). Raises ValueError for an image that alone spans a
-    direction (shrinkage 0 with too few images).
+    most N - 1, and the scores are float64 (N,). `copies` are rows, for each row, that are no
+    neighbours of it either; they stay in the covariance. Raises ValueError for an image that alone
+    spans a direction (shrinkage 0 with too few images).
     """
     whitened = as_features(whitened, "whitened").astype(np.float64)
     n = len(whitened)
@@ -147,6 +153,8 @@ def whitened_leave_one_out_scores(
         distances = norms[own, None] + norms - 2 * products
         distances += weight * np.square(norms[own, None] - products)
         distances[np.arange(len(own)), own] = np.inf
+        for row, number in enumerate(own if copies is not None else ()):
+            distances[row, np.asarray(copies[number], int)] = np.inf
         nearest = np.argpartition(distances, k - 1, axis=1)[:, :k]
         # Again from the differences, where nothing cancels.
         difference = whitened[own, None] - whitened[nearest]

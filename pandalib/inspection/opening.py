@@ -1,0 +1,45 @@
+"""From what someone calls images to a sequence, with names and the sizes of the originals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from PIL import Image
+
+from pandalib.datasets.images import ImageFolder, take, upright_size
+from pandalib.methods.distances import height_and_width
+
+
+def frames_of(images) -> list | None:
+    """Single images in memory, which are treated as files are; None for anything else."""
+    if _is_frame(images):
+        return [images]
+    some = isinstance(images, (list, tuple)) and len(images) > 0
+    return list(images) if some and all(map(_is_frame, images)) else None
+
+
+def _is_frame(image) -> bool:
+    if isinstance(image, Image.Image):
+        return True
+    shape = getattr(image, "shape", ())
+    return isinstance(image, np.ndarray) and (len(shape) == 2 or len(shape) == 3 == shape[2])
+
+
+def part_of(images, names, size_of, numbers: list[int]) -> tuple:
+    """The images of these numbers, their names and sizes."""
+    part = [images[n] for n in numbers] if isinstance(images, list) else take(images, numbers)
+    return part, [names[n] for n in numbers], lambda number: size_of(numbers[number])
+
+
+def sizes_of(images) -> Callable[[int], tuple[int, int]]:
+    """From the number of an image to the height and width of the original."""
+    if isinstance(images, ImageFolder):
+        return lambda number: upright_size(images.files[number])[::-1]
+    return lambda number: height_and_width(images)
+
+
+def notes_of(images) -> list[str]:
+    """How a folder was read, and what was left out there."""
+    listing = getattr(images, "listing", None)
+    return [] if listing is None else [note for note in (listing.note, listing.warning) if note]
