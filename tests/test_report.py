@@ -77,8 +77,8 @@ def ranking(n=8, top=3, names=None, unreadable=(), scale=1.0):
 
 
 def no_news(n):
-    """p-values, regions, and images that were fitted."""
-    return np.full(n, 0.5), [[] for _ in range(n)], []
+    """p-values, regions, images that were fitted, and sizes that are new."""
+    return np.full(n, 0.5), [[] for _ in range(n)], [], []
 
 
 class Page(HTMLParser):
