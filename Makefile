@@ -15,8 +15,8 @@ RUN = "$(VENV)/bin/python"
 # then it is also the one that --no-browser prints.
 LAB = $(RUN) -m jupyterlab --ServerApp.root_dir="$(CURDIR)" \
 	--LabApp.app_settings_dir="$(CURDIR)/tools/lab_settings" --LabApp.default_url=/lab/tree
-# Of a run of all tests; some tests alone reach some lines only.
-COVERAGE = $(if $(ARGS),,--cov=pandalib --cov-report=term --cov-fail-under=95)
+# Of a run of all tests: a file at a time on each core, with one thread, and coverage, which some tests alone would not reach.
+ALL = $(if $(ARGS),,-n logical --maxprocesses 4 --dist loadfile --cov=pandalib --cov-report=term --cov-fail-under=95)
 # Jupyter refuses to run as root, as in a container, unless told so.
 AS_ROOT = $(if $(filter 0,$(shell id -u)),--allow-root)
 
@@ -43,7 +43,7 @@ teach: install ## as lab, with the originals: solutions and outputs
 	$(LAB)/notebooks/00_start_here.ipynb $(AS_ROOT) $(ARGS)
 
 test: install ## install, then run every test and every notebook with the network cut
-	$(RUN) tools/offline.py $(RUN) -m pytest $(COVERAGE) $(ARGS)
+	$(if $(ARGS),,OMP_NUM_THREADS=1) $(RUN) tools/offline.py $(RUN) -m pytest $(ALL) $(ARGS)
 
 # One thread: these tests are so small that threads would mostly wait for each other.
 test-fast: install ## as test, in two minutes: no notebook, and without what tests/slow.txt names

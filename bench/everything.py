@@ -24,12 +24,13 @@ BENCHES = (
     "segmentation",
     "segmentation_peers",
     "pixel_metrics",
+    "inspector",
     "growth",
     "sweep",
     "lessons",
     "classroom",
 )
-WITH_PEERS = ("extraction", "segmentation_peers", "pixel_metrics")
+WITH_PEERS = ("extraction", "segmentation_peers", "pixel_metrics", "inspector")
 NO_TINY = ("lessons",)  # it writes what it measures
 
 

@@ -186,6 +186,23 @@ class OfPandalib:
         return maps, image_scores(maps)
 
 
+class OfInspector:
+    """pandalib's inspector with its defaults, the same two calls."""
+
+    def __init__(self, backbone, layers, **not_asked):
+        from pandalib import Inspector
+
+        self.inspector = Inspector(backbone, layers=layers, progress=False)
+
+    def fit(self, images):
+        self.inspector.fit(images)
+        return self
+
+    def maps(self, images):
+        found = list(self.inspector.inspect(images))
+        return np.stack([seen.map for seen in found]), np.array([seen.score for seen in found])
+
+
 def _batches(images):
     """As a reader of anomalib's documentation would: scaled to 0..1, less ImageNet's mean, over its
     deviation.
@@ -230,19 +247,19 @@ def maps(arrays, *, side: str, weights: dict[str, str | None], **settings):
 
     found, facts = {}, {}
     for number, (name, file) in enumerate(weights.items()):
-        if side == "pandalib":
+        if side != "anomalib":
             network = (
                 load_backbone(device="cpu")
                 if file is None
                 else load_backbone("resnet18", file, truncate_after="layer3", device="cpu")
             )
-            make = partial(OfPandalib, network, **settings)
+            make = partial(OfPandalib if side == "pandalib" else OfInspector, network, **settings)
         else:
             network = torchvision_network(file)
             make = partial(OfAnomalib, network, **settings)
         train, test = arrays[f"{name}/train"], arrays[f"{name}/test"]
         if number == 0:
-            make().fit(train[:4]).maps(test[:2])
+            make().fit(train[:20]).maps(test[:2])
         fit, fit_mb, detector = measured(fitted, make, train)
         score, score_mb, (found[f"{name}/maps"], found[f"{name}/scores"]) = measured(
             detector.maps, test

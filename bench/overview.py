@@ -24,6 +24,7 @@ PAGES = {
     "fisher": "3. Fisher information",
     "segmentation": "4. Segmentation, definition",
     "segmentation_peers": "4. Segmentation, peers",
+    "inspector": "4. The inspector",
     "pixel_metrics": "5. Metrics",
     "growth": "6. Growth",
     "sweep": "6. Workers",

@@ -40,6 +40,8 @@ class Pace:
     exposure: int = 7800  # outlier exposure: 32 normal images and 32 outliers
     exposure_lr: float = 1e-1
     exposure_max_grad_norm: float = 1e-3
+    shifted: int = 3900  # mean-shifted: 25 epochs of 5,000 images
+    shifted_lr: float = 1e-5
     normalise: bool = False  # the pooled features, before kNN; False is the paper's setting
 
 
@@ -372,6 +374,24 @@ class EWCOptions(CompactnessOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class MeanShiftedOptions(NetworkOptions):
+    """mean-shifted contrastive adaptation, scored by angle"""
+
+    detector = "MeanShifted"
+    normalise: ClassVar[bool] = True  # always: the score is an angle
+    k: int = option(2, NEIGHBOURS)
+    adapt_from: str | None = option(
+        None, "first stage that is trained, as layer4; default: the network's"
+    )
+    epochs: int | None = option(None, EPOCHS, pace="shifted")
+    lr: float | None = option(None, RATE, pace="shifted_lr")
+    max_grad_norm: float | None = option(None, "norm to which gradients are clipped; default: none")
+    temperature: float = option(0.25, "of the contrastive loss")
+    angular: bool = option(False, "add the angular loss, compactness on the sphere")
+    checkpoints: int = option(10, HISTORY)
+
+
+@dataclass(frozen=True, kw_only=True)
 class OutlierOptions(TrainingOptions):
     """outlier exposure: a classifier of normal images against outliers"""
 
@@ -442,6 +462,25 @@ class PatchCoreOptions(MapOptions):
         return layers[-2:]
 
 
+@dataclass(frozen=True, kw_only=True)
+class PaDiMOptions(MapOptions):
+    """PaDiM: each position against the Gaussian of the same position"""
+
+    detector = "PaDiM"
+    n_features: int = option(100, "channels that are drawn")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PCAOptions(MapOptions):
+    """PCA residual: each position against the subspace of normal patches"""
+
+    detector = "PCAResidual"
+    explained: float = option(0.99, "share of the variance that the subspace explains")
+
+    def chosen(self, layers: tuple[str, ...]) -> tuple[str, ...]:
+        return layers[-2:]
+
+
 METHODS: dict[str, type[ImageOptions]] = {
     "pixels": PixelOptions,
     "dn2": DN2Options,
@@ -451,9 +490,12 @@ METHODS: dict[str, type[ImageOptions]] = {
     "ses": SESOptions,
     "ewc": EWCOptions,
     "oe": OutlierOptions,
+    "mean_shifted": MeanShiftedOptions,
     "svdd": SVDDOptions,
     "spade": SPADEOptions,
     "bank": PatchCoreOptions,
+    "padim": PaDiMOptions,
+    "pca": PCAOptions,
 }
 
 

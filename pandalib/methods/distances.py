@@ -140,6 +140,20 @@ def enlarged(maps: np.ndarray, size: tuple[int, int], sigma: float) -> np.ndarra
     return rows @ maps @ columns.T
 
 
+def side_by_side(maps: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Layers (n, C, h, w) on the grid of the first of them, as (n, h, w, sum of C)."""
+    height, width = maps[0].shape[2:]
+    found = [maps[0]]
+    for coarse in maps[1:]:
+        rows = torch.from_numpy(enlargement(coarse.shape[2], height))
+        columns = torch.from_numpy(enlargement(coarse.shape[3], width))
+        found.append(rows @ coarse @ columns.T)
+    positions = torch.cat(found, dim=1).permute(0, 2, 3, 1)
+    if not positions.isfinite().all():
+        raise ValueError("features are NaN or infinite: expected finite numbers.")
+    return positions
+
+
 def height_and_width(images) -> tuple[int, int]:
     """Height and width of images (n, 3, H, W); those of files are known without reading one."""
     return tuple((images if hasattr(images, "shape") else np.asarray(images[:1])).shape[2:])

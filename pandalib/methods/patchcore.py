@@ -38,9 +38,9 @@ from pandalib.methods.distances import (
     MapDetector,
     Nearest,
     enlarged,
-    enlargement,
     height_and_width,
     image_scores,
+    side_by_side,
 )
 from pandalib.progress import progress as bar
 from pandalib.validation import as_images, check_counts
@@ -225,16 +225,7 @@ class PatchCore(MapDetector):
 def patches_of(maps: list[torch.Tensor]) -> torch.Tensor:
     """The patches (n, h, w, C) of layers (n, C, h, w), on the grid of the first of them."""
     # Zeros beyond the border: means over fewer positions would vary more and score higher.
-    maps = [F.avg_pool2d(one, 3, 1, 1) for one in maps]
-    height, width = maps[0].shape[2:]
-    for number, coarse in enumerate(maps[1:], start=1):
-        rows = torch.from_numpy(enlargement(coarse.shape[2], height))
-        columns = torch.from_numpy(enlargement(coarse.shape[3], width))
-        maps[number] = rows @ coarse @ columns.T
-    patches = torch.cat(maps, dim=1).permute(0, 2, 3, 1)
-    if not patches.isfinite().all():
-        raise ValueError("features are NaN or infinite: expected finite numbers.")
-    return patches
+    return side_by_side([F.avg_pool2d(one, 3, 1, 1) for one in maps])
 
 
 def weights(patches: torch.Tensor, bank: torch.Tensor) -> torch.Tensor:
