@@ -382,13 +382,27 @@ def test_the_reveal_speaks_to_the_answer(key, said):
     predict(key)
     reveal(key)
     assert entry["question"] in said[0]
-    assert "No prediction was made" in said[1] and entry["why"] in said[1]
+    assert said[1].startswith(f"The answer is **{right}**: ") and entry["why"] in said[1]
     for choice in entry["options"]:
         predict(key, choice.upper())
         reveal(key)
         assert f"You predicted **{choice}**" in said[-1] and entry["why"] in said[-1]
         assert (entry["options"][right] in said[-1]) == (choice != right)
         assert entry["replies"].get(choice, "") in said[-1]
+
+
+def test_an_answer_may_be_clicked(said, monkeypatch):
+    widgets = pytest.importorskip("ipywidgets", reason="buttons need ipywidgets")
+    shown = []
+    monkeypatch.delenv("PANDALIB_QUIET")
+    monkeypatch.setattr("IPython.display.display", lambda what, **_: shown.append(what))
+    predict("00-pixels")
+    (buttons,) = (one for one in shown if isinstance(one, widgets.ToggleButtons))
+    assert list(buttons.options) == list(text("predict", "00-pixels")["options"])
+    buttons.value = "a"
+    buttons.value = "c"  # changed
+    reveal("00-pixels")
+    assert "You predicted **c**" in shown[-1].data
 
 
 def test_hints_come_one_by_one(capsys):
@@ -399,9 +413,9 @@ def test_hints_come_one_by_one(capsys):
     assert lines == [f"Hint {n} of 3: {hints[n - 1]}" for n in (1, 2, 3, 3)]
 
 
-def test_report_prints_the_band_and_raises_outside(capsys):
+def test_report_prints_a_plain_number_and_raises_outside_of_the_band(capsys):
     report("ROC-AUC", 0.52345, 0.45, 0.6)
-    assert capsys.readouterr().out == "ROC-AUC: 0.523   (band 0.45 to 0.6)\n"
+    assert capsys.readouterr().out == "ROC-AUC: 0.523\n"
     for value in (0.61, 0.449, np.nan, np.inf):
         with pytest.raises(OutOfBand, match="ROC-AUC is .*, expected 0.45 to 0.6"):
             report("ROC-AUC", value, 0.45, 0.6)
@@ -428,7 +442,7 @@ def test_the_card_of_a_lesson_that_was_run_without_answers(said):
     card("02")
     title, predictions, exercises, reread = said[-1].replace("\n\n", "\n").split("\n")
     assert title == "**Your card for lesson 02**"
-    assert predictions.startswith("- Predictions: none of 3 made.")
+    assert predictions.startswith("- Predictions: 3 to make.")
     assert exercises == "- Exercises: 3 of 3 solved. No hint was read."
     assert reread == "- To reread: the questions, with an answer before you look."
 

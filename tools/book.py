@@ -43,8 +43,7 @@ def lesson(path: Path) -> str:
         notebook.cells.append(cell)
     copies = "[the student's copy]({0}student/{1}), or [the notebook with its solutions]({0}{1})"
     cells[0].source += f"\n\nTake along: {copies.format('path:../downloads/', path.name)}."
-    text = nbformat.writes(notebook).replace("No prediction was made. ", "")
-    return text.replace("](../README.md", "](../index.md")
+    return nbformat.writes(notebook).replace("](../README.md", "](../index.md")
 
 
 def module_page(name: str) -> str:

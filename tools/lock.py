@@ -26,7 +26,7 @@ HEADER = """\
 # Every package of the course, with its version and the hashes of its files. Made by `make lock`.
 # Base packages and the extras [test], [photographs], [timm], [cluster] and [book] of pyproject.toml
 # for every platform, Python 3.11 and newer; to be installed with --no-deps, for its last line.
-# Linux gets torch with CUDA; without a GPU, see "CPU only" in the README.
+# Linux gets torch with CUDA; without a GPU, see "CPU only" in docs/install.md.
 """
 
 

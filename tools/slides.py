@@ -74,10 +74,6 @@ def code_pages(cell) -> list:
         stub = without_solution(cell.source)
         solution = re.sub(rf" *({BEGIN}|{END})\n?", "", cell.source)
         return [page(f"```python\n{stub}\n```", "fragment"), notes(solution)]
-    for output in cell.outputs:
-        if "text/markdown" in output.get("data", {}):
-            words = output.data["text/markdown"].removeprefix("No prediction was made. ")
-            output.data["text/markdown"] = words
     cell.metadata["slideshow"] = {"slide_type": "subslide"}
     if re.match(r"predict\(", cell.source):
         cell.outputs = [output for output in cell.outputs if output.output_type != "stream"]

@@ -7,6 +7,7 @@ notebook's kernel lives; cells may run twice and in any order, so it says how th
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass, field
 
 from pandalib.experiments.config import current_tier
@@ -36,13 +37,17 @@ class OutOfBand(OneLine, AssertionError):
 
 
 def predict(key: str, answer: str | None = None) -> None:
-    """Show a question with its options and remember the answer; None goes on without one."""
+    """Show a question with its options and remember the answer; None: by a click, or not at all.
+
+    Buttons need ipywidgets, and are left out of files (PANDALIB_QUIET=1).
+    """
     entry = text("predict", key)
     options = entry["options"]
     if answer is None:
         session.predictions.pop(key, None)
         listed = [f"- **{name}**: {option}" for name, option in options.items()]
         show(say("question", question=entry["question"]), *listed)
+        _show_buttons(key, list(options))
         print(say("how_to_answer", key=key, option=next(iter(options))))
         return
     choice = str(answer).strip().lower()
@@ -52,6 +57,26 @@ def predict(key: str, answer: str | None = None) -> None:
         )
     session.predictions[key] = choice
     print(say("answer_kept", choice=choice, option=options[choice]))
+
+
+def _show_buttons(key: str, options: list[str]) -> None:
+    """Buttons that remember the answer that was clicked last."""
+    if os.environ.get("PANDALIB_QUIET") == "1":
+        return
+    try:
+        from ipywidgets import ToggleButtons  # an optional package
+    except ImportError:
+        return
+    from IPython.display import display  # comes with ipywidgets
+
+    buttons = ToggleButtons(options=options, value=None, style={"button_width": "3em"})
+
+    def keep(change):
+        session.predictions[key] = change["new"]
+
+    buttons.observe(keep, names="value")
+    # Without its description in words: nbval would compare that, and a committed lesson has none.
+    display(buttons, exclude=["text/plain"])
 
 
 def reveal(key: str) -> None:
@@ -78,10 +103,10 @@ def hint(key: str) -> None:
 
 
 def report(name: str, value: float, low: float, high: float, *, digits: int = 3) -> None:
-    """Print a rounded result with the band in which it must lie.
+    """Print a rounded result, and check that it lies in its band, from `low` to `high`.
 
     The bands are set from several seeds in the embedded tier and are wide enough for another
-    processor. In another tier the numbers differ, so there the value is printed without a band.
+    processor. In another tier the numbers differ, and the band is not asked.
 
     Raises
     ------
@@ -89,13 +114,11 @@ def report(name: str, value: float, low: float, high: float, *, digits: int = 3)
         Naming the result, its value and the band.
     """
     rounded = f"{value:.{digits}f}"
-    if current_tier().name != "embedded":
-        print(f"{name}: {rounded}")
-        return
-    if not (math.isfinite(value) and low <= value <= high):
+    inside = math.isfinite(value) and low <= value <= high
+    if current_tier().name == "embedded" and not inside:
         band = {"low": f"{low:g}", "high": f"{high:g}"}
         raise OutOfBand(say("out_of_band", name=name, value=rounded, **band))
-    print(f"{name}: {rounded}   (band {low:g} to {high:g})")
+    print(f"{name}: {rounded}")
 
 
 def card(lesson: str) -> None:
