@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -210,6 +211,37 @@ def _by_class(labels) -> dict[str, np.ndarray]:
     """Which rows are normal and which are anomalous, the latter drawn first."""
     anomalous = np.asarray(labels).astype(bool)
     return {"anomalous": anomalous, "normal": ~anomalous}
+
+
+# ---------------------------------------------------------------- schematics
+
+
+def pipeline(steps: dict[str, str], *, trained: str | None = None) -> Figure:
+    """Boxes from left to right with arrows between them, and words below each.
+
+    Parameters
+    ----------
+    steps : dict of str to str
+        What stands in each box, and the words below it; both may have several lines.
+    trained : one of `steps`
+        The box that is framed with a dashed line: what may be trained.
+    """
+    fig, axis = figure(width=9, height=1.9)
+    axis.set(xlim=(-0.55, len(steps) - 0.45), ylim=(-0.75, 0.55), xticks=[], yticks=[])
+    axis.spines[:].set_visible(False)
+    middle = dict(ha="center", fontsize=FONT)
+    for number, (step, words) in enumerate(steps.items()):
+        frame = dict(facecolor="white", edgecolor=NEUTRAL, linewidth=2)
+        frame["linestyle"] = "--" if step == trained else "-"
+        box = FancyBboxPatch((number - 0.38, -0.22), 0.76, 0.6, "round,pad=0.02", **frame)
+        axis.add_patch(box)
+        axis.text(number, 0.08, step, va="center", **middle)
+        axis.text(number, -0.34, words, va="top", color=NEUTRAL, **middle)
+        if number:
+            ends = dict(xy=(number - 0.4, 0.08), xytext=(number - 0.6, 0.08))
+            arrow = dict(arrowstyle="-|>", color=NEUTRAL, linewidth=1.5)
+            axis.annotate("", arrowprops=arrow, **ends)
+    return fig
 
 
 # ---------------------------------------------------------------- scores

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -115,6 +116,24 @@ def test_a_slider_starts_at_one_of_its_values(shown):
 
 
 # ---------------------------------------------------------------- what is drawn
+
+
+def test_a_pipeline_reads_from_left_to_right_without_overlap():
+    steps = {"images": "normal\nonly", "network": "pretrained", "score": "higher:\nanomalous"}
+    fig = plots.pipeline(steps, trained="network")
+    fig.draw_without_rendering()
+    (axis,) = fig.axes
+    boxes = [patch.get_window_extent() for patch in axis.patches]
+    assert all(one.x1 < other.x0 for one, other in pairwise(boxes))
+    styles = [patch.get_linestyle() for patch in axis.patches]
+    assert styles[1] != styles[0] == styles[2]
+    words = [text for text in axis.texts if text.get_text()]
+    assert [text.get_text() for text in words] == [part for pair in steps.items() for part in pair]
+    extents = [text.get_window_extent() for text in words]
+    for number, box in enumerate(boxes):  # each title lies in its box, its words below
+        title, below = extents[2 * number], extents[2 * number + 1]
+        assert box.x0 <= title.x0 and title.x1 <= box.x1 and below.y1 < box.y0
+    assert all(one.x1 < other.x0 for one, other in pairwise(extents[1::2]))
 
 
 def test_histogram_clips_the_longest_tail_but_loses_no_image():

@@ -68,7 +68,8 @@ def gather(source: Path) -> None:
     notebooks = ROOT / "notebooks"
     only = shutil.ignore_patterns("[!0-9s]*", "*.md")
     shutil.copytree(notebooks, source / "downloads", dirs_exist_ok=True, ignore=only)
-    shutil.copy2(ROOT / "LICENSE", source / "LICENSE")
+    for name in ("LICENSE", "CONTRIBUTING.md"):
+        shutil.copy2(ROOT / name, source / name)
     pages = {f"notebooks/{path.name}": lesson(path) for path in notebooks.glob("[0-9]*.ipynb")}
     for path in source.glob("docs/**/*.md"):
         text = path.read_text(encoding="utf-8").replace("../README.md", "../index.md")
@@ -81,7 +82,7 @@ def gather(source: Path) -> None:
     front = (ROOT / "README.md").read_text(encoding="utf-8").replace("](notebooks)", "](#lessons)")
     trees = [
         ("Lessons", "notebooks/*"),
-        ("The course", "docs/teaching\ndocs/*"),
+        ("The course", "docs/teaching\ndocs/*\nCONTRIBUTING"),
         ("The library", "library/command_line\nlibrary/*"),
         ("Results", "docs/results/**"),
     ]
