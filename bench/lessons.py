@@ -71,6 +71,7 @@ def main() -> None:
     parser.add_argument("--here-only", action="store_true", help="leave out the pass with AVX2")
     options = parser.parse_args()
     paths = sorted((ROOT / "notebooks").glob("*.ipynb"))
+    machine = f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
     native = measure(paths, options.rounds)
     plain = {}
     if not options.here_only:
@@ -110,7 +111,7 @@ def main() -> None:
         lines.append(common.at_most("all, with AVX2 only", total, WANTED_AVX2, " s"))
     page = PAGE.format(
         section=common.section(lines),
-        machine=f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}",
+        machine=machine,  # as it was before AVX2 was asked for
         torch=torch.__version__,
         threads=torch.get_num_threads(),
         rounds=options.rounds,
