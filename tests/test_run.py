@@ -43,7 +43,7 @@ MEASURED = (
 SMALL = dict(seed=3, n_train=30, n_test=5)
 SURFACE = dict(seed=1, n_train=6, n_test=1, size=64)
 ADAPTED = ("compactness", "early", "ses", "ewc")
-TRAINED = (*ADAPTED, "oe", "svdd")
+TRAINED = (*ADAPTED, "mean_shifted", "oe", "svdd")
 
 
 @pytest.fixture

@@ -77,6 +77,8 @@ EMBEDDED = Pace(  # chosen on other symbols than the ten that are tested
     exposure=117,
     exposure_lr=0.05,
     exposure_max_grad_norm=1.0,
+    shifted=104,  # this and the next: not tuned
+    shifted_lr=0.01,
 )
 STANDARD = Pace(  # chosen on images that no table reports: docs/results/tuning_standard
     lr=0.02,
@@ -86,9 +88,11 @@ STANDARD = Pace(  # chosen on images that no table reports: docs/results/tuning_
     long=460,
     ewc_lr=0.02,
     ewc_lambda=1000.0,
-    exposure=130,  # this and the next two: not tuned
+    exposure=130,  # this and the next four: not tuned
     exposure_lr=0.05,
     exposure_max_grad_norm=1.0,
+    shifted=104,
+    shifted_lr=0.01,
     normalise=True,
 )
 TIERS = {
