@@ -101,7 +101,7 @@ def draw(folder: Path, n: int, size: int) -> None:
     """PNG files of drawn surfaces: each of a few is rolled and shaded, so that no two are alike."""
     from PIL import Image
 
-    drawn = load_task("surfaces:weave", n_train=50, n_good=1, n_test=1, size=size).train[:]
+    drawn = load_task("surfaces:weave", n_train=50, n_test=1, size=size).train[:]
     rng = np.random.default_rng(0)
     for number in range(n):
         image = drawn[number % len(drawn)].transpose(1, 2, 0).astype(np.int16)
