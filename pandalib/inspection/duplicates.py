@@ -73,7 +73,9 @@ def others_of_group(groups: np.ndarray, rows: Sequence[int]) -> list[np.ndarray]
     >>> [others.tolist() for others in others_of_group(groups, [0, 1, 2])]
     [[2], [], [0]]
     """
-    return [np.setdiff1d(np.flatnonzero(groups == groups[row]), [row]) for row in rows]
+    ends = np.cumsum(np.bincount(groups))
+    members = np.split(np.argsort(groups, kind="stable"), ends[:-1])  # of each group, ascending
+    return [members[groups[row]][members[groups[row]] != row] for row in rows]
 
 
 def scores_without(

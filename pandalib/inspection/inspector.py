@@ -42,7 +42,7 @@ from pandalib.inspection.duplicates import (
     scores_without,
     thumbnails,
 )
-from pandalib.inspection.opening import frames_of, notes_of, part_of, sizes_of
+from pandalib.inspection.opening import frames_of, in_pixels, notes_of, part_of, sizes_of
 from pandalib.inspection.ranking import Finding, Ranking, Seen, larger_part
 from pandalib.inspection.regions import p_values, regions_above
 from pandalib.methods.distances import height_and_width, image_scores
@@ -282,12 +282,11 @@ class Inspector(BaseEstimator):
     def _adapt(self, images, names, size_of, skip_unreadable) -> None:
         """Adapt the network to half of the images, then learn from all of them again."""
         adapting, others = adapted.two_halves(self.groups_, self.seed)
-        needed = max(_needed(self.false_alarm_rate), self.k + 1)
-        if len(adapting) < 2 or len(others) < needed:
+        if len(adapting) < 2 or len(others) < self._n_needed:
             raise ValueError(
                 f"adapt={self.adapt!r} sets half of the {len(self.features_)} normal images aside, "
                 f"near-duplicates together, and {len(others)} remain for the threshold: expected "
-                f"at least {needed} of them, and 2 to adapt to."
+                f"at least {self._n_needed} of them, and 2 to adapt to."
             )
         some = adapting[_sample(len(adapting), adapted.MOST, self.seed)]
         wanted = {self.names_[number] for number in some.tolist()}
@@ -513,14 +512,7 @@ class Inspector(BaseEstimator):
         self.unreadable_ = []
         unreadable = self.unreadable_ if skip_unreadable else None
         if self.tile_ is not None:
-            raw = tiled.learn(
-                self,
-                images,
-                names,
-                unreadable,
-                _digest,
-                self._sampled,
-            )
+            raw = tiled.learn(self, images, names, unreadable, _digest)
             self._set_scales(raw)
             return
         features, small = [], []
@@ -620,16 +612,20 @@ class Inspector(BaseEstimator):
             scores = scores * image_scores(maps) / np.where(whole > 0, whole, 1)
         return maps, scores
 
+    @property
+    def _n_needed(self) -> int:
+        """How many different normal images threshold and kNN need."""
+        return max(_needed(self.false_alarm_rate), self.k + 1)
+
     def _group(self) -> None:
         """Find near-duplicates. Raises ValueError if too few different images are left."""
         self.groups_ = near_duplicates(self.thumbnails_)
         n, n_groups = len(self.groups_), int(self.groups_.max()) + 1
-        needed = max(_needed(self.false_alarm_rate), self.k + 1)
-        if n_groups < needed:
+        if n_groups < self._n_needed:
             raise ValueError(
                 f"{n} normal images are {n_groups} different ones and their near-duplicates: a "
-                f"false-alarm rate of {self.false_alarm_rate:g} needs at least {needed} different "
-                "ones."
+                f"false-alarm rate of {self.false_alarm_rate:g} needs at least {self._n_needed} "
+                "different ones."
             )
 
     def near_duplicates(self) -> list[list[str]]:
@@ -642,12 +638,11 @@ class Inspector(BaseEstimator):
 
     def _check_enough(self) -> None:
         n = len(self.digests_)
-        needed = max(_needed(self.false_alarm_rate), self.k + 1)
-        if n < needed:
+        if n < self._n_needed:
             raise ValueError(
                 f"{counted(n, 'normal image')}, {counted(self.n_copies_, 'copy', 'copies')} and "
                 f"{counted(len(self.unreadable_), 'unreadable file')} left out: a false-alarm rate "
-                f"of {self.false_alarm_rate:g} with k={self.k} needs at least {needed}."
+                f"of {self.false_alarm_rate:g} with k={self.k} needs at least {self._n_needed}."
             )
 
     def build(self, pyramids: Pyramids, scales: np.ndarray | None = None) -> None:
@@ -896,11 +891,6 @@ class Inspector(BaseEstimator):
 def counted(n: int, one: str, many: str = "") -> str:
     """A number with its noun: 1 image, 2 images."""
     return f"{n} {one if n == 1 else many or one + 's'}"
-
-
-def in_pixels(size: tuple[int, int]) -> str:
-    """Height and width as people write a size: 640 x 480."""
-    return f"{size[1]} x {size[0]}"
 
 
 def _sample(n: int, n_maps: int, seed: int, by_key: bool = False) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from PIL import Image
@@ -43,3 +43,8 @@ def notes_of(images) -> list[str]:
     """How a folder was read, and what was left out there."""
     listing = getattr(images, "listing", None)
     return [] if listing is None else [note for note in (listing.note, listing.warning) if note]
+
+
+def in_pixels(size: Sequence[int]) -> str:
+    """Height and width as people write a size: 640 x 480."""
+    return f"{size[1]} x {size[0]}"

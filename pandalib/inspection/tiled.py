@@ -20,6 +20,7 @@ import numpy as np
 from pandalib.datasets.images import Geometry, ImageError, ImageFolder, upright_size
 from pandalib.datasets.tiles import Tiles, tile_boxes
 from pandalib.inspection.duplicates import thumbnails
+from pandalib.inspection.opening import in_pixels
 from pandalib.methods.knn import KNN, squared_distances
 from pandalib.methods.patchcore import patches_of
 from pandalib.methods.spade import Pyramids
@@ -61,6 +62,19 @@ def open_tiles(inspector, source) -> Tiles:
     return Tiles(pixels, inspector.tile_, inspector.overlap_, geometry)
 
 
+def _readable(inspector, sources: Sequence, names, unreadable, text: str) -> Iterator[tuple]:
+    """Yield numbers and tiles; files that are not images go to `unreadable`; None: raise."""
+    for number in bar(range(len(sources)), text, shown=inspector.progress, log=True):
+        try:
+            tiles = open_tiles(inspector, sources[number])
+        except ImageError as error:
+            if unreadable is None:
+                raise
+            unreadable.append((names[number], error.cause))
+        else:
+            yield number, tiles
+
+
 def look(inspector, tiles: Tiles, left_out=()) -> tuple[np.ndarray, np.ndarray]:
     """The raw map of an image (H, W), and the pooled features (n, d) of its tiles."""
     pooled, step = [], inspector.places_._images_at_once()
@@ -78,23 +92,15 @@ def look(inspector, tiles: Tiles, left_out=()) -> tuple[np.ndarray, np.ndarray]:
     return whole, np.concatenate(pooled)
 
 
-def learn(inspector, images, names: list[str], unreadable: list | None, digest, sample) -> dict:
+def learn(inspector, images, names: list[str], unreadable: list | None, digest) -> dict:
     """Learn from the tiles of normal images; returns the raw parts of the sample.
 
-    `digest` and `sample` are the inspector's: of pixels a number, and which images are sampled.
+    `digest` makes a number of an image's pixels, by which copies are found.
     """
     sources, kept, features, owners, means = sources_of(images), [], [], [], []
     small, sizes = [], set()
     digests = {}
-    numbers = bar(range(len(sources)), "tiles", shown=inspector.progress, log=True)
-    for number in numbers:
-        try:
-            tiles = open_tiles(inspector, sources[number])
-        except ImageError as error:
-            if unreadable is None:
-                raise
-            unreadable.append((names[number], error.cause))
-            continue
+    for number, tiles in _readable(inspector, sources, names, unreadable, "tiles"):
         key = digest(tiles.pixels)
         if key in digests:
             inspector.n_copies_ += 1
@@ -110,7 +116,7 @@ def learn(inspector, images, names: list[str], unreadable: list | None, digest, 
         owners += [len(kept)] * len(tiles)
         means.append(features[-1].mean(axis=0))
         small.append(thumbnails(np.moveaxis(tiles.pixels, 2, 0)[None]))
-        sizes.add("{1} x {0}".format(*tiles.pixels.shape))
+        sizes.add(in_pixels(tiles.pixels.shape))
         kept.append(number)
     inspector.digests_ = np.array(list(digests), np.uint64)
     inspector.names_ = [names[number] for number in kept]
@@ -121,7 +127,7 @@ def learn(inspector, images, names: list[str], unreadable: list | None, digest, 
     inspector.tile_owners_ = np.array(owners, np.int64)
     inspector.places_.finish()
     inspector.knn_ = KNN(inspector.k, normalise=inspector.normalise).fit(inspector.tile_features_)
-    inspector.sample_ = sample(len(kept))
+    inspector.sample_ = inspector._sampled(len(kept))
     raw = {"image": [], "place": []}
     rows = bar(inspector.sample_.tolist(), "leave one out", shown=inspector.progress, log=True)
     for row, number in enumerate(rows):
@@ -143,15 +149,7 @@ def _score_without(inspector, pooled: np.ndarray, left_out: list[int]) -> float:
 
 def inspect(inspector, images, names: list[str], unreadable: list | None) -> Iterator[tuple]:
     """Yield name, thumbnail, raw parts, raw map, size and pixels of each image."""
-    sources = sources_of(images)
-    for number in bar(range(len(sources)), "score", shown=inspector.progress, log=True):
-        try:
-            tiles = open_tiles(inspector, sources[number])
-        except ImageError as error:
-            if unreadable is None:
-                raise
-            unreadable.append((names[number], error.cause))
-            continue
+    for number, tiles in _readable(inspector, sources_of(images), names, unreadable, "score"):
         whole, pooled = look(inspector, tiles)
         raw = {"image": float(inspector.knn_.score(pooled).max()), "place": float(whole.max())}
         yield names[number], thumbnail(tiles.pixels), raw, whole, tiles.pixels

@@ -111,7 +111,7 @@ class PatchCore(MapDetector):
         """Choose the bank among the patches of normal images, uint8 (N, 3, H, W)."""
         normal_images = as_images(normal_images)
         self.begin(height_and_width(normal_images))
-        batches, number = self._iter_patches(normal_images), 0
+        batches, number = iter_patches(self.backbone, normal_images, self.layers), 0
         for patches in bar(batches, "memory bank", shown=self.progress):
             self.learn(patches, range(number, number + len(patches)))
             number += len(patches)
@@ -211,15 +211,16 @@ class PatchCore(MapDetector):
         return self.maps_and_scores(self._patches(images))[0]
 
     def _patches(self, images) -> torch.Tensor:
-        return torch.cat(list(self._iter_patches(images)))
-
-    def _iter_patches(self, images) -> Iterator[torch.Tensor]:
-        """Yield the patches (b, h, w, C) of images, on the grid of the first layer."""
-        for found in self.backbone.iter_layers(images, self.layers, pooled=False):
-            yield patches_of([found[name].float().cpu() for name in self.layers])
+        return torch.cat(list(iter_patches(self.backbone, images, self.layers)))
 
     def _bytes_per_image(self) -> int:
         return 12 * self._grid.numel() * self.memory_bank_.shape[1]
+
+
+def iter_patches(backbone: Backbone, images, layers: Sequence[str]) -> Iterator[torch.Tensor]:
+    """Yield the patches (b, h, w, C) of images in batches, on the grid of the first layer."""
+    for found in backbone.iter_layers(images, layers, pooled=False):
+        yield patches_of([found[name].float().cpu() for name in layers])
 
 
 def patches_of(maps: list[torch.Tensor]) -> torch.Tensor:

@@ -24,7 +24,7 @@ import torch
 
 from pandalib.backbones import Backbone
 from pandalib.methods.distances import MapDetector, enlarged, height_and_width
-from pandalib.methods.patchcore import patches_of
+from pandalib.methods.patchcore import iter_patches
 from pandalib.progress import progress as bar
 from pandalib.validation import as_images
 
@@ -84,7 +84,9 @@ class PCAResidual(MapDetector):
             raise ValueError(f"explained={self.explained!r}: expected between 0 and 1.")
         self.image_size_ = height_and_width(normal_images)
         n, shift = 0, None
-        for patches in bar(self._iter_patches(normal_images), "subspace", shown=self.progress):
+        batches = iter_patches(self.backbone, normal_images, self.layers)
+        for patches in bar(batches, "subspace", shown=self.progress):
+            self._n_positions = patches.shape[1:3].numel()
             patches = patches.flatten(0, 2).double()
             if shift is None:  # the sums are of differences from it, so that little cancels
                 shift = patches.mean(dim=0)
@@ -102,20 +104,13 @@ class PCAResidual(MapDetector):
         self.components_ = vectors[:, :m].float().contiguous()
         return self
 
-    def _iter_patches(self, images):
-        """Yield the patches (b, h, w, C) of images, on the grid of the first layer."""
-        for found in self.backbone.iter_layers(images, self.layers, pooled=False):
-            yield patches_of([found[name].float().cpu() for name in self.layers])
-
     def _maps_of(self, images) -> np.ndarray:
         maps = []
-        for patches in self._iter_patches(images):
-            self._grid = patches.shape[1:3]
+        for patches in iter_patches(self.backbone, images, self.layers):
             difference = patches - self.mean_
             rest = difference - difference @ self.components_ @ self.components_.T
             maps.append(rest.square().sum(dim=3))
         return enlarged(torch.cat(maps).numpy(), self.image_size_, self.sigma)
 
     def _bytes_per_image(self) -> int:
-        height, width = self.image_size_
-        return 16 * (height // 4) * (width // 4) * len(self.mean_)
+        return 16 * self._n_positions * len(self.mean_)
