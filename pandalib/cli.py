@@ -536,10 +536,7 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
 
 def evaluate(options: argparse.Namespace) -> int:
     """measure a detector on labelled images: precision, recall, F1, ROC-AUC, with intervals"""
-    import numpy as np
-
-    from pandalib.datasets.listing import Listing, common_folder
-    from pandalib.inspection.evaluate import compare, evaluate, labelled_images
+    from pandalib.inspection.evaluate import evaluate_files, labelled_images
     from pandalib.inspection.inspector import counted
     from pandalib.inspection.results import check_file, write_text
     from pandalib.io import printable
@@ -548,36 +545,15 @@ def evaluate(options: argparse.Namespace) -> int:
     files, labels, note = labelled_images(options.folder)
     print(printable(note), file=sys.stderr)
     models = [model for model in (options.model, options.against) if model]
-    thresholds, scores, left_out = [], [], set()
-    for model in models:
-        inspector = _loaded(model, vars(options))
-        thresholds.append(inspector.threshold(options.rate))
-        ranking = inspector.rank(files, top=1, rate=options.rate, skip_unreadable=True)
-        scores.append(dict(zip(ranking.names, ranking.scores)))
-        for name, reason in ranking.unreadable:
-            print(f"pandalib: {name!r} is not an image: {reason}", file=sys.stderr)
-        left_out |= {name for name, _ in ranking.unreadable} | set(ranking.fitted)
-        if ranking.fitted:
-            print(
-                f"left out: {counted(len(ranking.fitted), 'image')} that {model} was fitted with",
-                file=sys.stderr,
-            )
-    names = Listing(files, [], common_folder(files)).names
-    kept = [number for number, name in enumerate(names) if name not in left_out]
-    labels = labels[kept]
-    if labels.all() or not labels.any():
-        raise ValueError("what remains is all of one kind: expected normal and anomalous images.")
-    scores = [np.array([found[names[number]] for number in kept]) for found in scores]
-    found = {
-        "n_normal": int((~labels).sum()),
-        "n_anomalous": int(labels.sum()),
-        "models": [
-            {"model": model, "threshold": threshold, **evaluate(labels, one, threshold)}
-            for model, threshold, one in zip(models, thresholds, scores)
-        ],
-    }
-    if options.against:
-        found["roc_auc_difference"] = compare(labels, *scores)
+    inspectors = [_loaded(model, vars(options)) for model in models]
+    found = evaluate_files(inspectors, files, labels, rate=options.rate)
+    for name, reason in found["unreadable"].items():
+        print(f"pandalib: {name!r} is not an image: {reason}", file=sys.stderr)
+    found["models"] = [{"model": model, **one} for model, one in zip(models, found["models"])]
+    for one in found["models"]:
+        if one["fitted"]:
+            words = counted(len(one["fitted"]), "image")
+            print(f"left out: {words} that {one['model']} was fitted with", file=sys.stderr)
     if options.json:
         write_text(options.json, json.dumps(found, indent=1) + "\n")
     if options.json != "-":

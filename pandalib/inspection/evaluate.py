@@ -5,11 +5,13 @@ Labels choose nothing here: the threshold is the detector's own, from normal ima
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from pandalib.datasets.layouts import CLASSES, counted, read_layout
+from pandalib.datasets.listing import Listing, common_folder
 from pandalib.metrics import bootstrap_interval, paired_interval, roc_auc
 
 
@@ -89,6 +91,63 @@ def evaluate(labels: np.ndarray, scores: np.ndarray, threshold: float, *, seed: 
             labels, alarms, metric=lambda y, a, rate=rate: rate(y, a > 0), seed=seed
         )
         found[name] = (rate(labels, alarms), low, high)
+    return found
+
+
+def evaluate_files(
+    inspectors: Sequence, files, labels: np.ndarray, *, rate: float | None = None
+) -> dict:
+    """`evaluate` for each inspector on the same files, and `compare` where there are two.
+
+    A file that cannot be read, or that one of the inspectors was fitted with, counts for none.
+
+    Parameters
+    ----------
+    inspectors : sequence of Inspector
+        One or two.
+    files : list of path
+    labels : bool array (n,)
+        True: anomalous.
+    rate : float, optional
+        False-alarm rate of the thresholds; default: each inspector's own.
+
+    Returns
+    -------
+    found : dict
+        "n_normal", "n_anomalous"; "models", for each inspector its "threshold", what `evaluate`
+        returns and "fitted", the files that it was fitted with; for two inspectors
+        "roc_auc_difference", the first minus the second; "unreadable", the reason by file.
+
+    Raises
+    ------
+    ValueError
+        If the files that count are all of one kind.
+    """
+    rankings = [
+        inspector.rank(files, top=1, rate=rate, skip_unreadable=True) for inspector in inspectors
+    ]
+    unreadable = dict(pair for ranking in rankings for pair in ranking.unreadable)
+    left_out = {*unreadable, *(file for ranking in rankings for file in ranking.fitted)}
+    names = Listing(files, [], common_folder(files)).names
+    kept = [number for number, name in enumerate(names) if name not in left_out]
+    labels = labels[kept]
+    if labels.all() or not labels.any():
+        raise ValueError("what remains is all of one kind: expected normal and anomalous images.")
+    models, scores = [], []
+    for inspector, ranking in zip(inspectors, rankings):
+        by_name = dict(zip(ranking.names, ranking.scores))
+        scores.append(np.array([by_name[names[number]] for number in kept]))
+        threshold = inspector.threshold(rate)
+        found = evaluate(labels, scores[-1], threshold)
+        models.append({"threshold": threshold, **found, "fitted": list(ranking.fitted)})
+    found = {
+        "n_normal": int((~labels).sum()),
+        "n_anomalous": int(labels.sum()),
+        "models": models,
+        "unreadable": unreadable,
+    }
+    if len(scores) == 2:
+        found["roc_auc_difference"] = compare(labels, *scores)
     return found
 
 
