@@ -9,6 +9,7 @@ from datetime import datetime
 from html.parser import HTMLParser
 from types import SimpleNamespace
 
+import browser
 import numpy as np
 import pytest
 from PIL import Image
@@ -22,6 +23,7 @@ from pandalib.inspection.report import (
     scale_bar,
     write_report,
 )
+from pandalib.inspection.review import read_review
 
 SIDE = 40
 EVIL = "<script>alert('x')</script>&\"onerror=\".png"
@@ -195,6 +197,44 @@ def test_a_report_of_2000_images_is_small(tmp_path, top):
     noise = [one._replace(map=np.zeros((224, 224), np.float32)) for one in noise]
     text = written(tmp_path, detector(), found._replace(top=noise))
     assert len(text) < 10e6 and text.count("<fieldset") == 2000
+
+
+def test_more_than_a_page_of_cards_is_folded(tmp_path):
+    page = Page(written(tmp_path, detector(), ranking(n=150, top=130)))
+    assert [one.get("start") for one in page.all("ol")] == [None, "61", "121"]
+    assert len(page.all("details")) == 3 and "Ranks 121 to 130" in page.words()
+
+
+@pytest.mark.skipif(browser.PROGRAM is None, reason=browser.WHY_NOT)
+def test_the_review_in_a_browser(tmp_path):
+    """By keyboard and by mouse, into the folded cards; the file that is saved is a review."""
+    found = ranking(n=70, top=70)
+    written(tmp_path, detector(), found)
+    key = """document.activeElement.dispatchEvent(
+        new KeyboardEvent("keydown", {key: "%s", bubbles: true}))"""
+    with browser.Browser(tmp_path / "profile") as page:
+        page.open((tmp_path / "report.html").as_uri())
+        assert page.value("document.getElementById('save').disabled")
+        page.value("document.querySelector('fieldset input').focus()")
+        for verdict in 59 * "a" + "da":
+            page.value(key % verdict)
+        place = "[...document.querySelectorAll('fieldset')].indexOf({}.closest('fieldset'))"
+        assert page.value(place.format("document.activeElement")) == 61  # the fold has opened
+        page.value("document.querySelectorAll('fieldset')[65].querySelector('label').click()")
+        assert page.value("document.getElementById('count').textContent") == "62 of 70 reviewed."
+        page.value("""URL.createObjectURL = blob => { window.saved = blob; return "#" }""")
+        page.value("document.getElementById('save').click()")
+        review = json.loads(page.value("window.saved.text()"))
+        assert page.complaints == []
+    verdicts = [one["verdict"] for one in review["reviewed"]]
+    assert verdicts == 59 * ["normal"] + ["defect", "normal", "normal"]
+    names = [found.names[number] for number in found.order]
+    assert [one["file"] for one in review["reviewed"]] == names[:61] + [names[65]]
+    (tmp_path / "review.json").write_text(json.dumps(review), encoding="utf-8")
+    for name in names:
+        (tmp_path / name).touch()
+    normal, defects, _ = read_review(tmp_path / "review.json", tmp_path)
+    assert len(normal) == 61 and [file.name for file in defects] == [names[59]]
 
 
 def test_names_cannot_become_markup(tmp_path):

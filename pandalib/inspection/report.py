@@ -33,6 +33,7 @@ from pandalib.methods.distances import enlargement
 TEMPLATE, SCRIPT = "report.html.j2", "review.js"
 SIDE = 320  # the least length in pixels of the longer side of an overlay
 AT_FULL_SIZE = 60  # cards; of more, the pictures shrink, so that all together stay below 10 MB
+PAGE = 60  # cards; those that follow are folded, and a browser lays them out when they are opened
 REACH = 2.0  # the darkest colour, in thresholds
 # The map ends short of black, which looks like a hole.
 COLOURS = matplotlib.colormaps["magma_r"](np.linspace(0.1, 0.9, 256))[:, :3].astype(np.float32)
@@ -96,6 +97,7 @@ def write_report(
         n=len(relative),
         n_alarms=int((relative > 1).sum()),
         n_shown=len(ranking.top),
+        page=PAGE,
         threshold=threshold,
         one_in=_one_in(rate),
         histogram=_histogram(inspector.normal_scores_ / threshold, relative),

@@ -18,7 +18,10 @@ document.addEventListener("keydown", (event) => {
   set.querySelector("input[value=" + value + "]").checked = true;
   count();
   const next = sets[sets.indexOf(set) + 1];
-  if (next) next.querySelector("input").focus();
+  if (!next) return;
+  const folded = next.closest("details");
+  if (folded) folded.open = true; // what is folded away takes no focus
+  next.querySelector("input").focus();
 });
 
 save.addEventListener("click", () => {
