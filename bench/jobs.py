@@ -167,13 +167,16 @@ class OfPandalib:
         coreset_ratio: float | None,
         n_images: int | None = None,
     ):
-        from pandalib import SPADE, PatchCore
+        from pandalib import SPADE, PaDiM, PatchCore
 
-        self.detector = (
-            SPADE(backbone, layers=layers, n_images=n_images, balanced=True)
-            if method == "spade"
-            else PatchCore(backbone, layers=layers, coreset_ratio=coreset_ratio, progress=False)
-        )
+        if method == "spade":
+            self.detector = SPADE(backbone, layers=layers, n_images=n_images, balanced=True)
+        elif method == "padim":
+            self.detector = PaDiM(backbone, layers=layers, n_features=100, progress=False)
+        else:
+            self.detector = PatchCore(
+                backbone, layers=layers, coreset_ratio=coreset_ratio, progress=False
+            )
 
     def fit(self, images):
         self.detector.fit(images)
