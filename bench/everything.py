@@ -25,6 +25,7 @@ BENCHES = (
     "segmentation_peers",
     "pixel_metrics",
     "inspector",
+    "photographs",
     "growth",
     "sweep",
     "lessons",

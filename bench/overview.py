@@ -25,6 +25,7 @@ PAGES = {
     "segmentation": "4. Segmentation, definition",
     "segmentation_peers": "4. Segmentation, peers",
     "inspector": "4. The inspector",
+    "photographs": "4. Photographs",
     "pixel_metrics": "5. Metrics",
     "growth": "6. Growth",
     "sweep": "6. Workers",
