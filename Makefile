@@ -11,10 +11,11 @@ export GOMP_SPINCOUNT ?= 1000
 
 # Quoted throughout: the folders may have spaces in their names.
 RUN = "$(VENV)/bin/python"
-# The settings: no pop-up that asks about news and updates. The address in place of the file's name:
+# The settings: no pop-up that asks about news and updates, and (custom.css) no lines of 180 characters. The address in place of the file's name:
 # then it is also the one that --no-browser prints.
 LAB = $(RUN) -m jupyterlab --ServerApp.root_dir="$(CURDIR)" \
-	--LabApp.app_settings_dir="$(CURDIR)/tools/lab_settings" --LabApp.default_url=/lab/tree
+	--LabApp.app_settings_dir="$(CURDIR)/tools/lab_settings" --LabApp.default_url=/lab/tree \
+	--custom-css --ServerApp.static_custom_path="$(CURDIR)/tools/lab_settings"
 # Of a run of all tests: a file at a time on each core, with one thread, and coverage, which some tests alone would not reach.
 ALL = $(if $(ARGS),,-n logical --maxprocesses 4 --dist loadfile --cov=pandalib --cov-report=term --cov-fail-under=95)
 # Jupyter refuses to run as root, as in a container, unless told so.

@@ -62,16 +62,15 @@ def test_ci_brings_a_browser():
 def test_each_lesson_begins_with_the_cell(path):
     cells = nbformat.read(path, as_version=4).cells
     first = next(cell for cell in cells if cell.cell_type == "code")
-    expected = ("colab", colab.cell_source())
-    assert (first.id, first.source) == expected, "python tools/colab.py; make student"
+    expected = ("colab", colab.CELL, True)
+    found = (first.id, first.source, first.metadata.jupyter.source_hidden)
+    assert found == expected, "python tools/colab.py; make student"
     assert not first.outputs and first.metadata.slideshow.slide_type == "skip"
 
 
 def test_the_release_is_the_version_of_pandalib():
-    assert f'"v{pandalib.__version__}"' in colab.cell_source()
     assert pandalib.__version__ == PROJECT["version"]
     assert set(re.findall(r"\bv\d+\.\d+\.\d+", PAGE)) == {f"v{pandalib.__version__}"}
-    assert colab.REPOSITORY not in PAGE and "tools/colab.py" in PAGE
 
 
 @pytest.fixture(scope="module")
@@ -86,8 +85,7 @@ def machine(tmp_path_factory):
     shutil.copy(ROOT / "pyproject.toml", release)
     who = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
     commit = [*who, "-c", "commit.gpgsign=false", "commit", "--quiet", "-m", "release"]
-    tag = ["tag", f"v{pandalib.__version__}"]
-    for command in (["init", "--quiet"], ["add", "."], commit, tag):
+    for command in (["init", "--quiet"], ["add", "."], commit):
         subprocess.run(["git", *command], cwd=release, check=True)
     venv.create(base / "python", with_pip=False)
     (packages,) = (base / "python").glob("lib/python*/site-packages")
@@ -99,7 +97,7 @@ def machine(tmp_path_factory):
             (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n")
     (packages / "pip").mkdir()  # says what it is asked for, and installs nothing
     (packages / "pip" / "__main__.py").write_text("import sys\nprint('pip', *sys.argv[1:])\n")
-    return base, python, colab.cell_source().replace(colab.REPOSITORY, release.as_uri())
+    return base, python, colab.CELL.replace('address = ""', f'address = "{release.as_uri()}"')
 
 
 def run_cell(machine, folder, start, then):
@@ -115,6 +113,14 @@ def test_outside_of_colab_the_cell_does_nothing(machine):
     folder = machine[0] / "elsewhere"
     done = run_cell(machine, folder, "", "print('goes on')")
     assert (done.stdout, done.stderr, [*folder.iterdir()]) == ("goes on\n", "", [])
+
+
+def test_in_colab_it_asks_for_the_address(machine):
+    base, python, cell = machine
+    empty = re.sub('^address = ".*?"', 'address = ""', cell, flags=re.M)
+    pretend = "sys.modules['google.colab'] = types.ModuleType('google.colab')"
+    done = run_cell((base, python, empty), base / "asked", pretend, "")
+    assert done.returncode and "Fill in the repository's address in this cell" in done.stderr
 
 
 def test_in_colab_it_fetches_the_release_and_what_is_missing(machine):

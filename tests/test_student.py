@@ -224,6 +224,20 @@ def test_a_copy_that_git_holds_follows_its_lesson(a_course):
     assert student.main([]) == 0 and student.main(["--check"]) == 0
 
 
+def test_a_plotting_cell_is_folded_and_my_folder_opens_without_changes(tmp_path):
+    """JupyterLab marks a notebook as unsaved when it has to complete its metadata."""
+    cells = [
+        nbformat.v4.new_code_cell(source)
+        for source in ("# why\nplots.show(figure, 'finding')", "x = 1\nplots.show(figure, 'x')")
+    ]
+    copy = student.student_copy(nbformat.v4.new_notebook(cells=cells))
+    hidden = [cell.metadata.get("jupyter", {}).get("source_hidden") for cell in copy.cells]
+    assert hidden == [True, None]
+    found = student.metadata_of_this_python()
+    assert found["language_info"]["version"] == platform.python_version()
+    assert found["kernelspec"]["display_name"] == "Python 3 (ipykernel)"
+
+
 def test_my_folder_is_filled_once_and_its_links_lead_somewhere(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(student, "ROOT", tmp_path)
     given = shutil.copytree(STUDENT, tmp_path / "notebooks" / "student")

@@ -22,7 +22,7 @@ from pandalib.teach import (
     strings,
 )
 from pandalib.teach.checks import EXERCISES, NotSolved
-from pandalib.teach.lesson import session
+from pandalib.teach.lesson import CALLOUTS, session
 from pandalib.teach.strings import table, text
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -158,7 +158,7 @@ def test_zeros_by_the_readers_own_matrix_product_are_recognised():
 def test_anything_else_is_answered_in_one_line(key, function, message):
     with pytest.raises(CheckFailed, match=message) as failure:
         check(key, function)
-    (line,) = failure.value._render_traceback_()
+    line = str(failure.value)
     assert line.startswith(f"Not yet, {key}: ") and "\n" not in line
 
 
@@ -382,9 +382,13 @@ def test_the_reveal_speaks_to_the_answer(key, said):
     predict(key)
     reveal(key)
     assert entry["question"] in said[0]
-    assert said[1].startswith(f"The answer is **{right}**: ") and entry["why"] in said[1]
+    summary, answer = said[1].split("</summary>")  # folded
+    assert summary.startswith("<details><summary>The answer: open this")
+    assert answer.startswith(f"\n\nThe answer is **{right}**: ") and entry["why"] in answer
+    assert answer.endswith("\n\n</details>")
     for choice in entry["options"]:
         predict(key, choice.upper())
+        assert entry["question"] in said[-1]
         reveal(key)
         assert f"You predicted **{choice}**" in said[-1] and entry["why"] in said[-1]
         assert (entry["options"][right] in said[-1]) == (choice != right)
@@ -405,12 +409,31 @@ def test_an_answer_may_be_clicked(said, monkeypatch):
     assert "You predicted **c**" in shown[-1].data
 
 
-def test_hints_come_one_by_one(capsys):
-    hints = text("exercise", "leave_one_out")["hints"]
+def test_hints_come_one_by_one_and_stay(said):
+    first, second, third = text("exercise", "leave_one_out")["hints"]
     for _ in range(4):
         hint("leave_one_out")
-    lines = capsys.readouterr().out.splitlines()
-    assert lines == [f"Hint {n} of 3: {hints[n - 1]}" for n in (1, 2, 3, 3)]
+    lists = [shown.split("\n\n")[1].splitlines() for shown in said]
+    assert lists[0] == [f"1. {first}"] and lists[1] == [f"1. {first}", f"2. {second}"]
+    assert lists[2] == lists[3] == [f"1. {first}", f"2. {second}", f"3. {third}"]
+    assert said[1].startswith("**2 of 3 hints for `leave_one_out`**")
+
+
+def test_a_check_answers_in_a_box(monkeypatch):
+    """Grey for a stub, amber for a wrong answer, green for a right one; the error says no more."""
+    shown = []
+    monkeypatch.setattr("IPython.get_ipython", lambda: True)
+    monkeypatch.setattr("IPython.display.display", lambda what, raw: shown.append(what))
+    key, space = "roc_auc_by_pairs", notebook(STUB.replace("epochs_for_work", "roc_auc_by_pairs"))
+    for function in (space["roc_auc_by_pairs"], lambda labels, scores: None):
+        with pytest.raises((NotSolved, CheckFailed)) as failure:
+            check(key, function)
+        assert failure.value._render_traceback_() == [" "]
+        assert shown[-1]["text/plain"] == str(failure.value)
+    check(key, SOLUTIONS[key])
+    boxes = [one["text/html"] for one in shown]
+    assert [re.search("solid (#\\w+)", box)[1] for box in boxes] == list(CALLOUTS.values())
+    assert "<code>return</code>" in boxes[1] and "`" not in boxes[1]
 
 
 def test_report_prints_a_plain_number_and_raises_outside_of_the_band(capsys):

@@ -1,9 +1,9 @@
 """The lessons in Google Colab: the cell with which each begins, and what that cell calls.
 
-    python tools/colab.py        puts the cell of this release into notebooks/*.ipynb
+    python tools/colab.py        puts the cell into notebooks/*.ipynb
 
-The cell does nothing outside of Colab, nor where pandalib can be imported. In Colab it fetches the
-release that the lesson belongs to and calls `prepare`. Colab brings a torch of its own that fits
+The cell does nothing outside of Colab, nor where pandalib can be imported. In Colab it asks for the
+address of the repository, fetches that and calls `prepare`. Colab brings a torch of its own that fits
 its GPU, so packages that are there stay as they are, whatever their version.
 """
 
@@ -16,16 +16,15 @@ from importlib import metadata
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-# A placeholder, and the one place that says where releases are fetched from.
-REPOSITORY = "https://github.com/OWNER/pandalib"
 CELL = """\
-# For Google Colab; elsewhere this cell does nothing.
+# Google Colab only; elsewhere this cell does nothing.
 import importlib.util, runpy, subprocess, sys
 
+address = ""  # on Colab, the repository's address: https://github.com/...
 if "google.colab" in sys.modules and importlib.util.find_spec("pandalib") is None:
-    address, tag = "{address}", "v{version}"
-    clone = f"git clone --quiet --depth=1 --branch {{tag}} {{address}} course"
-    subprocess.run(clone.split(), check=True)
+    assert address, "Fill in the repository's address in this cell, and run it again."
+    clone = ["git", "clone", "--quiet", "--depth=1", address, "course"]
+    subprocess.run(clone, check=True)
     runpy.run_path("course/tools/colab.py")["prepare"]()"""
 
 
@@ -54,17 +53,14 @@ def is_installed(requirement: str) -> bool:
     return True
 
 
-def cell_source() -> str:
-    return CELL.format(address=REPOSITORY, version=project()["version"])
-
-
 def main() -> None:
     import nbformat  # comes with Jupyter, which Colab's own environment lacks
 
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         notebook = nbformat.read(path, as_version=4)
         (cell,) = [cell for cell in notebook.cells if cell.id == "colab"]
-        cell.source = cell_source()
+        cell.source = CELL
+        cell.metadata.jupyter = {"source_hidden": True}  # folded, in JupyterLab and in Colab
         path.write_text(nbformat.writes(notebook) + "\n", encoding="utf-8")
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -55,6 +56,11 @@ def without_solution(source: str) -> str:
     return "\n".join(kept)
 
 
+def without_comments(source: str) -> str:
+    lines = source.splitlines()
+    return "\n".join(line for line in lines if not line.startswith("#"))
+
+
 def student_copy(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     copy = nbformat.from_dict(notebook)
     copy.cells = [
@@ -64,6 +70,9 @@ def student_copy(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
         if cell.cell_type == "code":
             cell.source = without_solution(cell.source)
             cell.outputs, cell.execution_count = [], None
+            if without_comments(cell.source).startswith("plots.show("):
+                # The caption in it says what there is to see; the reader looks first.
+                cell.metadata["jupyter"] = {"source_hidden": True}
             if cell.source.startswith("check("):  # or "Run All Cells" would stop at the first stub
                 cell.metadata["tags"] = [*cell.metadata.get("tags", []), "raises-exception"]
         else:  # the copies lie one folder deeper; lessons link to each other within theirs
@@ -129,6 +138,21 @@ def held_by_git(folder: Path) -> set[str]:
     return listed("--cached") - listed("--modified")
 
 
+def metadata_of_this_python() -> dict:
+    """What JupyterLab would write into a notebook that it opens, and then call it unsaved."""
+    kernel = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
+    language = {
+        "codemirror_mode": {"name": "ipython", "version": 3},
+        "file_extension": ".py",
+        "mimetype": "text/x-python",
+        "name": "python",
+        "nbconvert_exporter": "python",
+        "pygments_lexer": "ipython3",
+        "version": platform.python_version(),
+    }
+    return {"kernelspec": kernel, "language_info": language}
+
+
 def fill_my_folder() -> None:
     """Copy each lesson that is not yet in my/, which git ignores; never touch what is there."""
     my = ROOT / "my"
@@ -142,8 +166,11 @@ def fill_my_folder() -> None:
             if given.get(path.name, now) != now:
                 changed.append(f"my/{path.name}")
             continue
-        # my/ lies one folder higher than notebooks/student/
-        write_atomically(target, path.read_bytes().replace(b"](../../", b"](../"))
+        copy = nbformat.read(path, as_version=4)
+        for cell in copy.cells:  # my/ lies one folder higher than notebooks/student/
+            cell.source = cell.source.replace("](../../", "](../")
+        copy.metadata |= metadata_of_this_python()
+        write_atomically(target, (nbformat.writes(copy) + "\n").encode())
         given[path.name] = now
         write_atomically(record, json.dumps(given, indent=1).encode())
     if changed:

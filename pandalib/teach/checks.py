@@ -20,22 +20,31 @@ from collections.abc import Callable
 import numpy as np
 
 from pandalib.teach.exercises import EXERCISES, Exercise
-from pandalib.teach.lesson import session
+from pandalib.teach.lesson import callout, session
 from pandalib.teach.strings import OneLine, say, text
 
 
-class CheckFailed(OneLine, AssertionError):
+class SaidAbove(OneLine):
+    """An exception whose message stands in a box above it; an error's own is hard to read."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [" "]  # of an empty one JupyterLab shows the message a second time
+
+
+class CheckFailed(SaidAbove, AssertionError):
     """The exercise is not solved yet; the message says what to look at."""
 
     line = ""  # of the reader's code, in which an error arose
 
 
-class NotSolved(OneLine, NotImplementedError):
+class NotSolved(SaidAbove, NotImplementedError):
     """The stub has not been touched."""
 
 
 def check(key: str, function: Callable) -> None:
     """Check the reader's `function` for exercise `key`, and remember the outcome for the card.
+
+    The answer stands in a box: grey for a stub, amber for "not yet", green for right.
 
     Raises
     ------
@@ -44,6 +53,19 @@ def check(key: str, function: Callable) -> None:
     NotSolved
         When the stub still raises NotImplementedError.
     """
+    try:
+        praise = _check(key, function)
+    except NotSolved as stub:
+        callout("open", str(stub))
+        raise
+    except CheckFailed as failure:
+        callout("not yet", str(failure))
+        raise
+    callout("right", say("right", praise=praise))
+
+
+def _check(key: str, function: Callable) -> str:
+    """Raise what `check` raises, or return the praise."""
     strings = text("exercise", key)
     exercise = EXERCISES[key]
     session.solved[key] = False  # until shown: what was solved once and fails now is open again
@@ -58,7 +80,7 @@ def check(key: str, function: Callable) -> None:
     if complaint:
         raise CheckFailed(complaint)
     session.solved[key] = True
-    print(say("right", praise=strings["praise"]))
+    return strings["praise"]
 
 
 # ---------------------------------------------------------------- the reader's function is called

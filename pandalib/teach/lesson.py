@@ -6,8 +6,10 @@ notebook's kernel lives; cells may run twice and in any order, so it says how th
 
 from __future__ import annotations
 
+import html
 import math
 import os
+import re
 from dataclasses import dataclass, field
 
 from pandalib.experiments.config import current_tier
@@ -43,10 +45,10 @@ def predict(key: str, answer: str | None = None) -> None:
     """
     entry = text("predict", key)
     options = entry["options"]
+    listed = [f"- **{name}**: {option}" for name, option in options.items()]
+    show(say("question", question=entry["question"]), *listed)
     if answer is None:
         session.predictions.pop(key, None)
-        listed = [f"- **{name}**: {option}" for name, option in options.items()]
-        show(say("question", question=entry["question"]), *listed)
         _show_buttons(key, list(options))
         print(say("how_to_answer", key=key, option=next(iter(options))))
         return
@@ -90,16 +92,22 @@ def reveal(key: str) -> None:
         opening = say("predicted_right", right=choice)
     else:
         opening = say("predicted_wrong", choice=choice, reply=entry["replies"][choice], **answer)
-    if choice is not None:
-        session.shown.setdefault(key, choice)  # what is changed later is hindsight
+    if choice is None:  # folded, or "Run All Cells" would give every answer away
+        summary = say("fold_answer")
+        show(
+            f"<details><summary>{summary}</summary>", f"{opening} {entry['why']}", "", "</details>"
+        )
+        return
+    session.shown.setdefault(key, choice)  # what is changed later is hindsight
     show(f"{opening} {entry['why']}")
 
 
 def hint(key: str) -> None:
-    """Print the next hint for an exercise; each says a little more, the last one is repeated."""
+    """Show the hints for an exercise up to the next one; each says a little more than the last."""
     hints = text("exercise", key)["hints"]
     step = session.hints[key] = min(session.hints.get(key, 0) + 1, len(hints))
-    print(say("hint", step=step, n=len(hints), hint=hints[step - 1]))
+    listed = [f"{number}. {one}" for number, one in enumerate(hints[:step], start=1)]
+    show(say("hints", step=step, n=len(hints), key=key), *listed)
 
 
 def report(name: str, value: float, low: float, high: float, *, digits: int = 3) -> None:
@@ -155,6 +163,24 @@ def card(lesson: str) -> None:
     else:
         reread = say("card_nothing_to_reread" if made else "card_predict_next_time")
     show(say("card_title", lesson=lesson), f"- {predicted}", f"- {solved}", f"- {reread}")
+
+
+CALLOUTS = {"open": "#8c8c8c", "not yet": "#e69f00", "right": "#009e73"}  # grey, amber, green
+
+
+def callout(kind: str, sentence: str) -> None:
+    """Show a sentence in a box with the colour of `kind`; outside of a notebook, print it."""
+    from IPython import get_ipython  # as in `show`
+
+    if get_ipython() is None:
+        print(sentence)
+        return
+    from IPython.display import display
+
+    words = re.sub("`([^`]*)`", r"<code>\1</code>", html.escape(sentence, quote=False))
+    style = f"border-left: 5px solid {CALLOUTS[kind]}; padding: 0.4em 0.8em; max-width: 50em"
+    box = f'<div style="{style}">{words}</div>'
+    display({"text/html": box, "text/plain": sentence}, raw=True)
 
 
 def show(paragraph: str, *lines: str) -> None:
