@@ -14,8 +14,9 @@ RUN = "$(VENV)/bin/python"
 # The settings: no pop-up that asks about news and updates, and (custom.css) no lines of 180 characters. The address in place of the file's name:
 # then it is also the one that --no-browser prints.
 LAB = $(RUN) -m jupyterlab --ServerApp.root_dir="$(CURDIR)" \
-	--LabApp.app_settings_dir="$(CURDIR)/tools/lab_settings" --LabApp.default_url=/lab/tree \
-	--custom-css --ServerApp.static_custom_path="$(CURDIR)/tools/lab_settings"
+	--LabApp.app_settings_dir="$(CURDIR)/tools/lab_settings" \
+	--custom-css --ServerApp.static_custom_path="$(CURDIR)/tools/lab_settings" \
+	--LabApp.default_url=/lab/tree
 # Of a run of all tests: a file at a time on each core, with one thread, and coverage, which some tests alone would not reach.
 ALL = $(if $(ARGS),,-n logical --maxprocesses 4 --dist loadfile --cov=pandalib --cov-report=term --cov-fail-under=95)
 # Jupyter refuses to run as root, as in a container, unless told so.

@@ -3,8 +3,8 @@
     python tools/colab.py        puts the cell into notebooks/*.ipynb
 
 The cell does nothing outside of Colab, nor where pandalib can be imported. In Colab it asks for the
-address of the repository, fetches that and calls `prepare`. Colab brings a torch of its own that fits
-its GPU, so packages that are there stay as they are, whatever their version.
+address of the repository, fetches that and calls `prepare`. Colab brings a torch of its own that
+fits its GPU, so packages that are there stay as they are, whatever their version.
 """
 
 from __future__ import annotations
