@@ -148,7 +148,7 @@ class TrainingLoop(Exercise):
 
 
 def small_trainable(seed):
-    """A convolution with BatchNorm, in evaluation mode, whose running statistics are not 0 and 1."""
+    """A convolution with BatchNorm in evaluation mode; its running statistics are not 0 and 1."""
     import torch
     from torch import nn
 
