@@ -56,7 +56,10 @@ def teachers_solutions():
     """Exercise -> the teacher's function, out of the lessons."""
     found = {}
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
-        space = notebook("import math, numpy as np, torch, torch.nn.functional as F, pandalib")
+        space = notebook(
+            "import copy, math, numpy as np, torch, torch.nn.functional as F, pandalib\n"
+            "from torch.nn.utils import vector_to_parameters"
+        )
         for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
             source = "".join(cell["source"])
             if "### BEGIN SOLUTION" in source:

@@ -122,8 +122,9 @@ class TrainingLoop(Exercise):
         max_grad_norm,
         momentum=0.9,
         seed=0,
+        loss=None,
     ):
-        settings = dict(epochs=epochs, lr=lr, max_grad_norm=max_grad_norm, seed=seed)
+        settings = dict(epochs=epochs, lr=lr, max_grad_norm=max_grad_norm, seed=seed, loss=loss)
         return _train(trainable, frozen_features, centre, momentum=momentum, **settings)
 
     def mistakes(self, trainable, frozen_features, centre, epochs, lr, max_grad_norm):
@@ -180,6 +181,7 @@ def _train(
     max_grad_norm,
     momentum=0.9,
     seed=0,
+    loss=None,
     moving_centre=False,
     training_mode=False,
     write_back=True,
@@ -190,11 +192,11 @@ def _train(
 ):
     """The weights at first and after each epoch; the last options are mistakes."""
     import torch
-    from torch.nn.utils import parameters_to_vector, vector_to_parameters
+    from torch.nn.utils import vector_to_parameters
 
     network = copy.deepcopy(trainable).requires_grad_(True).train(training_mode)
     parameters = list(network.parameters())
-    weights = parameters_to_vector(parameters).detach()
+    weights = torch.cat([one.detach().flatten() for one in parameters])
     velocity, kept = torch.zeros_like(weights), [weights]
     for epoch in range(1, epochs + 1):
         order = np.random.default_rng((seed, epoch if new_order else 1))
@@ -206,8 +208,8 @@ def _train(
                 continue
             features = network(frozen_features[rows]).mean(dim=(2, 3))
             centre = features.detach().mean(dim=0) if moving_centre else centre
-            loss = CompactnessLoss().solution(features, centre)
-            pieces = torch.autograd.grad(loss, parameters)
+            value = (loss or CompactnessLoss().solution)(features, centre)
+            pieces = torch.autograd.grad(value, parameters)
             gradient = sign * torch.cat([piece.flatten() for piece in pieces])
             if forget == "step":
                 velocity = torch.zeros_like(weights)
