@@ -4,6 +4,7 @@ Headings and links: test_accessibility.py.
 """
 
 import ast
+import copy
 import re
 from configparser import RawConfigParser
 from pathlib import Path
@@ -12,12 +13,15 @@ import nbformat
 import numpy as np
 import pytest
 import torch
+import torchvision
 from nbval.plugin import get_sanitize_patterns
 from scipy import ndimage
 
 import pandalib
-from pandalib import metrics
+from pandalib import backbones, metrics
 from pandalib.methods import distances, knn, outlier_exposure
+from pandalib.methods.panda import fit_compactness
+from pandalib.methods.whitening import Whitening
 from pandalib.teach.exercises import EXERCISES
 from pandalib.teach.strings import table
 
@@ -76,7 +80,8 @@ def test_files_stay_small_and_clean(name):
 def test_cells_are_short(name):
     lengths = [len(cell.source.splitlines()) for cell in code_cells(name)]
     assert max(lengths) <= 30 and np.mean(lengths) <= 11
-    assert max(map(len, sources(name).splitlines())) <= 88, "a browser cuts longer lines"
+    lines = [line for line in sources(name).splitlines() if not line.startswith("# hint(")]
+    assert max(map(len, lines)) <= 88, "a browser cuts longer lines"
 
 
 @every_lesson
@@ -111,7 +116,7 @@ def test_the_lesson_has_its_parts(name):
     for part in ("**Further reading.**", "**Try it.**", "**Next:**"):
         assert part in prose(name)
     assert not re.findall(r"(?<![\d.:/])0\.\d\d+", prose(name)), "results are printed by cells"
-    assert 2 <= sources(name).count("### BEGIN SOLUTION") <= 4
+    assert 2 <= sources(name).count("### BEGIN SOLUTION") <= 6
     colab, setup, *_, last = code_cells(name)
     assert colab.id == "colab" and "pandalib.banner(" in setup.source
     assert last.id == "card" and last.source == f'card("{name[:2]}")'
@@ -148,7 +153,7 @@ def test_its_questions_and_exercises_are_those_of_the_strings(name):
     checked = re.findall(r'^check\("([^"]+)", \w+\)', sources(name), flags=re.M)
     assert checked == list(exercises) and set(checked) <= set(EXERCISES)
     ready = [re.findall(r'^# hint\("([^"]+)"\)$', cell.source, re.M) for cell in code_cells(name)]
-    assert [key for keys in ready for key in keys] == checked
+    assert sorted(key for keys in ready for key in keys) == sorted(checked)
     headings = re.findall(r"^#{2,3} (.*)$", prose(name), flags=re.M)
     entries = [*questions.values(), *exercises.values()]
     assert {entry["section"] for entry in entries} <= set(headings)
@@ -164,7 +169,9 @@ def functions_of(name, *wanted):
     """Functions of a lesson, taken out of its cells."""
     nodes = ast.parse(sources(name)).body
     found = [node for node in nodes if isinstance(node, ast.FunctionDef) and node.name in wanted]
-    space = {"np": np, "ndimage": ndimage, "pandalib": pandalib}
+    space = {"np": np, "ndimage": ndimage, "pandalib": pandalib, "torch": torch, "copy": copy}
+    space["vector_to_parameters"] = torch.nn.utils.vector_to_parameters
+    space |= {"MEAN": backbones.MEAN, "STD": backbones.STD}
     exec(compile(ast.Module(body=found, type_ignores=[]), name, "exec"), space)
     return [space[one] for one in wanted]
 
@@ -197,6 +204,37 @@ def test_lesson_01_agrees_with_the_library():
         assert np.allclose(leave_one_out(gallery, k), knn.leave_one_out_scores(gallery, k))
     nearest = np.sort(squared(gallery, queries), axis=1)[:, :4]
     assert np.allclose(nearest, knn.squared_distances(gallery, queries, 4)[0])
+
+
+def test_the_extractor_of_lesson_01_agrees_with_the_library(tmp_path):
+    names = "imagenet_input", "extract_features", "whitening_matrix"
+    _, extract, matrix_of = functions_of("01_knn_baseline.ipynb", *names)
+    network = torchvision.models.resnet18(num_classes=7)
+    images = np.random.default_rng(0).integers(0, 256, (35, 3, 32, 40), dtype=np.uint8)
+    found = extract(network, "layer2", images)
+    assert not network.training
+    torch.save(network.state_dict(), tmp_path / "weights.pth")
+    weights = tmp_path / "weights.pth"
+    library = pandalib.load_backbone("resnet18", weights, truncate_after="layer2")
+    assert np.allclose(found, library.features(images), atol=1e-4)
+    whitening = Whitening(shrinkage=0.2).fit(found)
+    white = (found - found.mean(axis=0)) @ matrix_of(found, 0.2)
+    expected = whitening.transform(found)
+    assert np.allclose(white @ white.T, expected @ expected.T, atol=1e-2)
+
+
+def test_the_loop_of_lesson_02_agrees_with_the_library():
+    names = "compactness_loss", "clip_gradient", "sgd_step", "batches", "train"
+    *_, train = functions_of("02_collapse.ipynb", *names)
+    backbone = pandalib.load_backbone()
+    images = pandalib.load_task("pictograms:star", n_train=40, n_test=1).train
+    frozen, pace = backbone.frozen_features(images), dict(epochs=2, lr=0.25, max_grad_norm=0.1)
+    centre = torch.from_numpy(backbone.features_from(frozen).mean(axis=0))
+    *_, weights = train(backbone.trainable, frozen, centre, **pace)
+    library = fit_compactness(backbone, frozen, progress=False, **pace)[-1].trainable
+    expected = torch.cat([one.flatten() for one in library.parameters()])
+    start = torch.cat([one.flatten() for one in backbone.trainable.parameters()])
+    assert (weights - expected).norm() < 0.01 * (expected - start).norm()
 
 
 def test_lesson_05_agrees_with_the_library():

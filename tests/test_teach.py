@@ -56,7 +56,10 @@ def teachers_solutions():
     """Exercise -> the teacher's function, out of the lessons."""
     found = {}
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
-        space = notebook("import math, numpy as np, torch, torch.nn.functional as F, pandalib")
+        space = notebook(
+            "import copy, math, numpy as np, torch, torch.nn.functional as F, pandalib\n"
+            "from torch.nn.utils import vector_to_parameters"
+        )
         for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
             source = "".join(cell["source"])
             if "### BEGIN SOLUTION" in source:
@@ -292,11 +295,20 @@ def like(key, change):
     return lambda *case, **named: change(SOLUTIONS[key](*case, **named))
 
 
-def rank_with_zeros(features):
-    centred = np.float64(features) - np.float64(features).mean(axis=0)
-    share = np.abs(np.linalg.eigvalsh(centred.T @ centred))
-    share = np.where(share < 1e-12 * share.max(), 0, share) / share.sum()
-    return np.exp(-(share * np.log(share)).sum())
+def leaves_its_hook(network, layer, images):
+    network.get_submodule(layer).register_forward_hook(lambda *seen: None)
+    return SOLUTIONS["extract_features"](network, layer, images)
+
+
+def without_shrinkage(features, shrinkage):
+    with np.errstate(all="ignore"):
+        return SOLUTIONS["whitening_matrix"](features, 0.0) / np.zeros(1)
+
+
+def trains_what_it_is_given(trainable, *settings):
+    weights = SOLUTIONS["training_loop"](trainable, *settings)
+    torch.nn.utils.vector_to_parameters(weights[-1], trainable.parameters())
+    return weights
 
 
 def overlap_of_one_image(regions, alarm):
@@ -338,7 +350,12 @@ CRASHES_LATER = [
     ("threshold_from_normals", lambda s, share: np.quantile(s, share), "argument 'rate'"),
     ("squared_distances", like("squared_distances", list), "a numpy array, .* returned list"),
     ("leave_one_out", lambda f, count: np.sort(f)[:, 0], "argument 'k'"),
-    ("effective_rank", rank_with_zeros, "contains NaN"),
+    ("extract_features", leaves_its_hook, "changes argument 1 in place"),
+    ("extract_features", like("extract_features", torch.from_numpy), "a numpy array, .* Tensor"),
+    ("whitening_matrix", without_shrinkage, "contains (NaN|infinite)"),
+    ("whitening_matrix", like("whitening_matrix", list), "a numpy array, .* returned list"),
+    ("sgd_step", like("sgd_step", lambda pair: pair[0]), r"expected an array of shape \(2, 6\)"),
+    ("training_loop", trains_what_it_is_given, "changes argument 1 in place"),
     ("fisher_diagonal", like("fisher_diagonal", list), "needs a numpy array, .* returned list"),
     ("epochs_for_work", like("epochs_for_work", float), "an integer type, got float64"),
     ("epochs_for_work", lambda m, n, b: round(m / np.ceil(n / b)), "missing 1 required"),
@@ -453,20 +470,21 @@ def test_report_has_bands_in_the_embedded_tier_only(monkeypatch, capsys):
 
 # ------------------------------------------------------------- the card
 
-IN_LESSON_02 = ("compactness_loss", "clip_gradient", "effective_rank")
+IN_LESSON_02 = ("compactness_loss", "clip_gradient", "sgd_step", "training_loop")
+ASKED_IN_LESSON_02 = ("02-course", "02-moving", "02-biases", "02-constant")
 
 
 def test_the_card_of_a_lesson_that_was_run_without_answers(said):
     for key in IN_LESSON_02:
         solve(key)
-    for key in ("02-course", "02-biases", "02-constant"):
+    for key in ASKED_IN_LESSON_02:
         predict(key)
         reveal(key)
     card("02")
     title, predictions, exercises, reread = said[-1].replace("\n\n", "\n").split("\n")
     assert title == "**Your card for lesson 02**"
-    assert predictions.startswith("- Predictions: 3 to make.")
-    assert exercises == "- Exercises: 3 of 3 solved. No hint was read."
+    assert predictions.startswith("- Predictions: 4 to make.")
+    assert exercises == "- Exercises: 4 of 4 solved. No hint was read."
     assert reread == "- To reread: the questions, with an answer before you look."
 
 
@@ -481,12 +499,12 @@ def test_the_card_counts_what_was_predicted_solved_and_hinted(said):
         hint("clip_gradient")
     hint("leave_one_out")  # of another lesson
     card("02")
-    assert "Predictions: 3 of 3 made, 1 came true. The answers to 1 have not" in said[-1]
-    solved = "1 of 3 solved. Open: `compactness_loss`, `effective_rank`. Hints read: 3."
-    assert solved in said[-1]
+    assert "Predictions: 3 of 4 made, 1 came true. The answers to 1 have not" in said[-1]
+    left = "`compactness_loss`, `sgd_step`, `training_loop`"
+    assert f"1 of 4 solved. Open: {left}. Hints read: 3." in said[-1]
     assert (
-        "To reread: *Another way out: a network that cannot collapse*, "
-        "*Pull the normal images together*, *What collapse looks like*." in said[-1]
+        "To reread: *Appendix: a network that cannot collapse*, "
+        "*Pull the normal images together*, *The training loop*." in said[-1]
     )
 
 
@@ -498,7 +516,7 @@ def test_the_card_holds_whatever_the_order_of_the_cells(said):
     reveal("02-course")
     predict("02-course")  # the cell run again as it came
     card("02")
-    assert "Predictions: 1 of 3 made, 0 came true." in said[-1]
+    assert "Predictions: 1 of 4 made, 0 came true." in said[-1]
     assert "have not been shown" not in said[-1]
 
 
@@ -508,13 +526,13 @@ def test_an_exercise_that_fails_again_is_open_again(said):
     predict("02-course", "b")
     reveal("02-course")
     card("02")
-    assert "3 of 3 solved" in said[-1] and "To reread: nothing has to be." in said[-1]
+    assert "4 of 4 solved" in said[-1] and "To reread: nothing has to be." in said[-1]
     for broken in (lambda *case: 1 / 0, 7, mistaken("clip_gradient", "unit")):
         solve("clip_gradient")
         with pytest.raises(CheckFailed):
             check("clip_gradient", broken)
         card("02")
-        assert "2 of 3 solved. Open: `clip_gradient`." in said[-1]
+        assert "3 of 4 solved. Open: `clip_gradient`." in said[-1]
         assert "To reread: *The training loop*." in said[-1]
 
 
