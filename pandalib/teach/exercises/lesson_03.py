@@ -1,4 +1,4 @@
-"""Lesson 03: a fixed amount of work, sample-wise stopping from features, a choice without judges."""
+"""Lesson 03: a fixed amount of work, sample-wise stopping, a choice without its judges."""
 
 import math
 
