@@ -296,6 +296,25 @@ def dots(values: dict, labels: list[str], *, xlabel: str = "ROC-AUC", chance=0.5
     return fig
 
 
+def moves(labels, starts, ends: dict, *, start: str = "start", xlabel: str = "ROC-AUC") -> Figure:
+    """One row for each label: an arrow from its start to each end (name -> values), axis cut."""
+    fig, axis = figure(width=7.0, height=1.0 + 0.36 * len(labels))
+    rows = _named_rows(axis, labels, xlabel)
+    look = {**SERIES[0], "linestyle": "none"}
+    axis.plot(starts, rows, label=start, markersize=6, **look)
+    heights = np.linspace(-0.2, 0.2, len(ends)) if len(ends) > 1 else [0.0]
+    for style, height, (name, values) in zip(SERIES[3:], heights, ends.items()):
+        for row, begin, end in zip(rows, starts, values):
+            line = dict(arrowstyle="-", color=style["color"], linewidth=1.5, shrinkA=4, shrinkB=0)
+            axis.annotate("", (end, row + height), (begin, row), arrowprops=line)
+        look = {**style, "linestyle": "none"}
+        axis.plot(values, rows + height, label=name, markersize=7, **look)
+    _grid(axis, "y")
+    above = (0.5, 1.0 + 0.7 / len(labels) + 0.1)
+    _legend(axis, loc="upper center", bbox_to_anchor=above, ncols=len(ends) + 1)
+    return fig
+
+
 def intervals(labels: list[str], values, ends, *, xlabel="ROC-AUC", chance=0.5) -> Figure:
     """One row for each label: a value in 0..1 and its interval, ends (n, 2)."""
     fig, axis = figure(width=7.0, height=0.8 + 0.3 * len(labels))

@@ -168,6 +168,17 @@ def test_dots_and_intervals_put_each_label_beside_its_values():
     assert len(plots.dots({"one": [1.0]}, ["a"], chance=None).axes[0].lines) == 1
 
 
+def test_moves_lead_each_label_from_its_start_to_its_ends():
+    ends = {"one": np.array([0.6, 0.5]), "other": np.array([0.7, 0.9])}
+    (axis,) = plots.moves(["a", "b"], np.array([0.5, 0.8]), ends).axes
+    starts, one, other = axis.lines
+    assert list(starts.get_xdata()) == [0.5, 0.8]
+    assert list(one.get_xdata()) == [0.6, 0.5] and list(other.get_xdata()) == [0.7, 0.9]
+    arrows = {(note.xyann[0], note.xy[0]) for note in axis.texts}  # from, to
+    assert arrows == {(0.5, 0.6), (0.8, 0.5), (0.5, 0.7), (0.8, 0.9)}
+    assert axis.get_xlim()[0] > 0.4, "the axis is cut to the data"
+
+
 def test_bars_carry_their_values():
     (axis,) = plots.bars(["a", "b", "c"], [1.512, 34.5, 1234.5], xlabel="seconds").axes
     assert texts(axis.texts) == ["1.5", "34", "1,234"] and axis.get_xscale() == "log"

@@ -1,4 +1,4 @@
-"""Lesson 03: a fixed amount of work, sample-wise stopping, and a choice without its judges."""
+"""Lesson 03: a fixed amount of work, sample-wise stopping, a choice without its judges."""
 
 import math
 
@@ -67,6 +67,62 @@ class SampleWiseScores(Exercise):
         }
 
 
+class SampleWiseStopping(Exercise):
+    key = "sample_wise_stopping"
+    tolerance = 1e-4
+    returns = "array"
+
+    def cases(self):
+        rng = np.random.default_rng(16)
+        for n_checkpoints, n, n_test, d, k in ((4, 12, 7, 3, 2), (6, 30, 9, 5, 2), (3, 9, 5, 2, 3)):
+            # Features shrink from checkpoint to checkpoint, the test images' less than the others'.
+            shrink = np.exp(-np.linspace(0, 1, n_checkpoints))[:, None, None]
+            normal = shrink**1.5 * rng.normal(size=(n_checkpoints, n, d))
+            pace = rng.uniform(0.3, 2.5, size=(1, n_test, 1))
+            test = shrink**pace * rng.normal(scale=1.5, size=(n_checkpoints, n_test, d))
+            held_out = np.zeros(n, dtype=bool)
+            held_out[rng.permutation(n)[: n // 3]] = True
+            yield normal, test, held_out, k
+
+    def solution(self, features, test_features, held_out, k=2):
+        level = self._level(features, held_out, k)
+        return (self._scores(features, test_features, held_out, k) / level).max(axis=0)
+
+    def mistakes(self, features, test_features, held_out, k):
+        level = self._level(features, held_out, k)
+        scores = self._scores(features, test_features, held_out, k)
+        everyone = np.stack([_knn(f, x, k) for f, x in zip(features, test_features)])
+        inside = np.stack([_knn(f, f[held_out], k) for f in features])
+        trained = np.stack([_knn(f[~held_out], f[~held_out], k) for f in features])
+        leaking = inside.mean(axis=1, keepdims=True)
+        return {
+            "held_out_in_gallery": (scores / leaking).max(axis=0),
+            "all_in_gallery": (everyone / leaking).max(axis=0),
+            "test_gallery_too_large": (everyone / level).max(axis=0),
+            "gallery_against_itself": (scores / trained.mean(axis=1, keepdims=True)).max(axis=0),
+            "held_out_as_gallery": self.solution(features, test_features, ~held_out, k),
+            "no_level": scores.max(axis=0),
+            "first_level": (scores / level[0]).max(axis=0),
+            "last_checkpoint": (scores / level)[-1],
+            "minimum": (scores / level).min(axis=0),
+            "one_neighbour": self.solution(features, test_features, held_out, 1),
+        }
+
+    def _level(self, features, held_out, k):
+        """The mean score of the held-out images, one for each checkpoint: (T, 1)."""
+        return np.array([[_knn(f[~held_out], f[held_out], k).mean()] for f in features])
+
+    def _scores(self, features, test_features, held_out, k):
+        pairs = zip(features, test_features)
+        return np.stack([_knn(f[~held_out], x, k) for f, x in pairs])
+
+
+def _knn(gallery, queries, k):
+    """Sum of the squared distances to the k nearest."""
+    squares = ((queries[:, None] - gallery[None]) ** 2).sum(axis=-1)
+    return np.sort(squares, axis=1)[:, :k].sum(axis=1)
+
+
 class PickThenJudge(Exercise):
     key = "pick_then_judge"
 
@@ -109,4 +165,4 @@ class PickThenJudge(Exercise):
         return roc_auc(labels[judge], scores[best][judge])
 
 
-EXERCISES = [EpochsForWork(), SampleWiseScores(), PickThenJudge()]
+EXERCISES = [EpochsForWork(), SampleWiseScores(), SampleWiseStopping(), PickThenJudge()]
