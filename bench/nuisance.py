@@ -190,7 +190,7 @@ def cells(seeds: range, n_mono: int = 300, n_poly=(15, 150), n_test: int = 200) 
             gallery = np.concatenate([good["mono"][:n_mono], good["poly"][:n_rare]])
             known = np.repeat(["mono", "poly"], [n_mono, n_rare])
             rest = [good[k][n_mono : n_mono + n_test] for k in elpv.CLASSES]
-            broken = [features[k, "defect"][:n_test] for k in elpv.CLASSES]
+            broken = [rng.permutation(features[k, "defect"])[:n_test] for k in elpv.CLASSES]
             parts = [*rest, *broken]
             sizes = [len(part) for part in parts]
             queries = np.concatenate(parts)
