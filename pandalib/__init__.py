@@ -40,6 +40,7 @@ _HOME = {
     "MeanShifted": "methods.mean_shifted",
     "PaDiM": "methods.padim",
     "PCAResidual": "methods.subspace",
+    "NuisanceProjection": "methods.nuisance",
     "PixelKNN": "methods.knn",
     "KNN": "methods.knn",
     "knn_scores": "methods.knn",

@@ -7,6 +7,7 @@ from pictures import one_sentence
 from pandalib import load_task, sibling_tasks
 from pandalib.datasets.synthetic import glyphs, pictograms
 from pandalib.datasets.synthetic.drawing import (
+    ATTRIBUTES,
     Style,
     draw,
     enlargement,
@@ -70,6 +71,49 @@ def test_symbol_is_visible_and_blank_has_none():
     assert cluttered.mean(axis=0).std() > 3 * without.mean(axis=0).std()
 
 
+def test_attributes_are_those_of_the_image():
+    """Where the symbol is, how large, on what: measured again on the pixels."""
+    images, known = Pictograms("heart", 40, level="plain").drawn()
+    assert (images == Pictograms("heart", 40, level="plain")[:]).all()
+    assert tuple(known) == ATTRIBUTES and all(len(values) == 40 for values in known.values())
+    without, _ = Pictograms(" ", 40, level="plain", attributes=known).drawn()
+    assert without.shape == images.shape
+    marks = Style(clutter=0.0, noise=0.0, contrast=(0.3, 0.4))
+    for number in range(12):
+        pair = [
+            draw(generator("t", 0, number), pictograms.textures(), character, marks)
+            for character in ("■", " ")
+        ]
+        blank = {**pair[1].attributes}
+        assert blank == pair[0].attributes  # images of two symbols differ only by the symbol
+        ink = (pair[0].image.astype(int) - pair[1].image).sum(axis=0)
+        rows, columns = np.nonzero(np.abs(ink) > 0.5 * np.abs(ink).max())
+        assert np.sign(ink[rows, columns].mean()) == np.sign(blank["contrast"])
+        assert columns.mean() == pytest.approx(31.5 + 64 * blank["x"], abs=1.5)
+        assert rows.mean() == pytest.approx(31.5 + 64 * blank["y"], abs=1.5)
+        lightness = pair[1].image.mean() / 255
+        assert lightness == pytest.approx(blank["background"], abs=0.2)
+
+
+def test_an_attribute_that_is_given_changes_nothing_else():
+    plain, known = Pictograms("star", 6).drawn()
+    same, _ = Pictograms("star", 6, attributes=known).drawn()
+    assert (same == plain).all()
+    sizes = np.linspace(0.3, 0.8, 6)
+    changed, now = Pictograms("star", 6, attributes={"size": sizes}).drawn()
+    assert np.allclose(now["size"], sizes) and not (changed == plain).all()
+    assert all((now[name] == known[name]).all() for name in ATTRIBUTES if name != "size")
+    corner = {"size": 0.2, "x": -0.4, "y": -0.4}
+    far = [Pictograms("star", 6, attributes=corner | {"hue": hue})[:] for hue in (0.0, 3.0)]
+    differs = (far[0] != far[1]).any(axis=(0, 1))
+    assert differs.any() and not differs[:, 40:].any() and not differs[40:].any()
+    grounds = {"background": 0.3}, {"background": 0.8}
+    dark, light = (Pictograms("star", 6, attributes=ground)[:].mean() for ground in grounds)
+    assert light > 1.5 * dark
+    whole = Pictograms("star", 6, attributes={"size": sizes})
+    assert (whole[4] == changed[4]).all() and (whole[2:4] == changed[2:4]).all()
+
+
 def test_place_moves_turns_and_scales():
     def centre(image):
         along = np.arange(64)
@@ -115,6 +159,14 @@ def test_task():
         assert not (load_task("pictograms:star", **options | changes).test == task.test).all()
     assert sibling_tasks("pictograms:heart") == [f"pictograms:{symbol}" for symbol in SYMBOLS]
     assert load_task("pictograms:heart", size=64, n_train=2, n_test=1).train.shape[-1] == 64
+    _, known = Pictograms("notes", 3, split="test", seed=1).drawn()
+    own = np.array([kind == "notes" for kind in task.kinds])
+    assert (task.test_attributes["size"][own] == known["size"]).all()
+    assert set(task.train_attributes) == set(ATTRIBUTES)
+    both = load_task("pictograms:heart+notes", **options)
+    assert len(both.train_attributes["x"]) == 24 and len(both.test_attributes["x"]) == 30
+    own = np.array([kind == "notes" for kind in both.kinds])
+    assert (both.test_attributes["size"][own] == known["size"]).all()
 
 
 @pytest.mark.parametrize(
@@ -123,6 +175,9 @@ def test_task():
         (lambda: load_task("pictograms:star", n_train=1), "n_train=1"),
         (lambda: load_task("pictograms:star", level="brutal"), "choose one of plain, easy"),
         (lambda: Pictograms("stra", 3), "choose one of star"),
+        (lambda: Pictograms("star", 3, attributes={"colour": 1}), "choose among x, y, size"),
+        (lambda: Pictograms("star", 3, attributes={"x": [0, 1]}), "expected one finite number"),
+        (lambda: Pictograms("star", 3, attributes={"x": np.nan}), "expected one finite number"),
     ],
 )
 def test_mistakes(make, words):

@@ -178,9 +178,16 @@ def _pool(spec: str, tasks: list[OneClassTask]) -> OneClassTask:
         raise ValueError(f"task {spec!r}: all classes are normal, and none is left as anomalous.")
     tested = list(zip([*tasks, tasks[0]], rows, strict=True))
     kinds = tuple(task.kinds[row] for task, chosen in tested for row in chosen)
-    files = None
+    files, known = None, {}
     if tasks[0].files is not None:
         files = tuple(task.files[row] for task, chosen in tested for row in chosen)
+    if tasks[0].test_attributes is not None:
+        known = dict(train_attributes={}, test_attributes={})
+        for name in tasks[0].test_attributes:
+            parts = [task.test_attributes[name][chosen] for task, chosen in tested]
+            known["test_attributes"][name] = np.concatenate(parts)
+            parts = [task.train_attributes[name] for task in tasks]
+            known["train_attributes"][name] = np.concatenate(parts)
     return OneClassTask(
         name=f"{tasks[0].name.rpartition(':')[0]}:{'+'.join(names)}",
         train=join([task.train for task in tasks]),
@@ -188,4 +195,5 @@ def _pool(spec: str, tasks: list[OneClassTask]) -> OneClassTask:
         labels=np.array([kind not in names for kind in kinds], np.int64),
         kinds=kinds,
         files=files,
+        **known,
     )

@@ -33,6 +33,9 @@ class OneClassTask:
         How a folder was read, in one line.
     credit : str, optional
         Where the images come from, and their licence, to stand beside every picture of them.
+    train_attributes, test_attributes : dict of str to float64 array, optional
+        What else is known about each image, one value per image, by name. Pictograms have those of
+        `pandalib.datasets.synthetic.drawing.ATTRIBUTES`.
 
     Examples
     --------
@@ -51,6 +54,8 @@ class OneClassTask:
     files: tuple[str, ...] | None = None
     note: str | None = None
     credit: str | None = None
+    train_attributes: dict[str, np.ndarray] | None = None
+    test_attributes: dict[str, np.ndarray] | None = None
 
 
 def sample(items: Sequence, limit: int | None, seed: int, stream: str) -> list:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,6 +34,20 @@ class Style(NamedTuple):
     clutter: float = 0.5  # lightness differences of the background texture, 0 (only hues vary) to 1
     contrast: tuple[float, float] = (0.22, 0.45)  # lightness difference of symbol and background
     noise: float = 0.02  # standard deviation of the pixel noise, in units of the full range
+
+
+# What is known of a drawn image besides its symbol. Places are fractions of the image side from its
+# middle (y points down), size is the symbol's height likewise, angles and hues are radians,
+# lightness goes from 0 to 1, and contrast is the symbol's lightness minus the background's.
+ATTRIBUTES = ("x", "y", "size", "angle", "hue", "contrast", "background", "background_hue")
+
+
+class Drawing(NamedTuple):
+    """An image, uint8 (3, size, size), the number of its texture, and its `ATTRIBUTES` by name."""
+
+    image: np.ndarray
+    texture: int
+    attributes: dict[str, float]
 
 
 def generator(stream: str, seed: int, index: int) -> np.random.Generator:
@@ -117,20 +132,26 @@ def enlargement(small: int, large: int) -> np.ndarray:
 
 
 def paint(
-    rng: np.random.Generator, bank: TextureBank, size: int, lightness: float, strength: float
-) -> tuple[np.ndarray, int]:
-    """A textured surface around one lightness, float32 (3, size, size), and its texture."""
+    rng: np.random.Generator,
+    bank: TextureBank,
+    size: int,
+    lightness: float,
+    strength: float,
+    hue: float | None = None,
+) -> tuple[np.ndarray, int, float]:
+    """A textured surface around one lightness, float32 (3, size, size), its texture and its hue."""
     number = int(rng.integers(bank.n))
     shift = (uniform(rng, -1, 1), uniform(rng, -1, 1))
     zoom, angle = math.exp(uniform(rng, -1.2, 0.0)), uniform(rng, -math.pi, math.pi)
     fields = bank.draw(number, size, zoom=zoom, angle=angle, shift=shift)
-    hue, chroma = uniform(rng, 0, 2 * math.pi), uniform(rng, 0.02, 0.12)
+    drawn_hue, chroma = uniform(rng, 0, 2 * math.pi), uniform(rng, 0.02, 0.12)
+    hue = drawn_hue if hue is None else hue
     spread = 0.30 * strength
     base = oklch(lightness, chroma, hue)
     second = oklch(lightness + spread, chroma, hue + uniform(rng, -1.0, 1.0))
     third = oklch(lightness - spread, chroma, hue + uniform(rng, -1.0, 1.0))
     towards = np.stack([second - base, third - base], axis=1)  # (3, 2)
-    return base[:, None, None] + np.tensordot(towards, fields, axes=1), number
+    return base[:, None, None] + np.tensordot(towards, fields, axes=1), number, hue
 
 
 def draw(
@@ -140,32 +161,47 @@ def draw(
     style: Style,
     letters: str = "",
     size: int = 64,
-) -> tuple[np.ndarray, int]:
-    """One image, uint8 (3, size, size), and the number of its background texture.
+    attributes: Mapping[str, float] | None = None,
+) -> Drawing:
+    """One image, and what is known about it.
 
     `character` may be " ": a background without a symbol. The generator is used up in a fixed
-    order, so that images of two symbols at one (stream, seed, index) differ only by the symbol.
+    order, so that images of two symbols at one (stream, seed, index) differ only by the symbol, and
+    images that were given other `attributes` (some of `ATTRIBUTES`) only by these.
     """
+    given = attributes or {}
     ground = uniform(rng, 0.30, 0.80)
-    image, texture = paint(rng, bank, size, ground, style.clutter)
+    ground = given.get("background", ground)
+    image, texture, ground_hue = paint(
+        rng, bank, size, ground, style.clutter, given.get("background_hue")
+    )
 
-    def stamp(mask, scale: tuple, shift: float, rotation: float, visible: bool) -> np.ndarray:
-        """The image so far with a glyph on it."""
+    def stamp(mask, scale: tuple, shift: float, rotation: float, visible: bool, given: Mapping):
+        """The image so far with a glyph on it, and the glyph's attributes."""
         height = math.exp(uniform(rng, math.log(scale[0]), math.log(scale[1])))
         angle = uniform(rng, -rotation, rotation)
         at = (uniform(rng, -shift, shift), uniform(rng, -shift, shift))
         step = uniform(rng, *style.contrast) * (1 if rng.random() < 0.5 else -1)
         if not 0.12 <= ground + step <= 0.97:  # that side is out of range: the other one has room
             step = -step
-        fill, _ = paint(rng, bank, size, ground + step, 0.3)
+        drawn = dict(x=at[0], y=at[1], size=height, angle=angle, contrast=step)
+        known = {name: given.get(name, value) for name, value in drawn.items()}
+        fill, _, known["hue"] = paint(
+            rng, bank, size, ground + known["contrast"], 0.3, given.get("hue")
+        )
         if not visible:
-            return image
-        return image + place(mask, size, height=height, angle=angle, shift=at) * (fill - image)
+            return image, known
+        at = (known["x"], known["y"])
+        shape = place(mask, size, height=known["size"], angle=known["angle"], shift=at)
+        return image + shape * (fill - image), known
 
     for _ in range(style.distractors):
         mask = glyph_mask(letters[int(rng.integers(len(letters)))])
-        image = stamp(mask, (0.25, 0.45), 0.4, math.pi, rng.random() < 0.7)
+        image, _ = stamp(mask, (0.25, 0.45), 0.4, math.pi, rng.random() < 0.7, {})
     mask = glyph_mask(character, FONT_FILES[int(rng.integers(len(FONT_FILES)))])
-    image = stamp(mask, style.scale, style.shift, style.rotation, character != " ")
+    visible = character != " "
+    image, known = stamp(mask, style.scale, style.shift, style.rotation, visible, given)
     image = image + np.float32(style.noise) * rng.standard_normal(image.shape, dtype=np.float32)
-    return np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8), texture
+    known |= {"background": ground, "background_hue": ground_hue}
+    pixels = np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8)
+    return Drawing(pixels, texture, {name: known[name] for name in ATTRIBUTES})

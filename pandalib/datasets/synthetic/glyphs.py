@@ -97,5 +97,5 @@ def draw_batch(
     for row, index in enumerate(indices):
         rng = generator(f"glyphs/{split}", seed, int(index))
         label = glyph_labels[row] = rng.integers(len(classes()))
-        images[row], texture_labels[row] = draw(rng, textures(), classes()[label], STYLE)
+        images[row], texture_labels[row], _ = draw(rng, textures(), classes()[label], STYLE)
     return images, glyph_labels, texture_labels

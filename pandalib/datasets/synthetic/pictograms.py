@@ -8,11 +8,20 @@ alone tell nothing.
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from pandalib.datasets.images import LazyImages
-from pandalib.datasets.synthetic.drawing import Style, TextureBank, draw, generator
+from pandalib.datasets.synthetic.drawing import (
+    ATTRIBUTES,
+    Drawing,
+    Style,
+    TextureBank,
+    draw,
+    generator,
+)
 from pandalib.datasets.task import OneClassTask
 
 SYMBOLS = {
@@ -62,17 +71,31 @@ class Pictograms(LazyImages):
         With the index it fixes each image.
     level : str
         A name from `LEVELS`.
+    attributes : dict of str to float or array (n,), optional
+        Names from `ATTRIBUTES` -> the value for all images, or one for each. Everything else of an
+        image stays as it is without them.
 
     Examples
     --------
     >>> Pictograms("star", 100)[:4].shape
     (4, 3, 64, 64)
+    >>> small = Pictograms("star", 2, attributes={"size": 0.3})
+    >>> images, attributes = small.drawn()
+    >>> attributes["size"].tolist()
+    [0.3, 0.3]
     """
 
     size = 64
 
     def __init__(
-        self, symbol: str, n: int, *, split="train", seed: int = 0, level: str = DEFAULT_LEVEL
+        self,
+        symbol: str,
+        n: int,
+        *,
+        split="train",
+        seed: int = 0,
+        level: str = DEFAULT_LEVEL,
+        attributes: Mapping[str, ArrayLike] | None = None,
     ):
         if level not in LEVELS:
             raise ValueError(f"level {level!r} is unknown: choose one of {', '.join(LEVELS)}.")
@@ -81,6 +104,17 @@ class Pictograms(LazyImages):
             raise ValueError(
                 f"symbol {symbol!r} is unknown: choose one of {known}, or a single character."
             )
+        chosen = {name: np.asarray(values, float) for name, values in (attributes or {}).items()}
+        for name, values in chosen.items():
+            if name not in ATTRIBUTES:
+                known = ", ".join(ATTRIBUTES)
+                raise ValueError(f"attribute {name!r} is unknown: choose among {known}.")
+            if values.shape not in ((), (n,)) or not np.isfinite(values).all():
+                raise ValueError(
+                    f"attribute {name!r} has the shape {values.shape}: expected one finite number, "
+                    f"or {n}, one for each image."
+                )
+        self.chosen = {name: np.broadcast_to(values, n) for name, values in chosen.items()}
         self.symbol = symbol
         self.n = n
         self.split = split
@@ -94,18 +128,31 @@ class Pictograms(LazyImages):
     def __len__(self) -> int:
         return self.n
 
+    def drawn(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """All images, uint8 (n, 3, 64, 64), and their attributes: name -> float64 (n,)."""
+        drawings = [self._draw(number) for number in range(len(self))]
+        images = np.stack([drawing.image for drawing in drawings])
+        known = [drawing.attributes for drawing in drawings]
+        return images, {name: np.array([one[name] for one in known]) for name in ATTRIBUTES}
+
     def _read(self, number: int) -> np.ndarray:
+        return self._draw(number).image
+
+    def _draw(self, number: int) -> Drawing:
         character = SYMBOLS.get(self.symbol, self.symbol)
         rng = generator(f"pictograms/{self.split}/{character}", self.seed, number)
-        return draw(rng, textures(), character, LEVELS[self.level], LETTERS)[0]
+        chosen = {name: float(values[number]) for name, values in self.chosen.items()}
+        return draw(rng, textures(), character, LEVELS[self.level], LETTERS, attributes=chosen)
 
 
 @functools.lru_cache(maxsize=2)
-def _test_images(n: int, seed: int, level: str) -> np.ndarray:
+def _test_images(n: int, seed: int, level: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """`n` test images of each symbol: the ten tasks of a seed share them, and draw them once."""
-    return np.concatenate(
-        [Pictograms(name, n, split="test", seed=seed, level=level)[:] for name in SYMBOLS]
-    )
+    kinds = [Pictograms(name, n, split="test", seed=seed, level=level).drawn() for name in SYMBOLS]
+    images = np.concatenate([images for images, _ in kinds])
+    return images, {
+        name: np.concatenate([attributes[name] for _, attributes in kinds]) for name in ATTRIBUTES
+    }
 
 
 def load_task(
@@ -130,10 +177,14 @@ def load_task(
             "images, at least 1 test image a symbol, and a size of 64."
         )
     kinds = tuple(name for name in SYMBOLS for _ in range(n_test))
+    train, known = Pictograms(symbol, n_train, split="train", seed=seed, level=level).drawn()
+    test, known_of_test = _test_images(n_test, seed, level)
     return OneClassTask(
         name=f"pictograms:{symbol}",
-        train=Pictograms(symbol, n_train, split="train", seed=seed, level=level)[:],
-        test=_test_images(n_test, seed, level).copy(),  # nobody changes those of another task
+        train=train,
+        test=test.copy(),  # nobody changes those of another task
         labels=np.array([int(kind != symbol) for kind in kinds]),
         kinds=kinds,
+        train_attributes=known,
+        test_attributes={name: values.copy() for name, values in known_of_test.items()},
     )
