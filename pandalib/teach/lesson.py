@@ -130,7 +130,7 @@ def report(name: str, value: float, low: float, high: float, *, digits: int = 3)
 
 
 def card(lesson: str) -> None:
-    """Sum up the predictions and the exercises of a lesson, "00" to "08".
+    """Sum up the predictions and the exercises of a lesson, "00" to "10".
 
     A prediction counts as it stood when its answer was first shown, an exercise as its last check
     left it. Raises ValueError, naming the lessons that there are.
