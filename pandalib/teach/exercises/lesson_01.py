@@ -47,8 +47,8 @@ class ImageNetInput(Exercise):
 
 def small_network(n_classes):
     """Convolution, BatchNorm, ReLU, pooling and a classifier, fresh from its making: it trains."""
-    import torch
-    from torch import nn
+    import torch  # the lessons without a network need none
+    from torch import nn  # the lessons without a network need none
 
     class Small(nn.Module):
         def __init__(self):
@@ -117,7 +117,7 @@ class ExtractFeatures(Exercise):
 
     def _run(self, network, layer, images, *, training=False, scale=True):
         """The output of a layer, "" for the network's own, in batches."""
-        import torch
+        import torch  # the lessons without a network need none
 
         network = copy.deepcopy(network).train(training)
         kept = []

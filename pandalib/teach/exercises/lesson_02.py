@@ -62,7 +62,7 @@ class SGDStep(Exercise):
     key = "sgd_step"
 
     def cases(self):
-        import torch
+        import torch  # the lessons without a network need none
 
         # A first step, one amid a run, and one whose gradient is short enough.
         rng = np.random.default_rng(14)
@@ -102,7 +102,7 @@ class TrainingLoop(Exercise):
     tolerance = 1e-4
 
     def cases(self):
-        import torch
+        import torch  # the lessons without a network need none
 
         # 70 images: two full batches of 32, and a last one of 6; then one batch alone.
         rng = np.random.default_rng(15)
@@ -150,8 +150,8 @@ class TrainingLoop(Exercise):
 
 def small_trainable(seed):
     """A convolution with BatchNorm in evaluation mode; its running statistics are not 0 and 1."""
-    import torch
-    from torch import nn
+    import torch  # the lessons without a network need none
+    from torch import nn  # the lessons without a network need none
 
     class Small(nn.Sequential):
         def __eq__(self, other):  # by what must not change: the weights of the network handed over
@@ -191,8 +191,8 @@ def _train(
     sign=1,
 ):
     """The weights at first and after each epoch; the last options are mistakes."""
-    import torch
-    from torch.nn.utils import vector_to_parameters
+    import torch  # the lessons without a network need none
+    from torch.nn.utils import vector_to_parameters  # the lessons without a network need none
 
     network = copy.deepcopy(trainable).requires_grad_(True).train(training_mode)
     parameters = list(network.parameters())

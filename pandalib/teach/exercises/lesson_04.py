@@ -114,7 +114,7 @@ class EWCLoop(Exercise):
     tolerance = 1e-4
 
     def cases(self):
-        import torch
+        import torch  # the lessons without a network need none
 
         # A limit that shortens every step, one that shortens only the first, and none to speak of.
         rng = np.random.default_rng(44)
@@ -154,7 +154,7 @@ class Bowl:
         self.goal = goal
 
     def __call__(self, theta):
-        import torch
+        import torch  # the lessons without a network need none
 
         return ((theta - torch.as_tensor(self.goal, dtype=theta.dtype)) ** 2).sum() / 2
 
@@ -183,7 +183,7 @@ def _adapt(
     at_start=False,
 ):
     """The parameters after the last step; the last options are mistakes."""
-    import torch
+    import torch  # the lessons without a network need none
 
     target = start if target is None else target
     theta = start.detach().clone()
