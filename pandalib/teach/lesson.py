@@ -175,7 +175,7 @@ def callout(kind: str, sentence: str) -> None:
     if get_ipython() is None:
         print(sentence)
         return
-    from IPython.display import display
+    from IPython.display import display  # as above
 
     words = re.sub("`([^`]*)`", r"<code>\1</code>", html.escape(sentence, quote=False))
     style = f"border-left: 5px solid {CALLOUTS[kind]}; padding: 0.4em 0.8em; max-width: 50em"
