@@ -1,4 +1,4 @@
-"""Lesson 06: nearest positions, how much of a region is covered, and the area up to a limit."""
+"""Lesson 06: nearest positions, regions that are covered, the area up to a limit, a memory bank."""
 
 import numpy as np
 
@@ -120,4 +120,120 @@ class AreaUpTo(Exercise):
         return np.append(overlap[inside], at_limit), np.append(false_alarms[inside], limit)
 
 
-EXERCISES = [NearestDistance(), RegionOverlap(), AreaUpTo()]
+class TwoLayers(Exercise):
+    key = "two_layers"
+    tolerance = 1e-9
+    returns = "array"
+
+    def cases(self):
+        rng = np.random.default_rng(63)
+        for n, high, wide, fine, coarse in ((1, 2, 2, 2, 3), (2, 4, 4, 3, 3), (2, 4, 6, 2, 4)):
+            yield (
+                rng.normal(size=(n, high, wide, fine)),
+                rng.normal(size=(n, high // 2, wide // 2, coarse)),
+            )
+
+    def solution(self, fine, coarse):
+        return np.concatenate([fine, self._enlarged(coarse)], axis=3)
+
+    def mistakes(self, fine, coarse):
+        down, across = fine.shape[1] // coarse.shape[1], fine.shape[2] // coarse.shape[2]
+        tiled = np.tile(coarse, (1, down, across, 1))
+        fewer = fine[:, ::2, ::2]
+        means = (fewer + fine[:, 1::2, ::2] + fine[:, ::2, 1::2] + fine[:, 1::2, 1::2]) / 4
+        return {
+            "tiled": np.concatenate([fine, tiled], axis=3),
+            "coarse_first": np.concatenate([self._enlarged(coarse), fine], axis=3),
+            "on_the_coarse_grid": np.concatenate([fewer, coarse], axis=3),
+            "fine_averaged": np.concatenate([means, coarse], axis=3),
+            "coarse_alone": self._enlarged(coarse),
+        }
+
+    def _enlarged(self, coarse):
+        return coarse.repeat(2, axis=1).repeat(2, axis=2)
+
+
+class GreedyCoreset(Exercise):
+    key = "greedy_coreset"
+    tolerance = 1e-9
+    returns = "whole"
+
+    def cases(self):
+        rng = np.random.default_rng(64)
+        for n, d, n_kept in ((9, 2, 4), (60, 3, 12), (200, 8, 25)):
+            centres = rng.normal(size=(5, d)) * 6
+            yield centres[rng.integers(5, size=n)] + rng.normal(size=(n, d)), n_kept
+
+    def solution(self, patches, n_kept):
+        kept, nearest = [0], self._to(patches, 0)
+        while len(kept) < n_kept:
+            kept.append(int(nearest.argmax()))
+            nearest = np.minimum(nearest, self._to(patches, kept[-1]))
+        return np.array(kept)
+
+    def mistakes(self, patches, n_kept):
+        def greedy(update, pick=np.argmax, steps=n_kept - 1):
+            kept, distances = [0], self._to(patches, 0)
+            for _ in range(steps):
+                kept.append(int(pick(distances)))
+                distances = update(distances, self._to(patches, kept[-1]))
+            return np.array(kept)
+
+        from_first = np.argsort(-self._to(patches, 0), kind="stable")
+        nearest = np.sort(np.argsort(self._to(patches, 0), kind="stable")[:n_kept])
+        return {
+            "to_the_last": greedy(lambda old, new: new),
+            "sum": greedy(lambda old, new: old + new),
+            "farthest_from_all": greedy(np.maximum),
+            "from_the_first": np.array([0, *from_first[: n_kept - 1]]),
+            "nearest_ones": nearest,
+            "first_rows": np.arange(n_kept),
+            "one_too_many": greedy(np.minimum, steps=n_kept),
+            "one_too_few": greedy(np.minimum, steps=n_kept - 2),
+            "without_the_first": greedy(np.minimum, steps=n_kept)[1:],
+            "rows_themselves": patches[self.solution(patches, n_kept)],
+        }
+
+    def _to(self, patches, row):
+        return ((patches - patches[row]) ** 2).sum(axis=1)
+
+
+class BankMap(Exercise):
+    key = "bank_map"
+    tolerance = 1e-6
+    returns = "array"
+
+    def cases(self):
+        rng = np.random.default_rng(65)
+        for m, high, wide, channels in ((4, 2, 3, 2), (10, 5, 4, 3), (30, 6, 6, 8)):
+            yield rng.normal(size=(m, channels)), rng.normal(size=(high, wide, channels))
+
+    def solution(self, bank, features):
+        high, wide, channels = features.shape
+        return self._table(bank, features).min(axis=1).reshape(high, wide)
+
+    def mistakes(self, bank, features):
+        high, wide, channels = features.shape
+        table = self._table(bank, features)
+        return {
+            "flat": table.min(axis=1),
+            "turned": table.min(axis=1).reshape(high, wide).T,
+            "mean": table.mean(axis=1).reshape(high, wide),
+            "farthest": table.max(axis=1).reshape(high, wide),
+            "root": np.sqrt(table.min(axis=1)).reshape(high, wide),
+            "which": table.argmin(axis=1).reshape(high, wide),
+            "of_the_bank": table.min(axis=0),
+        }
+
+    def _table(self, bank, features):
+        return distances_by_product(bank, features.reshape(-1, features.shape[2]))
+
+
+EXERCISES = [
+    NearestDistance(),
+    RegionOverlap(),
+    AreaUpTo(),
+    TwoLayers(),
+    GreedyCoreset(),
+    BankMap(),
+]
