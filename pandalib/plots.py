@@ -1,6 +1,6 @@
 """Every figure of the course, each with a sentence that says what it shows.
 
-`show` attaches that sentence to the picture as alternative text (nbconvert and the book carry it)
+`show` attaches that sentence to the picture as alternative text (the book and the slides carry it)
 and prints it below as the caption, because JupyterLab drops the attachment: there the caption is
 the alternative. Normal and anomalous differ in marker and line style as well as in colour, and the
 colours are told apart by colour-blind readers (Okabe and Ito 2008).
