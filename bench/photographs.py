@@ -1,9 +1,9 @@
-"""The standard tier on photographs: `python bench/photographs.py [FOLDER]`.
+"""The standard tier on photographs: `python bench/photographs.py`.
 
 Writes docs/results/photographs_speed.md: the first score of solar cells from a cold start and with
 a warm cache, an epoch of adaptation, extraction beside the bare network, and the memory that all
-60,000 images of CIFAR-10 take. FOLDER holds `cifar10_jpeg.tar.xz`, copies as files; the default is
-`../shared/real`, and without it that line is left out, which the page says.
+60,000 images of CIFAR-10 take. Where CIFAR-10 is not at hand (`python -m pandalib data`), that line
+is left out, which the page says.
 """
 
 from __future__ import annotations
@@ -11,10 +11,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
-from pathlib import Path
 
 import common
 import numpy as np
@@ -24,11 +22,12 @@ from common import Line, alternate, at_most, finish, machine, section, versions
 
 from pandalib import knn_scores, load_backbone, load_task
 from pandalib.backbones import PIXELS_PER_BATCH, normalise
+from pandalib.datasets.public import is_here
 from pandalib.methods.panda import fit_compactness
 
 PAGE = """# The standard tier on photographs
 
-Made by `python bench/photographs.py{argument}` on {machine}; {versions}. Medians of {rounds}
+Made by `python bench/photographs.py` on {machine}; {versions}. Medians of {rounds}
 rounds.
 
 {section}
@@ -39,7 +38,6 @@ forward pass on normalised batches that lie ready, in the better of both memory 
 {cifar}
 """
 TASK, NAME = "elpv:poly", "mobilenet_v2"
-ARCHIVE = "cifar10_jpeg.tar.xz"
 OF_ALL_OF_CIFAR = """
 from pandalib.experiments.run import peak_rss_mb
 from pandalib import load_backbone, load_task
@@ -124,17 +122,13 @@ def extraction(task, rounds: int) -> list[Line]:
     ]
 
 
-def memory(archive: Path) -> list[Line]:
-    """All test images and one class to learn from, in a process of its own."""
-    with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder) / "cifar10"
-        place.mkdir()
-        with tarfile.open(archive) as files:
-            files.extractall(place, filter="data")
+def memory() -> list[Line]:
+    """The features of all images of CIFAR-10, in a process of its own."""
+    with tempfile.TemporaryDirectory() as cache:
         found = subprocess.run(
             [sys.executable, "-c", OF_ALL_OF_CIFAR],
             cwd=common.ROOT,
-            env=os.environ | {"PANDALIB_DATASETS": folder, "PANDALIB_CACHE": folder},
+            env=os.environ | {"PANDALIB_CACHE": cache},
             check=True,
             capture_output=True,
             text=True,
@@ -143,26 +137,20 @@ def memory(archive: Path) -> list[Line]:
 
 
 def main() -> None:
-    options = common.arguments(
-        __doc__,
-        5,
-        ("folder", dict(nargs="?", type=Path, default=common.ROOT.parent / "shared" / "real")),
-    )
-    archive = options.folder / ARCHIVE
+    options = common.arguments(__doc__, 5)
     size = 64 if options.tiny else 160
     task = load_task(TASK, size=size, **(dict(n_train=40, n_test=5) if options.tiny else {}))
     backbone = load_backbone(NAME, "imagenet", device="cpu")
     lines = first_scores(min(options.rounds, 3), options.tiny)
     lines += epoch(task, backbone, max(2, options.rounds))
     lines += extraction(task, options.rounds)
-    cifar = "CIFAR-10: its copies as files were not at hand."
-    if archive.is_file() and not options.tiny:
-        lines += memory(archive)
-        cifar = "CIFAR-10: features of all 60,000 images, JPEG copies read at 96 px."
+    cifar = "CIFAR-10 was not at hand."
+    if is_here("cifar10") and not options.tiny:
+        lines += memory()
+        cifar = "CIFAR-10: features of all 60,000 images at 96 px."
     for line in lines:
         print(line.row(), flush=True)
     page = PAGE.format(
-        argument=" FOLDER" if archive.is_file() else "",
         machine=machine(),
         versions=versions("torch", "torchvision", "numpy"),
         rounds=options.rounds,
