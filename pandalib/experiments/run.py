@@ -112,7 +112,8 @@ def run(
     maps = None
     if hasattr(detector, "maps") and _has_both(data.masks):
         maps = detector.maps(data.test)  # all at once: the metrics sort all pixels
-    scores = detector.score(data.test) if maps is None else image_scores(maps)
+    by_map = maps is not None and not getattr(chosen, "reweight", False)
+    scores = image_scores(maps) if by_map else detector.score(data.test)
     tried = hasattr(detector, "bf16_")
     record = dict(
         task=data.name,

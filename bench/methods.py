@@ -1,0 +1,154 @@
+"""All methods of the course on the same images: `python bench/methods.py` writes
+docs/results/methods.csv and methods.md.
+
+Quality against the seconds that an image costs, on photographs of solar cells and on drawn
+surfaces. Every method has the settings of its tier. Do it on a quiet machine: about fifteen minutes
+on two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import time
+from dataclasses import replace
+
+import common
+import numpy as np
+
+from pandalib import load_task, roc_auc
+from pandalib.datasets import elpv
+from pandalib.experiments.config import METHODS, make_options, tier_named
+from pandalib.experiments.run import Setup, load_network
+from pandalib.io import write_atomically
+
+SETS = {  # name: tier, tasks, size in pixels, normal images to learn from, images of each kind
+    "cells": ("standard", ("elpv:mono", "elpv:poly"), 128, 200, 100),
+    "surfaces": (
+        "embedded",
+        ("surfaces:weave", "surfaces:metal", "surfaces:washer"),
+        128,
+        50,
+        None,
+    ),
+}
+LEFT_OUT = {"compactness": "it is `early` without a stop", "oe": "it learns from outliers"}
+PAGE = """# All methods of the course on the same images
+
+Made by `python bench/methods.py` on {machine}; {versions}. The numbers for the figure of lesson 09
+are in [methods.csv](methods.csv).
+
+Every method with the settings of its tier, {n_seeds} seeds. ROC-AUC of images, mean over tasks and
+seeds, in brackets the lowest and the highest task. Seconds to learn from the normal images, and
+milliseconds to score an image that is in memory already; medians. Cells: mono and poly, {n_train}
+sound ones to learn from, MobileNetV2 at 128 px. Surfaces: weave, metal and washer, 50 normal
+images, this project's own network. Left out are {left_out}.
+
+{tables}
+
+{credit}
+"""
+
+
+def measured(task, method: str, tier, seed: int) -> tuple[float, float, float]:
+    """ROC-AUC, seconds to fit, seconds to score an image."""
+    options = make_options(method, {})
+    network = load_network(options, tier, seed)
+    setup = Setup(
+        task=task,
+        backbone=network,
+        seed=seed,
+        cache=None,
+        recall=lambda function, *arguments, **named: function(*arguments, **named),
+        checkpoint_every=None,
+        on_checkpoint=None,
+        progress=False,
+    )
+    start = time.perf_counter()
+    detector = options.at_pace(tier.pace, len(task.train)).build(setup).fit(task.train)
+    fitted = time.perf_counter()
+    scores = detector.score(task.test)
+    spent = time.perf_counter() - fitted
+    return roc_auc(task.labels, scores), fitted - start, spent / len(task.test)
+
+
+def in_memory(name: str, size: int, n_train: int, n_test: int | None, seed: int):
+    """A task whose images are arrays, so that no time is spent on reading or drawing them."""
+    task = load_task(name, seed=seed, size=size, n_train=n_train, n_test=n_test)
+    return replace(task, train=task.train[:], test=task.test[:])
+
+
+def rows(seeds: range, tiny: bool) -> list[dict]:
+    found = []
+    for images, (tier, names, size, n_train, n_test) in SETS.items():
+        n_train, n_test = (20, 4) if tiny else (n_train, n_test)
+        tasks = [(name, seed) for name in names for seed in seeds]
+        tasks = {key: in_memory(key[0], size, n_train, n_test, key[1]) for key in tasks}
+        for method in METHODS:
+            if method in LEFT_OUT:
+                continue
+            values = {
+                key: measured(task, method, tier_named(tier), key[1]) for key, task in tasks.items()
+            }
+            by_task = [np.mean([values[name, seed][0] for seed in seeds]).item() for name in names]
+            _, fit, score = np.median(list(values.values()), axis=0)
+            found.append(
+                {
+                    "images": images,
+                    "method": method,
+                    "roc_auc": round(float(np.mean(by_task)), 4),
+                    "lowest": round(min(by_task), 4),
+                    "highest": round(max(by_task), 4),
+                    "fit_seconds": float(f"{fit:.3g}"),
+                    "ms_per_image": float(f"{1e3 * score:.3g}"),
+                }
+            )
+    return found
+
+
+def table(found: list[dict], images: str) -> str:
+    lines = [
+        f"## {images.capitalize()}\n",
+        "| method | ROC-AUC | fit, s | ms an image |",
+        "|---|---|---|---|",
+    ]
+    chosen = [row for row in found if row["images"] == images]
+    for row in sorted(chosen, key=lambda row: -row["roc_auc"]):
+        auc, low, high = (row[key] for key in ("roc_auc", "lowest", "highest"))
+        lines.append(
+            f"| {row['method']} | {auc:.3f} ({low:.3f} to {high:.3f}) | {row['fit_seconds']:.3g} | "
+            f"{row['ms_per_image']:.3g} |"
+        )
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tiny", action="store_true", help="try it out; nothing is written")
+    tiny = parser.parse_args(arguments).tiny
+    seeds = range(1 if tiny else 3)
+    found = rows(seeds, tiny)
+    page = PAGE.format(
+        machine=common.machine(),
+        versions=common.versions(),
+        n_seeds=len(seeds),
+        n_train=SETS["cells"][3],
+        left_out=", ".join(f"`{name}` ({why})" for name, why in LEFT_OUT.items()),
+        tables="\n\n".join(table(found, images) for images in SETS),
+        credit=f"Photographs: {elpv.CREDIT}.",
+    )
+    if tiny:
+        print(page)
+        return 0
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(found[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(found)
+    write_atomically(common.RESULTS / "methods.csv", text.getvalue().encode())
+    write_atomically(common.RESULTS / "methods.md", page.encode())
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
