@@ -33,7 +33,11 @@ SETS = {  # name: tier, tasks, size in pixels, normal images to learn from, imag
         None,
     ),
 }
-LEFT_OUT = {"compactness": "it is `early` without a stop", "oe": "it learns from outliers"}
+LEFT_OUT = {
+    "compactness": "it is `early` without a stop",
+    "oe": "it learns from outliers",
+    "svdd": "it trains a network from nothing",
+}
 PAGE = """# All methods of the course on the same images
 
 Made by `python bench/methods.py` on {machine}; {versions}. The numbers for the figure of lesson 09

@@ -28,10 +28,10 @@ STYLES = {  # of curves and points, by what they stand for
     "anomalous": dict(color=ANOMALOUS, linestyle="--", marker="^"),
     "neutral": dict(color=NEUTRAL, linestyle=":", marker="s"),
 }
-SERIES = (  # further series: colour, marker and line style all differ from one to the next
+SERIES = (  # of anything else: no blue, no orange; colour, marker and line style all differ
     STYLES["neutral"],
-    STYLES["anomalous"],
-    STYLES["normal"],
+    dict(color="#8C4B2A", linestyle="--", marker="^"),
+    dict(color="#A64DFF", linestyle="-", marker="o"),
     dict(color="#009E73", linestyle="-.", marker="D"),
     dict(color="#480060", linestyle=(0, (5, 1, 1, 1)), marker="v"),
 )

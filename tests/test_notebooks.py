@@ -16,10 +16,11 @@ import torch
 import torchvision
 from nbval.plugin import get_sanitize_patterns
 from scipy import ndimage
+from sklearn.decomposition import PCA
 
 import pandalib
 from pandalib import backbones, metrics
-from pandalib.methods import distances, knn, outlier_exposure
+from pandalib.methods import distances, knn, mean_shifted, outlier_exposure
 from pandalib.methods.panda import fit_compactness
 from pandalib.methods.whitening import Whitening
 from pandalib.teach.exercises import EXERCISES
@@ -45,7 +46,7 @@ def prose(name):
 
 
 def test_they_are_there():
-    assert [path.name[:2] for path in PATHS] == [f"{number:02d}" for number in [*range(9), 10]]
+    assert [path.name[:2] for path in PATHS] == [f"{number:02d}" for number in range(11)]
 
 
 @every_lesson
@@ -170,7 +171,8 @@ def functions_of(name, *wanted):
     nodes = ast.parse(sources(name)).body
     found = [node for node in nodes if isinstance(node, ast.FunctionDef) and node.name in wanted]
     space = {"np": np, "ndimage": ndimage, "pandalib": pandalib, "torch": torch, "copy": copy}
-    space["vector_to_parameters"] = torch.nn.utils.vector_to_parameters
+    space |= {"vector_to_parameters": torch.nn.utils.vector_to_parameters}
+    space |= {"F": torch.nn.functional}
     space |= {"MEAN": backbones.MEAN, "STD": backbones.STD}
     exec(compile(ast.Module(body=found, type_ignores=[]), name, "exec"), space)
     return [space[one] for one in wanted]
@@ -238,21 +240,43 @@ def test_the_loop_of_lesson_02_agrees_with_the_library():
 
 
 def test_lesson_05_agrees_with_the_library():
-    names = "binary_cross_entropy", "outlier_rows", "auc_on_unseen"
-    cross_entropy, rows, unseen = functions_of("05_outlier_exposure.ipynb", *names)
+    names = "binary_cross_entropy", "batches", "exposed_logits", "auc_on_unseen"
+    cross_entropy, _, logits_of, unseen = functions_of("05_outlier_exposure.ipynb", *names)
     rng = np.random.default_rng(0)
     logits, targets = rng.normal(size=50) * 5, (rng.random(50) < 0.4).astype(float)
     tensors = map(torch.from_numpy, (logits, targets))
     expected = torch.nn.functional.binary_cross_entropy_with_logits(*tensors)
     assert cross_entropy(logits, targets) == pytest.approx(expected.item())
-    numbers = outlier_exposure.cycled(7, seed=3)
-    pile = np.array([next(numbers) for _ in range(7)])  # the order of the first time round
-    assert np.array_equal([*pile[rows(0, 7, 4)], *pile[rows(4, 7, 3)]], pile)
-    assert set(pile[rows(5, 7, 7)]) == set(range(7))
+    backbone, pace = pandalib.load_backbone(), dict(epochs=1, lr=0.05, max_grad_norm=1.0)
+    task = pandalib.load_task("pictograms:star", n_train=70, n_test=2)
+    outliers = backbone.frozen_features(pandalib.load_outliers("near", 70))
+    normal, new = (backbone.frozen_features(images) for images in (task.train, task.test))
+    detector = outlier_exposure.OutlierExposure(backbone, None, progress=False, **pace)
+    expected = detector.fit_frozen(normal, outliers).score_frozen(new)
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(512, 1)
+    numbers = outlier_exposure.cycled(70, seed=0)
+    pile = outliers[[next(numbers) for _ in range(70)]]  # the order of the first time round
+    found = logits_of(backbone.trainable, layer, normal, pile, new, **pace)
+    assert np.allclose(found.numpy(), expected, atol=2e-2 * np.ptp(expected))
     kinds, scores = rng.integers(0, 4, size=80), rng.normal(size=80)
     others = kinds != 2
     expected = metrics.roc_auc(kinds[others] > 0, scores[others])
     assert unseen(scores, kinds, [2]) == expected
+
+
+def test_lesson_09_agrees_with_the_library():
+    names = "shifted_directions", "mean_shifted_loss", "pca_residual", "trim"
+    _, loss, residual, trim = functions_of("09_since_panda.ipynb", *names)
+    one, other = torch.randn(2, 12, 20, generator=torch.Generator().manual_seed(0)) + 1
+    centre = torch.nn.functional.normalize(one, dim=1).mean(dim=0)
+    expected = mean_shifted.mean_shifted_loss(one, other, centre, 0.5)
+    assert loss(one, other, centre, 0.5).item() == pytest.approx(expected.item(), rel=1e-5)
+    normal, new = np.random.default_rng(0).normal(size=(2, 40, 6)) * [5, 4, 3, 2, 1, 0.5]
+    left = PCA(n_components=3).fit(normal)
+    expected = ((new - left.inverse_transform(left.transform(new))) ** 2).sum(axis=1)
+    assert np.allclose(residual(normal, new, 3), expected)
+    assert trim(np.array([3.0, 1.0, 2.0, 5.0]), 0.25).tolist() == [0, 1, 2]
 
 
 def test_lesson_06_agrees_with_the_library():

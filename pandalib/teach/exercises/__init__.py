@@ -6,6 +6,6 @@ from pandalib.teach.exercises.base import Exercise
 
 EXERCISES: dict[str, Exercise] = {
     exercise.key: exercise
-    for number in [*range(9), 10]
+    for number in range(11)
     for exercise in import_module(f"{__name__}.lesson_{number:02d}").EXERCISES
 }

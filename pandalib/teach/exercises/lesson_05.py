@@ -1,9 +1,12 @@
-"""Lesson 05: cross-entropy without overflow, a pile gone through in turn, unseen kinds alone."""
+"""Lesson 05: cross-entropy without overflow, the balanced loop, unseen kinds alone."""
+
+import copy
 
 import numpy as np
 
 from pandalib.metrics import roc_auc
 from pandalib.teach.exercises.base import Exercise
+from pandalib.teach.exercises.lesson_02 import small_trainable
 
 
 class BinaryCrossEntropy(Exercise):
@@ -38,26 +41,121 @@ class BinaryCrossEntropy(Exercise):
         return np.maximum(logits, 0) - logits * targets + np.log1p(np.exp(-np.abs(logits)))
 
 
-class OutlierRows(Exercise):
-    key = "outlier_rows"
-    returns = "whole"
+class ExposureLoop(Exercise):
+    key = "exposure_loop"
+    tolerance = 1e-3
 
     def cases(self):
-        return [(0, 10, 4), (8, 10, 4), (37, 10, 4), (5, 3, 8), (64, 100, 32)]
+        import torch  # the lessons without a network need none
 
-    def solution(self, start, n, count):
-        return (start + np.arange(count)) % n
+        # 70 normal images: two full batches and one of 6; piles larger and smaller than that.
+        rng = np.random.default_rng(54)
+        for n, n_outliers, epochs in ((70, 45, 2), (40, 90, 2)):
+            normal, outliers, new = (
+                torch.from_numpy(np.float32(rng.normal(size=(size, 3, 2, 2)) + shift))
+                for size, shift in ((n, 1.0), (n_outliers, 0.4), (9, 0.7))
+            )
+            yield small_trainable(n), _small_layer(n), normal, outliers, new, epochs, 0.3, 0.2
 
-    def mistakes(self, start, n, count):
-        counted = np.arange(count)
+    def solution(self, trainable, layer, normal, outliers, new, epochs, lr, max_grad_norm):
+        settings = dict(epochs=epochs, lr=lr, max_grad_norm=max_grad_norm)
+        return _exposed(trainable, layer, normal, outliers, new, **settings)
+
+    def mistakes(self, trainable, layer, normal, outliers, new, epochs, lr, max_grad_norm):
+        import torch  # the lessons without a network need none
+
+        def run(**mistake):
+            settings = dict(epochs=epochs, lr=lr, max_grad_norm=max_grad_norm) | mistake
+            return _exposed(trainable, layer, normal, outliers, new, **settings)
+
         return {
-            "always_from_the_first": counted % n,
-            "past_the_end": start + counted,
-            "last_repeated": np.minimum(start + counted, n - 1),
-            "one_too_far": (start + 1 + counted) % n,
-            "start_alone": start % n + counted,
-            "jumps": (start * count + counted) % n,
+            "targets_swapped": run(swapped=True),
+            "outliers_from_the_top": run(turn="batch"),
+            "each_epoch_from_the_top": run(turn="epoch"),
+            "all_outliers_each_time": run(turn="all"),
+            "training_mode": run(training_mode=True),
+            "only_the_layer": run(train_network=False),
+            "layer_forgotten": run(train_layer=False),
+            "not_clipped": run(max_grad_norm=1e9),
+            "same_order": run(new_order=False),
+            "last_batch_lost": run(even=True),
+            "gradients_pile_up": run(zero=False),
+            "probabilities": torch.sigmoid(run()),
+            "untrained": run(epochs=0),
         }
+
+
+def _small_layer(seed):
+    """A linear layer of 4 features; equal to another with the same weights."""
+    import torch  # the lessons without a network need none
+
+    class Small(torch.nn.Linear):
+        def __eq__(self, other):  # by what must not change: the weights of the layer handed over
+            return all(map(torch.equal, self.state_dict().values(), other.state_dict().values()))
+
+        __hash__ = torch.nn.Module.__hash__
+
+        def __repr__(self):
+            return "a small layer"
+
+    layer = Small(4, 1)
+    rng = np.random.default_rng(seed + 1)
+    with torch.no_grad():
+        for tensor in layer.parameters():
+            tensor.copy_(torch.from_numpy(rng.normal(size=tensor.shape)))
+    return layer
+
+
+def _exposed(
+    trainable,
+    layer,
+    normal,
+    outliers,
+    new,
+    *,
+    epochs,
+    lr,
+    max_grad_norm,
+    swapped=False,
+    turn="never",
+    training_mode=False,
+    train_network=True,
+    train_layer=True,
+    new_order=True,
+    even=False,
+    zero=True,
+):
+    """The logits of new images after training; the options from `swapped` on are mistakes."""
+    import torch  # the lessons without a network need none
+    from torch.nn import functional as F  # the lessons without a network need none
+
+    network = copy.deepcopy(trainable).requires_grad_(train_network).train(training_mode)
+    layer = copy.deepcopy(layer).requires_grad_(train_layer)
+    parameters = [one for one in (*network.parameters(), *layer.parameters()) if one.requires_grad]
+    optimiser = torch.optim.SGD(parameters, lr=lr, momentum=0.9)
+    used = 0
+    for epoch in range(1, epochs + 1):
+        order = np.random.default_rng((0, epoch if new_order else 1)).permutation(len(normal))
+        if turn == "epoch":
+            used = 0
+        for rows in torch.from_numpy(order).split(32):
+            if even and len(rows) < 32:
+                continue
+            others = (used + torch.arange(len(rows))) % len(outliers)
+            used += 0 if turn == "batch" else len(rows)
+            if turn == "all":
+                others = torch.arange(len(outliers))
+            maps = network(torch.cat([normal[rows], outliers[others]]))
+            logits = layer(maps.mean(dim=(2, 3)))[:, 0]
+            targets = (torch.arange(len(logits)) >= len(rows)).float()
+            loss = F.binary_cross_entropy_with_logits(logits, 1 - targets if swapped else targets)
+            if zero:
+                optimiser.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+            optimiser.step()
+    with torch.no_grad():
+        return layer(network(new).mean(dim=(2, 3)))[:, 0]
 
 
 class AucOnUnseen(Exercise):
@@ -90,4 +188,4 @@ class AucOnUnseen(Exercise):
         return roc_auc(kinds[rows] > 0, scores[rows])
 
 
-EXERCISES = [BinaryCrossEntropy(), OutlierRows(), AucOnUnseen()]
+EXERCISES = [BinaryCrossEntropy(), ExposureLoop(), AucOnUnseen()]
