@@ -372,7 +372,7 @@ CRASHES_LATER = [
     ("area_up_to", area_by_unique_corners, "not the area up to the limit"),
     ("fair", lambda ours, theirs: ours["method"] != theirs["method"], "raised KeyError: 'method'"),
     ("fair", alike_in_order, "not for every pair of rows"),
-    ("most_anomalous", like("most_anomalous", np.float64), "an integer type, got float64"),
+    ("folder_report", like("folder_report", list), "a numpy array, .* returned list"),
     ("shifted_directions", lambda f, c: f / np.linalg.norm(f) - c, BY_NUMPY),
     ("mean_shifted_loss", like("mean_shifted_loss", float), "float: a later cell needs a tensor"),
     ("pca_residual", like("pca_residual", list), "a numpy array, .* returned list"),
