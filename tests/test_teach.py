@@ -245,7 +245,8 @@ def test_the_library_stands_in_for_nothing_else():
 # ------------------------------------------------------------- what a later cell relies on
 
 
-@pytest.mark.parametrize("key", TENSORS)
+# Lesson 09's solutions call torch's functions, which refuse arrays by themselves.
+@pytest.mark.parametrize("key", [key for key in TENSORS if text("exercise", key)["lesson"] != "09"])
 def test_a_solution_that_reads_its_inputs_as_arrays_fails(key):
     def by_numpy(*case):
         case = [np.asarray(part) if hasattr(part, "shape") else part for part in case]
@@ -317,6 +318,11 @@ def trains_both_that_it_is_given(trainable, layer, *rest):
     return logits
 
 
+def directions_by_norms(features, centre):
+    phi = features / np.linalg.norm(features, axis=1, keepdims=True)
+    return (phi - centre) / np.linalg.norm(phi - centre, axis=1, keepdims=True)
+
+
 def overlap_of_one_image(regions, alarm):
     height, width = regions.shape
     return SOLUTIONS["region_overlap"](regions, alarm)
@@ -373,7 +379,7 @@ CRASHES_LATER = [
     ("fair", lambda ours, theirs: ours["method"] != theirs["method"], "raised KeyError: 'method'"),
     ("fair", alike_in_order, "not for every pair of rows"),
     ("folder_report", like("folder_report", list), "a numpy array, .* returned list"),
-    ("shifted_directions", lambda f, c: f / np.linalg.norm(f) - c, BY_NUMPY),
+    ("shifted_directions", directions_by_norms, BY_NUMPY),
     ("mean_shifted_loss", like("mean_shifted_loss", float), "float: a later cell needs a tensor"),
     ("pca_residual", like("pca_residual", list), "a numpy array, .* returned list"),
     ("trim", like("trim", list), "a numpy array, .* returned list"),

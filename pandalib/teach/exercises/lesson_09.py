@@ -6,7 +6,15 @@ from pandalib.teach.exercises.base import Exercise
 
 
 def _unit(x):
-    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+    """Rows of length one, of arrays and of tensors."""
+    return x / (x**2).sum(-1)[..., None] ** 0.5
+
+
+def _library_of(x):
+    """The module whose functions take x: the lesson hands over tensors, the mistakes are arrays."""
+    import torch  # the lessons without a network need none
+
+    return np if isinstance(x, np.ndarray) else torch
 
 
 class ShiftedDirections(Exercise):
@@ -50,22 +58,18 @@ class MeanShiftedLoss(Exercise):
 
     def _loss(self, theta, temperature, *, itself=False, partner=True, rows=None, mean=True):
         """The loss of directions (2B, d), and of what is often written in its place."""
-        n = len(theta)
+        xp, n = _library_of(theta), len(theta)
         similarity = theta @ theta.T / temperature
-        own = np.arange(n)
-        partners = (own + n // 2) % n
-        counts = np.ones((n, n), bool)
-        if not itself:
-            counts[own, own] = False
-        if not partner:
-            counts[own, partners] = False
-        total = np.log(np.where(counts, np.exp(similarity), 0).sum(axis=1))
-        each = (total - similarity[own, partners])[:rows]
+        own = xp.eye(n)
+        partners = xp.roll(own, n // 2, 0)
+        counts = 1 - own * (not itself) - partners * (not partner)
+        total = xp.log((xp.exp(similarity) * counts).sum(1))
+        each = (total - (similarity * partners).sum(1))[:rows]
         return each.mean() if mean else each.sum()
 
     def solution(self, one, other, centre, temperature=0.25):
-        theta = _unit(_unit(np.concatenate([one, other])) - centre)
-        return self._loss(theta, temperature)
+        features = _library_of(one).concatenate([one, other])
+        return self._loss(_unit(_unit(features) - centre), temperature)
 
     def mistakes(self, one, other, centre, temperature):
         features = np.concatenate([one, other])
