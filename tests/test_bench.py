@@ -23,6 +23,7 @@ import overview
 import peers
 import pixel_metrics
 import segmentation
+import since
 
 from pandalib import KNN, PatchCore, knn_scores, load_backbone, pixel_roc_auc, pro, roc_auc
 from pandalib.datasets.synthetic import surfaces
@@ -263,3 +264,23 @@ def test_every_bench_is_run_and_has_its_place_in_the_overview():
         assert f"{name}_speed.md" in source and "section(lines" in source or "section=" in source, (
             name
         )
+
+
+def test_moved_images_lose_no_pixel_and_turned_ones_are_all_four():
+    images = np.random.default_rng(0).integers(0, 256, (5, 3, 8, 8), np.uint8)
+    shifted = since.moved(images, seed=3)
+    assert np.array_equal(np.sort(shifted.reshape(15, -1)), np.sort(images.reshape(15, -1)))
+    assert not np.array_equal(shifted, images)
+    copies = since.turned(images)
+    assert copies.shape == (20, 3, 8, 8)
+    assert np.array_equal(copies[5, :, 0], images[0, :, :, -1])  # the right column goes up
+
+
+def test_recall_counts_what_is_above_all_but_a_twentieth():
+    scores = np.concatenate([np.arange(39), [37.5, 36.5, 100.0]])
+    # of 39 normal scores, rank ceil(0.95 * 40) = 38 is the threshold: 37
+    assert since.recall(np.repeat([0, 1], [39, 3]), scores) == pytest.approx(2 / 3)
+
+
+def test_the_half_of_an_interval_is_students():
+    assert since.with_half([1.0, 2.0, 3.0]) == "2.000 ± 2.484"  # 4.3027 / sqrt(3)

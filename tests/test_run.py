@@ -372,3 +372,13 @@ def test_the_peak_of_memory_can_be_reset():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     before, after = map(float, done.stdout.split())
     assert after > 50 and before - after > 250
+
+
+def test_the_banks_weight_changes_the_scores_and_no_map():
+    options = dict(n_train=6, n_test=2, layers="layer1,layer2", with_scores=True)
+    plain, weighted = (
+        run("surfaces:weave", "bank", reweight=reweight, **options) for reweight in (False, True)
+    )
+    assert plain["pixel_roc_auc"] == weighted["pixel_roc_auc"]
+    assert plain["scores"] != weighted["scores"]
+    assert np.all(np.less_equal(weighted["scores"], plain["scores"]))  # the weight is at most 1
