@@ -319,8 +319,8 @@ def intervals(labels: list[str], values, ends, *, xlabel="ROC-AUC", chance=0.5) 
     """One row for each label: a value in 0..1 and its interval, ends (n, 2)."""
     fig, axis = figure(width=7.0, height=0.8 + 0.3 * len(labels))
     rows = _named_rows(axis, labels, xlabel)
-    axis.hlines(rows, *np.transpose(ends), color=NORMAL, linewidth=2)
-    axis.plot(values, rows, color=NORMAL, marker="o", linestyle="none", markersize=7)
+    axis.hlines(rows, *np.transpose(ends), color=NEUTRAL, linewidth=2)
+    axis.plot(values, rows, color=NEUTRAL, marker="s", linestyle="none", markersize=7)
     _whole_range(axis, chance)
     return fig
 
@@ -337,7 +337,7 @@ def bars(labels: list[str], values, *, xlabel: str) -> Figure:
     """One bar for each label on a logarithmic axis, its value written beside it."""
     fig, axis = figure(width=7.0, height=0.8 + 0.32 * len(labels))
     rows = _named_rows(axis, labels, xlabel)
-    drawn = axis.barh(rows, values, color=NORMAL, height=0.6)
+    drawn = axis.barh(rows, values, color=NEUTRAL, height=0.6)
     words = [f"{value:,.2g}" if value < 10 else f"{value:,.0f}" for value in values]
     axis.bar_label(drawn, words, padding=4, fontsize=FONT - 2)
     axis.set(xscale="log", xlim=(min(values) / 3, max(values) * 6))

@@ -434,7 +434,7 @@ def figure(rows: list[Row]):
     picture = plots.intervals(names, means, ends, xlabel=METRICS[metric])
     for height, row in enumerate(reversed(rows)):
         for number in row.published(metric):
-            picture.axes[0].annotate(str(number), (number.value, height), color=plots.ANOMALOUS)
+            picture.axes[0].annotate(str(number), (number.value, height), color=plots.REFERENCE)
     low, high = int(np.argmin(means)), int(np.argmax(means))
     alt = f"Mean {METRICS[metric]}, from {names[low]} ({means[low]:.3f}) "
     return picture, alt + f"to {names[high]} ({means[high]:.3f})."
