@@ -16,8 +16,10 @@ from dataclasses import replace
 
 import common
 import numpy as np
+import torch
 
 from pandalib import load_task, roc_auc
+from pandalib.backbones import Backbone
 from pandalib.datasets import elpv
 from pandalib.experiments.config import METHODS, make_options, tier_named
 from pandalib.experiments.run import Setup, load_network
@@ -46,7 +48,8 @@ are in [methods.csv](methods.csv).
 Every method with the settings of its tier, {n_seeds} seed: this page is about seconds, and
 [the tables](../methods.md) compare quality. ROC-AUC of images, mean over the tasks, in brackets the
 lowest and the highest task. Seconds to learn from the normal images, and
-milliseconds to score an image that is in memory already; medians. Cells: mono and poly, {n_train}
+milliseconds to score an image that is in memory already, and megabytes that the detector keeps
+beside the network; medians. Cells: mono and poly, {n_train}
 sound ones to learn from, MobileNetV2 at 128 px. Surfaces: weave, metal and washer, 50 normal
 images, this project's own network. Left out are {left_out}.
 
@@ -56,8 +59,21 @@ images, this project's own network. Left out are {left_out}.
 """
 
 
-def measured(task, method: str, tier, seed: int) -> tuple[float, float, float]:
-    """ROC-AUC, seconds to fit, seconds to score an image."""
+def kept_bytes(value) -> int:
+    """Bytes of the arrays that a fitted detector holds, its network left out."""
+    if isinstance(value, (np.ndarray, torch.Tensor)):
+        return value.nbytes
+    if isinstance(value, dict):
+        return sum(map(kept_bytes, value.values()))
+    if isinstance(value, (list, tuple)):
+        return sum(map(kept_bytes, value))
+    if isinstance(value, Backbone) or not type(value).__module__.startswith("pandalib."):
+        return 0
+    return sum(map(kept_bytes, getattr(value, "__dict__", {}).values()))
+
+
+def measured(task, method: str, tier, seed: int) -> tuple[float, ...]:
+    """ROC-AUC, seconds to fit, seconds to score an image, megabytes kept."""
     options = make_options(method, {})
     network = load_network(options, tier, seed)
     setup = Setup(
@@ -75,7 +91,8 @@ def measured(task, method: str, tier, seed: int) -> tuple[float, float, float]:
     fitted = time.perf_counter()
     scores = detector.score(task.test)
     spent = time.perf_counter() - fitted
-    return roc_auc(task.labels, scores), fitted - start, spent / len(task.test)
+    megabytes = kept_bytes(detector) / 1e6
+    return roc_auc(task.labels, scores), fitted - start, spent / len(task.test), megabytes
 
 
 def in_memory(name: str, size: int, n_train: int, n_test: int | None, seed: int):
@@ -97,7 +114,7 @@ def rows(seeds: range, tiny: bool) -> list[dict]:
                 key: measured(task, method, tier_named(tier), key[1]) for key, task in tasks.items()
             }
             by_task = [np.mean([values[name, seed][0] for seed in seeds]).item() for name in names]
-            _, fit, score = np.median(list(values.values()), axis=0)
+            _, fit, score, megabytes = np.median(list(values.values()), axis=0)
             found.append(
                 {
                     "images": images,
@@ -107,6 +124,7 @@ def rows(seeds: range, tiny: bool) -> list[dict]:
                     "highest": round(max(by_task), 4),
                     "fit_seconds": float(f"{fit:.3g}"),
                     "ms_per_image": float(f"{1e3 * score:.3g}"),
+                    "megabytes": float(f"{megabytes:.3g}"),
                 }
             )
     return found
@@ -115,15 +133,15 @@ def rows(seeds: range, tiny: bool) -> list[dict]:
 def table(found: list[dict], images: str) -> str:
     lines = [
         f"## {images.capitalize()}\n",
-        "| method | ROC-AUC | fit, s | ms an image |",
-        "|---|---|---|---|",
+        "| method | ROC-AUC | fit, s | ms an image | MB kept |",
+        "|---|---|---|---|---|",
     ]
     chosen = [row for row in found if row["images"] == images]
     for row in sorted(chosen, key=lambda row: -row["roc_auc"]):
         auc, low, high = (row[key] for key in ("roc_auc", "lowest", "highest"))
         lines.append(
             f"| {row['method']} | {auc:.3f} ({low:.3f} to {high:.3f}) | {row['fit_seconds']:.3g} | "
-            f"{row['ms_per_image']:.3g} |"
+            f"{row['ms_per_image']:.3g} | {row['megabytes']:.3g} |"
         )
     return "\n".join(lines)
 
