@@ -63,7 +63,7 @@ student: install ## make the students' copies of the notebooks again
 nbgrader: install ## install nbgrader beside the course, in .venv-nbgrader, so that `make test` tries it too
 	$(RUN) tools/nbgrader_check.py --install
 
-book: install ## build the book, all lessons and the library's reference as a site without network: build/book/html
+book: install ## build the book, all lessons and the library's reference as a site without network: build/book/html; ARGS=--lite adds lesson 00 as a page that runs in a browser
 	$(RUN) tools/book.py $(ARGS)
 
 slides: install ## make slides from the lessons' cells, one file a lesson: build/slides
@@ -83,5 +83,5 @@ lock: ## make requirements.lock again from pyproject.toml (needs the network)
 
 clean: ## delete the virtual environments, the cache and what tests leave behind
 	@"$(PYTHON)" tools/install.py --venv "$(VENV)" --remove
-	rm -rf .venv-nbgrader .venv-peers data/cache .pytest_cache .hypothesis .coverage build *.egg-info
+	rm -rf .venv-nbgrader .venv-peers .venv-lite data/cache .pytest_cache .hypothesis .coverage build *.egg-info
 	find pandalib tests tools notebooks \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} + 2>/dev/null || true

@@ -1,10 +1,12 @@
 """Build the book, a static site of all lessons, texts and the library's reference: `make book`.
 
-    python tools/book.py [FOLDER]        default: build/book; begin with FOLDER/html/index.html
+    python tools/book.py [--lite] [FOLDER]    default: build/book; open FOLDER/html/index.html
 
 Sphinx with myst-nb and numpydoc, on a copy of the texts in the repository's own layout. Lessons are
 shown as committed, not executed. The result asks nothing of any network, and opens from a disk as
 well as from a server. A warning is an error: a dead link, a formula that cannot be set.
+
+With `--lite`, lesson 00 can be run on its page, from a server and with a network: `tools/lite.py`.
 """
 
 from __future__ import annotations
@@ -20,15 +22,20 @@ import nbformat
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
+import lite
 from student import BEGIN, END, without_solution
 
 from pandalib.cli import COMMANDS
 
 ONLY_TO_RUN = "colab"  # name of the cell that a hosted notebook needs and a reader does not
+IN_BROWSER = """
+
+<p><a href="../lite/notebooks/index.html?path={}">Run this lesson in the browser</a>: nothing is
+installed; about 100 MB are fetched the first time.</p>"""
 TOCTREE = "\n```{{toctree}}\n:hidden:\n:glob:\n:caption: {}\n\n{}\n```\n"
 
 
-def lesson(path: Path) -> str:
+def lesson(path: Path, in_browser: bool) -> str:
     """A notebook as a page: solutions folded below their stubs, and the files to take along."""
     notebook = nbformat.read(path, as_version=4)
     cells = [cell for cell in notebook.cells if cell.id != ONLY_TO_RUN]
@@ -43,6 +50,8 @@ def lesson(path: Path) -> str:
         notebook.cells.append(cell)
     copies = "[the student's copy]({0}student/{1}), or [the notebook with its solutions]({0}{1})"
     cells[0].source += f"\n\nTake along: {copies.format('path:../downloads/', path.name)}."
+    if in_browser and path.stem == lite.LESSON:
+        cells[0].source += IN_BROWSER.format(path.name)
     return nbformat.writes(notebook).replace("](../README.md", "](../index.md")
 
 
@@ -62,7 +71,7 @@ def command_line() -> str:
     return page
 
 
-def gather(source: Path) -> None:
+def gather(source: Path, in_browser: bool = False) -> None:
     """Everything that Sphinx reads, in `source`."""
     shutil.copytree(ROOT / "docs", source / "docs", dirs_exist_ok=True)
     notebooks = ROOT / "notebooks"
@@ -70,7 +79,8 @@ def gather(source: Path) -> None:
     shutil.copytree(notebooks, source / "downloads", dirs_exist_ok=True, ignore=only)
     for name in ("LICENSE", "CONTRIBUTING.md"):
         shutil.copy2(ROOT / name, source / name)
-    pages = {f"notebooks/{path.name}": lesson(path) for path in notebooks.glob("[0-9]*.ipynb")}
+    lessons = notebooks.glob("[0-9]*.ipynb")
+    pages = {f"notebooks/{path.name}": lesson(path, in_browser) for path in lessons}
     for path in source.glob("docs/**/*.md"):
         text = path.read_text(encoding="utf-8").replace("../README.md", "../index.md")
         pages[path.relative_to(source).as_posix()] = text
@@ -98,12 +108,22 @@ def gather(source: Path) -> None:
 def main(arguments: list[str]) -> int:
     from sphinx.cmd.build import build_main
 
-    folder = Path(arguments[0] if arguments else ROOT / "build" / "book").resolve()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", nargs="?", type=Path, default=ROOT / "build" / "book")
+    parser.add_argument("--lite", action="store_true", help="lesson 00 runs in the browser")
+    chosen = parser.parse_args(arguments)
+    folder = chosen.folder.resolve()
     source = folder / "source"
     shutil.rmtree(source, ignore_errors=True)
-    gather(source)
+    gather(source, chosen.lite)
     options = ["-b", "html", "-W", "--keep-going", "-q", "-E", "-c", str(ROOT / "docs" / "book")]
     failed = build_main([*options, str(source), str(folder / "html")])
+    if chosen.lite and not failed:
+        try:
+            lite.build(folder / "html" / "lite", folder / "lite")
+        except lite.Trouble as trouble:
+            print(f"error: {trouble}")
+            return 1
     print("error: see above." if failed else f"Open {folder / 'html' / 'index.html'}")
     return int(bool(failed))
 
