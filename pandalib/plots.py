@@ -247,29 +247,42 @@ def pipeline(steps: dict[str, str], *, trained: str | None = None) -> Figure:
 # ---------------------------------------------------------------- scores
 
 
-def score_histogram(scores, labels, *, threshold=None, axis=None, xlabel="anomaly score"):
-    """Distributions of the scores of normal and anomalous images, each of area one, shared bins."""
+def score_histogram(scores, labels, *, threshold=None, far=None, axis=None, xlabel="anomaly score"):
+    """Distributions of the scores of normal and anomalous images, each of area one, shared bins.
+
+    With `far`, numbers of images, and scores beyond it stand in an inset with an axis of its own.
+    """
     scores, fig = np.asarray(scores, dtype=float), None
     if axis is None:
         fig, axis = figure()
-    bins = np.linspace(scores.min(), np.quantile(scores, 0.995), 26)
+    end = np.quantile(scores, 0.995) if far is None else far
+    bins = np.linspace(scores.min(), end, 26)
     for name, rows in reversed(_by_class(labels).items()):
-        axis.hist(
-            np.clip(scores[rows], None, bins[-1]),  # the longest tail stands in the last bin
-            bins=bins,
-            density=True,
-            histtype="stepfilled",
-            linestyle=STYLES[name]["linestyle"],
-            hatch=HATCHES[name],
-            linewidth=1.8,
-            label=name,
-            **AREAS[name],
-        )
+        # Without an inset the longest tail stands in the last bin.
+        near = np.clip(scores[rows], None, end) if far is None else scores[rows & (scores <= far)]
+        _histogram(axis, near, bins, name, density=far is None)
     if threshold is not None:
         axis.axvline(threshold, color="black", linewidth=1.5, label="threshold")
-    axis.set(xlabel=xlabel, ylabel="density")
-    _legend(axis)
+    axis.set(xlabel=xlabel, ylabel="density" if far is None else "images")
+    if far is None:
+        _legend(axis)
+        return fig
+    _legend(axis, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
+    inset = axis.inset_axes([0.66, 0.36, 0.34, 0.5])
+    bins = np.linspace(far, max(scores.max(), far + 1e-9), 13)
+    for name, rows in reversed(_by_class(labels).items()):
+        _histogram(inset, scores[rows & (scores > far)], bins, name, density=False)
+    inset.set_title(f"beyond {far:g}", fontsize=FONT - 1)
+    inset.tick_params(labelsize=FONT - 2)
+    inset.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=4))
+    inset.spines[["top", "right"]].set_visible(False)
     return fig
+
+
+def _histogram(axis: Axes, scores, bins, name: str, *, density: bool) -> None:
+    look = dict(linestyle=STYLES[name]["linestyle"], hatch=HATCHES[name], linewidth=1.8)
+    look |= dict(density=density, histtype="stepfilled", label=name, **AREAS[name])
+    axis.hist(scores, bins=bins, **look)
 
 
 def roc_curves(curves: dict[str, tuple[np.ndarray, np.ndarray]]) -> Figure:

@@ -146,6 +146,21 @@ def test_histogram_clips_the_longest_tail_but_loses_no_image():
         assert abs(np.trapezoid(y, x)) == pytest.approx(1)
 
 
+def test_histogram_shows_far_scores_in_an_inset():
+    scores, labels = np.append(SCORES, 1e6), np.append(LABELS, 1)
+    far = float(np.quantile(SCORES, 0.9))
+    (axis,) = plots.score_histogram(scores, labels, threshold=3.0, far=far).axes
+    (inset,) = axis.child_axes
+    assert axis.get_ylabel() == "images" and inset.get_title() == f"beyond {far:g}"
+    n_drawn = 0
+    for part in (axis, inset):
+        for patch in part.patches:
+            x, y = patch.get_xy().T
+            width = np.diff(np.unique(x)).mean()
+            n_drawn += abs(np.trapezoid(y, x)) / width
+    assert n_drawn == pytest.approx(len(scores)) and inset.get_xlim()[1] >= 1e6
+
+
 def test_roc_curves_stand_beside_guessing():
     (axis,) = plots.roc_curves({"one": ([0, 0.2, 1], [0, 0.9, 1])}).axes
     assert [xy(line) for line in axis.lines] == [

@@ -58,6 +58,7 @@ def teachers_solutions():
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         space = notebook(
             "import copy, math, numpy as np, torch, torch.nn.functional as F, pandalib\n"
+            "from pandalib.datasets.folder import open_images\n"
             "from torch.nn.utils import vector_to_parameters"
         )
         for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
@@ -147,10 +148,6 @@ def test_zeros_by_the_readers_own_matrix_product_are_recognised():
     ("function", "message"),
     [
         (lambda *a, **named: None, "returned None. Is the `return` missing"),
-        (lambda *a, **named: "0.5", "returned str: expected numbers"),
-        (lambda *a, **named: [[1.0], [1.0, 2.0]], "returned list: expected numbers"),
-        (lambda *a, **named: 0.5 + 0.1j, "returned complex: expected numbers"),
-        (lambda *a, **named: np.zeros((2, 3, 4, 5)), r"of shape \(2, 3, 4, 5\): expected"),
         (lambda *a, **named: int("two\nlines"), "raised ValueError: invalid literal"),
         (lambda *a, **named: sys.exit("enough"), "raised SystemExit: enough"),
         (lambda *a, **named: {}["no such key" * 99], r"raised KeyError: .* \.\.\. "),
@@ -163,6 +160,57 @@ def test_anything_else_is_answered_in_one_line(key, function, message):
         check(key, function)
     line = str(failure.value)
     assert line.startswith(f"Not yet, {key}: ") and "\n" not in line
+
+
+@pytest.mark.parametrize("key", [key for key in EXERCISES if EXERCISES[key].returns != "page"])
+@pytest.mark.parametrize(
+    ("result", "message"),
+    [
+        ("0.5", "returned str: expected numbers"),
+        ([[1.0], [1.0, 2.0]], "returned list: expected numbers"),
+        (0.5 + 0.1j, "returned complex: expected numbers"),
+        (np.zeros((2, 3, 4, 5)), r"of shape \(2, 3, 4, 5\): expected"),
+    ],
+)
+def test_what_is_no_number_is_answered_in_one_line(key, result, message):
+    with pytest.raises(CheckFailed, match=message) as failure:
+        check(key, lambda *case, **named: result)
+    assert "\n" not in str(failure.value)
+
+
+FACTS = "Normal photographs: 24. False alarms promised: 0.05.\n"
+
+
+@pytest.mark.parametrize(
+    ("page", "message"),
+    [
+        (np.zeros(3), "returned ndarray: expected a text"),
+        ("", "lacks one of its two facts"),
+        (FACTS, "no row of a table was found"),
+        (FACTS + "| x.png | 1.00 | no |", "a file that is in neither"),
+        (FACTS + "| new_01.png | 1.00 | no |", "rung 1 of 5"),
+    ],
+)
+def test_a_page_that_cannot_be_read_is_answered_in_one_line(page, message):
+    with pytest.raises(CheckFailed, match=message):
+        check("inspect_folder", lambda *case: page)
+
+
+ROW = r"(\| new_\d+\.png [^\n]*\n)"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (ROW + ROW, r"\2\1", "rung 2 of 5"),  # each pair of neighbours has changed places
+        (r"\| (\d+)\.(\d)", r"| 1\1.\2", "rung 3 of 5"),
+        ("yes", "no", "rung 4 of 5"),
+        (r"photographs: \d+", "photographs: 99", "rung 5 of 5"),
+    ],
+)
+def test_a_page_is_told_how_far_up_the_ladder_it_is(old, new, message):
+    with pytest.raises(CheckFailed, match=message):
+        check("inspect_folder", like("inspect_folder", lambda page: re.sub(old, new, page)))
 
 
 def test_a_result_of_another_form_is_named():

@@ -16,6 +16,7 @@ import textwrap
 import traceback
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
@@ -75,6 +76,8 @@ def _check(key: str, function: Callable) -> str:
     cases = list(exercise.cases())
     answers, complaint = _answers(exercise, function, cases)
     right = [exercise.solution(*case) for case in cases]
+    if exercise.returns == "page":
+        right = [exercise.read(page, case) for page, case in zip(right, cases)]
     if not _agree(answers, right, exercise.tolerance):
         raise CheckFailed(_what_is_wrong(exercise, strings, cases, answers, right))
     if complaint:
@@ -129,6 +132,8 @@ def _call(exercise: Exercise, function: Callable, case: tuple, given: str):
     for number, argument in enumerate(arguments):
         if _contents(argument) != before[number]:
             raise CheckFailed(say("changed", key=key, number=number + 1))
+    if exercise.returns == "page":
+        return _read(exercise, answer, case), ""
     return _numbers(key, answer), _unfit(exercise, answer, arguments if given else ())
 
 
@@ -159,6 +164,17 @@ def _numbers(key: str, answer) -> np.ndarray:
         return numbers.astype(float)
     except Exception:
         raise CheckFailed(say("not_numbers", key=key, type=type(answer).__name__)) from None
+
+
+def _read(exercise: Exercise, page, case: tuple) -> np.ndarray:
+    """A page as numbers; CheckFailed with the sentence that says what it lacks."""
+    if not isinstance(page, str):
+        raise CheckFailed(say("not_a_text", key=exercise.key, type=type(page).__name__))
+    try:
+        return exercise.read(page, case)
+    except ValueError as error:
+        message = text("exercise", exercise.key)["form"][str(error)]
+        raise CheckFailed(say("not_yet", key=exercise.key, message=message)) from None
 
 
 def _unfit(exercise: Exercise, answer, tensors: list) -> str:
@@ -206,9 +222,17 @@ def _what_is_wrong(exercise: Exercise, strings: dict, cases: list, answers: list
     with warnings.catch_warnings(), np.errstate(all="ignore"):  # a mistake may divide by zero
         warnings.simplefilter("ignore")
         mistakes = [exercise.mistakes(*case) for case in cases]
+    if exercise.returns == "page":
+        mistakes = [
+            {name: exercise.read(page, case) for name, page in pages.items()}
+            for case, pages in zip(cases, mistakes)
+        ]
     for name, message in strings["wrong"].items():
         if _agree(answers, [results[name] for results in mistakes], tolerance):
             return say("not_yet", key=key, message=message)
+    if exercise.returns == "page":
+        pair = next(pair for pair in zip(answers, right) if not _close(*pair, tolerance))
+        return say("not_yet", key=key, message=strings["rungs"][exercise.rung(*pair)])
     for answer, expected in zip(answers, right):
         if complaint := _other_form(key, answer, np.asarray(expected, dtype=float)):
             return complaint
@@ -268,4 +292,8 @@ def _name(argument) -> str:
         return f"tensor {tuple(argument.shape)}"
     if isinstance(argument, np.ndarray) and argument.size > 8:
         return f"array {argument.shape}"
+    if isinstance(argument, Path):
+        return f"folder {argument.name}"
+    if inspect.isfunction(argument):
+        return argument.__name__
     return repr(argument)

@@ -17,7 +17,8 @@ class Exercise:
         "tensors" where the lesson hands over tensors, "tensors_with_gradients" where it
         differentiates the result too; empty: the cases as they are.
     returns : str
-        "array" where a later cell needs an array's methods, "whole" where it needs an index.
+        "array" where a later cell needs an array's methods, "whole" where it needs an index, "page"
+        where the result is a text: then `read` makes numbers of it, and `rung` says how far it got.
     by_name : tuple of str
         The last arguments, where the lesson passes them by name.
     """
