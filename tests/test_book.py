@@ -111,7 +111,8 @@ def test_reference_has_every_public_name(pages):
 
 def test_mistakes_end_the_build_each_with_its_line(tmp_path):
     code = "import pathlib, sys; sys.path.insert(0, 'tools'); import book\n"
-    code += "write = lambda source, _: (source.mkdir(), (source / 'index.md').write_text(sys.argv[1]))\n"
+    code += "text = sys.argv[1]\n"
+    code += "write = lambda folder, _: (folder.mkdir(), (folder / 'index.md').write_text(text))\n"
     code += "book.gather = write; sys.exit(book.main(sys.argv[2:]))"
     text = "# A\n\n[dead](gone.md)\n\nThis $\\nosuch$ one.\n\n![a picture](gone.png)\n"
     done = run("-c", code, text, tmp_path)
