@@ -30,7 +30,6 @@ from pandalib.datasets.task import OneClassTask
 from pandalib.experiments.config import ImageOptions, Tier, make_options, tier_named
 from pandalib.experiments.fisher import fisher_of
 from pandalib.methods.diagnostics import diagnose, effective_rank, feature_variance
-from pandalib.methods.distances import image_scores
 from pandalib.methods.ewc import Fisher
 from pandalib.metrics import pixel_roc_auc, pro, roc_auc
 from pandalib.timm_backbones import TIMM
@@ -109,11 +108,10 @@ def run(
         progress=progress,
     )
     detector = chosen.build(setup).fit(data.train)
-    maps = None
-    if hasattr(detector, "maps") and _has_both(data.masks):
-        maps = detector.maps(data.test)  # all at once: the metrics sort all pixels
-    by_map = maps is not None and not getattr(chosen, "reweight", False)
-    scores = image_scores(maps) if by_map else detector.score(data.test)
+    if hasattr(detector, "maps") and _has_both(data.masks):  # all at once: metrics sort all pixels
+        maps, scores = detector.maps_with_scores(data.test)
+    else:
+        maps, scores = None, detector.score(data.test)
     tried = hasattr(detector, "bf16_")
     record = dict(
         task=data.name,
@@ -185,11 +183,11 @@ class Setup:
     task: OneClassTask
     backbone: Backbone | None
     seed: int
-    cache: object  # `FeatureCache`, `Memory` or None
-    recall: Callable  # `Memory.recall`, which draws images once for several runs
-    checkpoint_every: int | None
-    on_checkpoint: Callable | None
-    progress: bool
+    cache: object = None  # `FeatureCache`, `Memory` or None
+    recall: Callable = _call  # or `Memory.recall`, which draws images once for several runs
+    checkpoint_every: int | None = None
+    on_checkpoint: Callable | None = None
+    progress: bool = False
 
     def fisher(self, options) -> Fisher:
         """The Fisher information that the options of EWC ask for."""

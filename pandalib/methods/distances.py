@@ -22,20 +22,35 @@ TILE_ROWS, TILE_COLUMNS = 256, 1024
 
 
 class MapDetector(BaseEstimator):
-    """A detector with anomaly maps: a subclass has `_maps_of(images)` and `_bytes_per_image()`."""
+    """A detector with anomaly maps: a subclass has `_bytes_per_image()`, and `_maps_of(images)` or,
+    where a score is more than the largest value of its map, `_maps_and_scores_of(images)`.
+    """
 
     def maps(self, images) -> np.ndarray:
         """Anomaly maps, float32 (n, H, W) of uint8 (n, 3, H, W): higher = more anomalous."""
         return np.concatenate(list(self.iter_maps(images)))
 
     def score(self, images) -> np.ndarray:
-        """Anomaly scores (n,), higher = more anomalous: the largest value of each map."""
-        return np.concatenate([image_scores(maps) for maps in self.iter_maps(images)])
+        """Anomaly scores (n,), higher = more anomalous."""
+        return np.concatenate([scores for _, scores in self._iter_both(images)])
+
+    def maps_with_scores(self, images) -> tuple[np.ndarray, np.ndarray]:
+        """What `maps` and `score` return, worked out once."""
+        maps, scores = zip(*self._iter_both(images))
+        return np.concatenate(maps), np.concatenate(scores)
 
     def iter_maps(self, images) -> Iterator[np.ndarray]:
         """Yield the maps in batches (b, H, W) of about `memory_mb` of features."""
+        for maps, _ in self._iter_both(images):
+            yield maps
+
+    def _iter_both(self, images) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for part in self._iter_parts(images):
-            yield self._maps_of(part)
+            yield self._maps_and_scores_of(part)
+
+    def _maps_and_scores_of(self, images) -> tuple[np.ndarray, np.ndarray]:
+        maps = self._maps_of(images)
+        return maps, image_scores(maps)
 
     def _iter_parts(self, images) -> Iterator:
         """Yield the images in batches, once they are found to be of the right size."""

@@ -175,12 +175,6 @@ class PatchCore(MapDetector):
         most = self.bank_size / self.n_parts if self.bank_size else len(patches)
         return self._thinned(patches, owners, min(1, most / len(patches)))
 
-    def score(self, images) -> np.ndarray:
-        """Anomaly scores (n,), higher = more anomalous."""
-        return np.concatenate(
-            [self.maps_and_scores(self._patches(part))[1] for part in self._iter_parts(images)]
-        )
-
     def maps_and_scores(
         self, patches: torch.Tensor, left_out: Sequence[int] = ()
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -207,8 +201,8 @@ class PatchCore(MapDetector):
             scores = scores * weights(farthest, bank).numpy()
         return maps, scores
 
-    def _maps_of(self, images) -> np.ndarray:
-        return self.maps_and_scores(self._patches(images))[0]
+    def _maps_and_scores_of(self, images) -> tuple[np.ndarray, np.ndarray]:
+        return self.maps_and_scores(self._patches(images))
 
     def _patches(self, images) -> torch.Tensor:
         return torch.cat(list(iter_patches(self.backbone, images, self.layers)))
