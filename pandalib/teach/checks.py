@@ -75,9 +75,7 @@ def _check(key: str, function: Callable) -> str:
         raise CheckFailed(say("not_a_function", key=key))
     cases = list(exercise.cases())
     answers, complaint = _answers(exercise, function, cases)
-    right = [exercise.solution(*case) for case in cases]
-    if exercise.returns == "page":
-        right = [exercise.read(page, case) for page, case in zip(right, cases)]
+    right = [exercise.read(exercise.solution(*case), case) for case in cases]
     if not _agree(answers, right, exercise.tolerance):
         raise CheckFailed(_what_is_wrong(exercise, strings, cases, answers, right))
     if complaint:
@@ -221,11 +219,9 @@ def _what_is_wrong(exercise: Exercise, strings: dict, cases: list, answers: list
     key, tolerance = exercise.key, exercise.tolerance
     with warnings.catch_warnings(), np.errstate(all="ignore"):  # a mistake may divide by zero
         warnings.simplefilter("ignore")
-        mistakes = [exercise.mistakes(*case) for case in cases]
-    if exercise.returns == "page":
         mistakes = [
-            {name: exercise.read(page, case) for name, page in pages.items()}
-            for case, pages in zip(cases, mistakes)
+            {name: exercise.read(result, case) for name, result in exercise.mistakes(*case).items()}
+            for case in cases
         ]
     for name, message in strings["wrong"].items():
         if _agree(answers, [results[name] for results in mistakes], tolerance):

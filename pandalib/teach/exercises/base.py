@@ -29,6 +29,10 @@ class Exercise:
     returns = ""
     by_name = ()
 
+    def read(self, answer, case):
+        """The result of a case as the check compares it: as it is, or a page made into numbers."""
+        return answer
+
     def cases(self):
         """Yield tuples of arguments, of every size and kind that matters."""
         raise NotImplementedError

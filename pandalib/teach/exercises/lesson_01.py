@@ -5,6 +5,7 @@ import copy
 import numpy as np
 
 from pandalib.teach.exercises.base import Exercise
+from pandalib.teach.exercises.neighbours import leave_one_out, nearest_others, squared_distances
 
 MEAN = np.array([0.485, 0.456, 0.406])[:, None, None]
 STD = np.array([0.229, 0.224, 0.225])[:, None, None]
@@ -139,11 +140,6 @@ def two_sets():
         yield rng.normal(size=(n, d)), rng.normal(size=(m, d))
 
 
-def distances_by_difference(gallery, queries):
-    """Squared distances (m, n), exactly zero for equal rows."""
-    return np.stack([((gallery - query) ** 2).sum(axis=1) for query in queries])
-
-
 def distances_by_product(gallery, queries):
     """Squared distances (m, n) by one matrix product."""
     return (queries**2).sum(axis=1)[:, None] + (gallery**2).sum(axis=1) - 2 * queries @ gallery.T
@@ -161,7 +157,7 @@ class SquaredDistances(Exercise):
         return distances_by_product(gallery, queries)
 
     def mistakes(self, gallery, queries):
-        squared = distances_by_difference(gallery, queries)
+        squared = squared_distances(gallery, queries)
         product = queries @ gallery.T
         return {
             "root": np.sqrt(squared),
@@ -227,11 +223,11 @@ class LeaveOneOut(Exercise):
             yield features, k
 
     def solution(self, features, k):
-        return self._nearest(features, k).sum(axis=1)
+        return leave_one_out(features, k)
 
     def mistakes(self, features, k):
-        squared = distances_by_difference(features, features)
-        nearest = self._nearest(features, k)
+        squared = squared_distances(features, features)
+        nearest = nearest_others(features, k)
         return {
             "self_kept": np.sort(squared, axis=1)[:, :k].sum(axis=1),
             "zeros_dropped": np.sort(np.where(squared == 0, np.inf, squared))[:, :k].sum(axis=1),
@@ -240,11 +236,6 @@ class LeaveOneOut(Exercise):
             "last_only": nearest[:, -1],
             "sign": -nearest.sum(axis=1),
         }
-
-    def _nearest(self, features, k):
-        squared = distances_by_difference(features, features)
-        np.fill_diagonal(squared, np.inf)
-        return np.sort(squared, axis=1)[:, :k]
 
 
 EXERCISES = [

@@ -148,22 +148,32 @@ class TrainingLoop(Exercise):
         }
 
 
+def by_its_weights(module, words):
+    """A class of such modules that are equal if their weights are, as what is handed over must be
+    after a call; it prints these words.
+    """
+    import torch  # the lessons without a network need none
+
+    class Small(module):
+        def __eq__(self, other):
+            return all(map(torch.equal, self.state_dict().values(), other.state_dict().values()))
+
+        __hash__ = module.__hash__
+
+        def __repr__(self):
+            return words
+
+    return Small
+
+
 def small_trainable(seed):
     """A convolution with BatchNorm in evaluation mode; its running statistics are not 0 and 1."""
     import torch  # the lessons without a network need none
     from torch import nn  # the lessons without a network need none
 
-    class Small(nn.Sequential):
-        def __eq__(self, other):  # by what must not change: the weights of the network handed over
-            return all(map(torch.equal, self.state_dict().values(), other.state_dict().values()))
-
-        __hash__ = nn.Module.__hash__
-
-        def __repr__(self):
-            return "a small network"
-
     rng = np.random.default_rng(seed)
-    network = Small(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU()).eval()
+    small = by_its_weights(nn.Sequential, "a small network")
+    network = small(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU()).eval()
     with torch.no_grad():
         for tensor in network.state_dict().values():
             if tensor.ndim:

@@ -6,6 +6,7 @@ import numpy as np
 
 from pandalib.metrics import roc_auc
 from pandalib.teach.exercises.base import Exercise
+from pandalib.teach.exercises.neighbours import knn
 
 
 class EpochsForWork(Exercise):
@@ -91,9 +92,9 @@ class SampleWiseStopping(Exercise):
     def mistakes(self, features, test_features, held_out, k):
         level = self._level(features, held_out, k)
         scores = self._scores(features, test_features, held_out, k)
-        everyone = np.stack([_knn(f, x, k) for f, x in zip(features, test_features)])
-        inside = np.stack([_knn(f, f[held_out], k) for f in features])
-        trained = np.stack([_knn(f[~held_out], f[~held_out], k) for f in features])
+        everyone = np.stack([knn(f, x, k) for f, x in zip(features, test_features)])
+        inside = np.stack([knn(f, f[held_out], k) for f in features])
+        trained = np.stack([knn(f[~held_out], f[~held_out], k) for f in features])
         leaking = inside.mean(axis=1, keepdims=True)
         return {
             "held_out_in_gallery": (scores / leaking).max(axis=0),
@@ -110,17 +111,11 @@ class SampleWiseStopping(Exercise):
 
     def _level(self, features, held_out, k):
         """The mean score of the held-out images, one for each checkpoint: (T, 1)."""
-        return np.array([[_knn(f[~held_out], f[held_out], k).mean()] for f in features])
+        return np.array([[knn(f[~held_out], f[held_out], k).mean()] for f in features])
 
     def _scores(self, features, test_features, held_out, k):
         pairs = zip(features, test_features)
-        return np.stack([_knn(f[~held_out], x, k) for f, x in pairs])
-
-
-def _knn(gallery, queries, k):
-    """Sum of the squared distances to the k nearest."""
-    squares = ((queries[:, None] - gallery[None]) ** 2).sum(axis=-1)
-    return np.sort(squares, axis=1)[:, :k].sum(axis=1)
+        return np.stack([knn(f[~held_out], x, k) for f, x in pairs])
 
 
 class PickThenJudge(Exercise):

@@ -3,11 +3,8 @@
 import numpy as np
 
 from pandalib.teach.exercises.base import Exercise
-from pandalib.teach.exercises.lesson_01 import (
-    distances_by_difference,
-    distances_by_product,
-    two_sets,
-)
+from pandalib.teach.exercises.lesson_01 import distances_by_product, two_sets
+from pandalib.teach.exercises.neighbours import squared_distances
 
 
 class NearestDistance(Exercise):
@@ -22,7 +19,7 @@ class NearestDistance(Exercise):
         return distances_by_product(gallery, positions).min(axis=1)
 
     def mistakes(self, positions, gallery):
-        squared = distances_by_difference(gallery, positions)
+        squared = squared_distances(gallery, positions)
         by_channel = (positions[:, None] - gallery[None]) ** 2
         return {
             "root": np.sqrt(squared).min(axis=1),

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from pandalib.teach.exercises.base import Exercise
+from pandalib.teach.exercises.neighbours import knn, leave_one_out
 
 SIZE = 128  # at which `inspect_folder` opens both folders
 
@@ -120,8 +121,8 @@ class FolderReport(Exercise):
 
     def mistakes(self, normal, new, rate=0.05, k=2):
         right = _rows(normal, new, rate, k)
-        scores = _knn(normal, new, k)
-        own = _knn(normal, normal, k)
+        scores = knn(normal, new, k)
+        own = knn(normal, normal, k)
         by_file = right[np.argsort(right[:, 0])]
         unsorted = np.stack([right[:, 0], by_file[:, 1], by_file[:, 2]], axis=1)
         return {
@@ -135,7 +136,7 @@ class FolderReport(Exercise):
             "not_over_threshold": _rows(normal, new, rate, k, relative=False),
             "no_correction": _rows(normal, new, rate, k, correction=0),
             "largest_normal": _rows(normal, new, 0.0, k),
-            "new_among_themselves": _rows(normal, new, rate, k, scores=_loo(new, k)),
+            "new_among_themselves": _rows(normal, new, rate, k, scores=leave_one_out(new, k)),
             "one_neighbour": _rows(normal, new, rate, 1),
         }
 
@@ -164,12 +165,12 @@ class InspectFolder(Exercise):
             return _page(names, rows, n, rate)
 
         return {
-            "threshold_from_the_new": page(_rows(a, b, rate, threshold_of=_knn(a, b, 2))),
-            "self_kept": page(_rows(a, b, rate, normal_scores=_knn(a, a, 2))),
+            "threshold_from_the_new": page(_rows(a, b, rate, threshold_of=knn(a, b, 2))),
+            "self_kept": page(_rows(a, b, rate, normal_scores=knn(a, a, 2))),
             "least_first": page(rows[::-1]),
             "names_out_of_order": page(np.column_stack([in_order, rows[:, 1:]])),
             "in_order_of_files": page(rows[np.argsort(rows[:, 0])]),
-            "normal_listed": page(_rows(a, a, rate, normal_scores=_loo(a, 2)), normal_names),
+            "normal_listed": page(_rows(a, a, rate), normal_names),
             "folders_swapped": page(_rows(b, a, rate), normal_names, len(new)),
             "both_are_normal": page(_rows(np.concatenate([a, b]), b, rate)),
             "own_proportions": page(_rows(a, features(own), rate)),
@@ -295,8 +296,8 @@ def _rows(
     relative=True,
 ):
     """The rows of the report; what comes by name is a mistake."""
-    normal_scores = _loo(normal, k) if normal_scores is None else normal_scores
-    scores = _knn(normal, new, k) if scores is None else scores
+    normal_scores = leave_one_out(normal, k) if normal_scores is None else normal_scores
+    scores = knn(normal, new, k) if scores is None else scores
     of = np.sort(normal_scores if threshold_of is None else threshold_of)
     rank = min(int(np.ceil((1 - rate) * (len(of) + correction) - 1e-9)), len(of))
     n = len(normal) + counted_in
@@ -304,22 +305,6 @@ def _rows(
     order = np.argsort(-scores)
     values = scores / of[rank - 1] if relative else scores
     return np.stack([order, values[order], p[order]], axis=1)
-
-
-def _squared(a, b):
-    return ((a[:, None] - b[None]) ** 2).sum(axis=2)
-
-
-def _knn(normal, new, k):
-    """Sum of the squared distances to the k nearest."""
-    return np.sort(_squared(new, normal), axis=1)[:, :k].sum(axis=1)
-
-
-def _loo(features, k):
-    """The same for each image among the others."""
-    squared = _squared(features, features)
-    np.fill_diagonal(squared, np.inf)
-    return np.sort(squared, axis=1)[:, :k].sum(axis=1)
 
 
 EXERCISES = [RankAgreement(), LargerPart(), FolderReport(), InspectFolder(), TrueAlarms()]
