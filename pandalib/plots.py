@@ -371,20 +371,6 @@ def scatter_strip(points: dict, labels, *, shared: bool, xlabel: str, ylabel: st
     return fig
 
 
-def two_parts(parts: np.ndarray, labels, *, threshold: float) -> Figure:
-    """Both parts (2, n) of an `Inspector`'s scores; beyond the line the larger one alarms."""
-    fig, axis = figure(width=5.2, height=4.0)
-    _scatter(axis, parts.T, labels, sizes={"anomalous": 34, "normal": 34})
-    low, high = parts.min() / 1.3, parts.max() * 1.3
-    corner = [low, threshold, threshold], [threshold, threshold, low]
-    axis.plot(*corner, color=REFERENCE, linestyle="--", linewidth=1.5, label="threshold")
-    axis.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high))
-    axis.set(xlabel="image part (1 normal image in 10 is above 1)", ylabel="place part (likewise)")
-    _grid(axis)
-    _legend(axis)
-    return fig
-
-
 def _scatter(axis: Axes, points: np.ndarray, labels, sizes: dict[str, int]) -> None:
     for name, rows in _by_class(labels).items():
         look = dict(marker=STYLES[name]["marker"], linewidths=0.7, s=sizes[name])

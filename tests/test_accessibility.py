@@ -114,7 +114,6 @@ def drawn_figures():
     yield plots.intervals(["a", "b"], [0.5, 0.7], [[0.4, 0.6], [0.6, 0.8]])
     yield plots.moves(["a", "b"], [0.5, 0.7], {"one": [0.6, 0.6], "other": [0.7, 0.8]})
     yield plots.bars(["a", "b"], [1.0, 20.0], xlabel="seconds")
-    yield plots.two_parts(rng.gamma(3, size=(2, 60)), labels, threshold=1.5)
     yield plots.stacked([1, 2, 3], {"loss": {"one": [1, 2, 3]}}, xlabel="epoch", marks={"peak": 2})
     yield plots.scatter_strip({"start": rng.normal(size=(60, 2))}, labels, shared=True, **axes)
 

@@ -171,8 +171,8 @@ def functions_of(name, *wanted):
     nodes = ast.parse(sources(name)).body
     found = [node for node in nodes if isinstance(node, ast.FunctionDef) and node.name in wanted]
     space = {"np": np, "ndimage": ndimage, "pandalib": pandalib, "torch": torch, "copy": copy}
-    space |= {"vector_to_parameters": torch.nn.utils.vector_to_parameters}
     space |= {"F": torch.nn.functional}
+    space["vector_to_parameters"] = torch.nn.utils.vector_to_parameters
     space |= {"MEAN": backbones.MEAN, "STD": backbones.STD}
     exec(compile(ast.Module(body=found, type_ignores=[]), name, "exec"), space)
     return [space[one] for one in wanted]

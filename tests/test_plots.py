@@ -238,15 +238,6 @@ def test_clouds_hold_each_image_in_its_class(shared):
     assert texts(fig.legends[0].get_texts()) == ["anomalous", "normal"]
 
 
-def test_the_line_of_two_parts_is_where_the_larger_one_alarms():
-    (axis,) = plots.two_parts(POINTS.T, LABELS, threshold=2.0).axes
-    low, high = axis.get_xlim()
-    assert xy(axis.lines[0]) == [(low, 2.0), (2.0, 2.0), (2.0, low)]
-    assert low < POINTS.min() < POINTS.max() < high
-    drawn = {cloud.get_label(): len(cloud.get_offsets()) for cloud in axis.collections}
-    assert drawn == {"normal": 20, "anomalous": 40}
-
-
 def test_each_image_has_a_ring_at_the_epoch_that_it_picks():
     labels = np.array([0, 1, 1, 0, 1])
     left, right = plots.own_moments(RATIOS, labels, shown=[0, 1, 2]).axes
