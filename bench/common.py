@@ -15,6 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+from scipy.stats import t
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 RESULTS = ROOT / "docs" / "results"
@@ -137,6 +140,19 @@ def machine() -> str:
         pass
     capability, threads = torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()
     return f"{name}, {capability}, {os.cpu_count()} cores, {threads} threads used"
+
+
+def mean_and_half(values) -> tuple[float, float]:
+    """Mean of (n,) values, and half its 95 % interval by Student's t."""
+    values = np.asarray(values, float)
+    half = t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    return float(values.mean()), float(half)
+
+
+def with_half(values, sign: str = "") -> str:
+    """The same as text."""
+    mean, half = mean_and_half(values)
+    return f"{mean:{sign}.3f} ± {half:.3f}"
 
 
 def versions(*names: str) -> str:

@@ -75,16 +75,6 @@ of {n_seeds} splits.
 """
 
 
-def mean_and_half(differences: np.ndarray) -> tuple[float, float]:
-    """Mean of (seeds, symbols), and half its 95 % interval over symbols, by Student's t."""
-    from scipy.stats import t  # only here
-
-    of_symbols = np.asarray(differences).mean(axis=0)
-    n = len(of_symbols)
-    half = t.ppf(0.975, n - 1) * of_symbols.std(ddof=1) / np.sqrt(n)
-    return float(of_symbols.mean()), float(half)
-
-
 def pooled(backbone, images: np.ndarray) -> dict[str, np.ndarray]:
     """The mean colour, and the pooled features of each stage: name -> (n, d)."""
     found = {"mean colour": images.mean(axis=(2, 3))}
@@ -207,8 +197,7 @@ def page(n_seeds: int, n_train: int, n_test: int) -> str:
     backbone, seeds = load_backbone(device="cpu"), range(n_seeds)
 
     def with_half(values, sign="") -> str:
-        mean, half = mean_and_half(values)
-        return f"{mean:{sign}.3f} ± {half:.3f}"
+        return common.with_half(values.mean(axis=0), sign)  # over the symbols
 
     depths = depth(backbone, seeds, n_train, n_test)
     rows = [

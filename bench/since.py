@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from itertools import product
 
 import common
 import numpy as np
-from scipy.stats import t
+from common import with_half
 
 from pandalib import (
     DN2,
@@ -79,13 +80,6 @@ and all anomalies are scratched; memory bank in five folds, a fifth is trimmed; 
 """
 
 
-def with_half(values, sign: str = "") -> str:
-    """Mean of (n,) values and half its 95 % interval, as text."""
-    values = np.asarray(values, float)
-    half = t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
-    return f"{values.mean():{sign}.3f} ± {half:.3f}"
-
-
 def moved(images: np.ndarray, seed: int) -> np.ndarray:
     """Each image (3, H, W) shifted at random, round the edges."""
     rng = np.random.default_rng([seed, 9])
@@ -146,19 +140,11 @@ def few(seeds: range, n_draws: int, counts=FEW) -> list[str]:
             for draw in range(n_draws):
                 rng = np.random.default_rng([seed, draw])
                 chosen = rng.permutation(len(task.train))
-                for name, make in makers.items():
-                    for way, copies in ways.items():
-                        found[name + way].append(
-                            [
-                                roc_auc(
-                                    task.labels,
-                                    make()
-                                    .fit(copies(task.train[np.sort(chosen[:n])]))
-                                    .score(task.test),
-                                )
-                                for n in counts
-                            ]
-                        )
+                parts = [task.train[np.sort(chosen[:n])] for n in counts]
+                for (name, make), (way, copies) in product(makers.items(), ways.items()):
+                    scored = [make().fit(copies(part)).score(task.test) for part in parts]
+                    aucs = [roc_auc(task.labels, scores) for scores in scored]
+                    found[name + way].append(aucs)
         rows += [
             f"| {kind} | {name} | {' | '.join(with_half(of_n) for of_n in np.transpose(values))} |"
             for name, values in found.items()
@@ -171,72 +157,63 @@ def recall(labels, scores) -> float:
     return float((scores[labels == 1] > threshold_at(scores[labels == 0], RATE)).mean())
 
 
-def hidden_symbols(seeds: range, share: float, n_train: int = 300, n_test: int = 180) -> np.ndarray:
-    """(seeds, symbols, 3): recall, recall after trimming, share of the hidden that was trimmed."""
-    rows, backbone, names = [], load_backbone(device="cpu"), list(SYMBOLS)
-    n_hidden = round(share * n_train)
-    for seed in seeds:
-        features = {
-            name: backbone.features(Pictograms(name, n_train + n_test, split="noisy", seed=seed)[:])
-            for name in names
-        }
-        for name, other in zip(names, names[1:] + names[:1]):
-            own, strange = features[name], features[other]
-            gallery = np.concatenate([own[: n_train - n_hidden], strange[:n_hidden]])
-            queries = np.concatenate([own[n_train:], strange[n_train:]])
-            labels = np.repeat([0, 1], n_test)
-            order = np.argsort(KNN(2).fit(gallery).leave_one_out())
-            kept, gone = np.split(order, [round(0.9 * n_train)])
-            rows.append(
-                [
-                    recall(labels, knn_scores(gallery, queries, 2)),
-                    recall(labels, knn_scores(gallery[np.sort(kept)], queries, 2)),
-                    (gone >= n_train - n_hidden).sum() / max(n_hidden, 1),
-                ]
-            )
-    return np.reshape(rows, (len(seeds), -1, 3))
-
-
-def hidden_scratches(seeds: range, share: float, n_train: int = 50, n_test: int = 60) -> np.ndarray:
-    """As `hidden_symbols`, for washers: (seeds, 3)."""
-    rows, backbone = [], load_backbone(device="cpu")
-    options = dict(layers=["layer1", "layer2"], coreset_ratio=0.1, progress=False)
-    n_hidden = round(share * n_train)
+def hidden_symbols(seed: int, shares, n_train: int = 300, n_test: int = 180) -> np.ndarray:
+    """(shares, symbols, 3): recall, recall after trimming, share of the hidden that was trimmed."""
+    backbone, names = load_backbone(device="cpu"), list(SYMBOLS)
     labels = np.repeat([0, 1], n_test)
-    for seed in seeds:
+    features = {
+        name: backbone.features(Pictograms(name, n_train + n_test, split="noisy", seed=seed)[:])
+        for name in names
+    }
+    rows = []
+    for share, (name, other) in product(shares, zip(names, names[1:] + names[:1])):
+        n_hidden = round(share * n_train)
+        own, strange = features[name], features[other]
+        gallery = np.concatenate([own[: n_train - n_hidden], strange[:n_hidden]])
+        queries = np.concatenate([own[n_train:], strange[n_train:]])
+        order = np.argsort(KNN(2).fit(gallery).leave_one_out())
+        kept, gone = np.split(order, [round(0.9 * n_train)])
+        galleries = gallery, gallery[np.sort(kept)]
+        recalls = [recall(labels, knn_scores(one, queries, 2)) for one in galleries]
+        rows.append([*recalls, (gone >= n_train - n_hidden).sum() / max(n_hidden, 1)])
+    return np.reshape(rows, (len(shares), -1, 3))
 
-        def draw(n, split, defect=None, seed=seed):
-            return Surfaces("washer", n, split=split, seed=seed, defect=defect)[:]
 
+def hidden_scratches(seed: int, shares, n_train: int = 50, n_test: int = 60) -> np.ndarray:
+    """As `hidden_symbols`, for washers: (shares, 3)."""
+    backbone = load_backbone(device="cpu")
+    labels = np.repeat([0, 1], n_test)
+
+    def draw(n, split, defect=None):
+        return Surfaces("washer", n, split=split, seed=seed, defect=defect)[:]
+
+    def bank(images):
+        layers = dict(layers=["layer1", "layer2"], progress=False)
+        return PatchCore(backbone, coreset_ratio=0.1, **layers).fit(images)
+
+    test = np.concatenate([draw(n_test, "test"), draw(n_test, "tested", "scratch")])
+    rows = []
+    for share in shares:
+        n_hidden = round(share * n_train)
         train = [draw(n_train - n_hidden, "train"), draw(n_hidden, "hidden", "scratch")]
         train = np.concatenate(train)
-        test = np.concatenate([draw(n_test, "test"), draw(n_test, "tested", "scratch")])
         scores = np.empty(n_train)
         folds = np.random.default_rng([seed, 5]).permutation(n_train) % 5
         for fold in range(5):
-            bank = PatchCore(backbone, **options).fit(train[folds != fold])
-            scores[folds == fold] = bank.score(train[folds == fold])
+            scores[folds == fold] = bank(train[folds != fold]).score(train[folds == fold])
         kept, gone = np.split(np.argsort(scores), [round(0.8 * n_train)])
-        rows.append(
-            [
-                recall(labels, PatchCore(backbone, **options).fit(train).score(test)),
-                recall(
-                    labels, PatchCore(backbone, **options).fit(train[np.sort(kept)]).score(test)
-                ),
-                (gone >= n_train - n_hidden).sum() / max(n_hidden, 1),
-            ]
-        )
+        recalls = [recall(labels, bank(one).score(test)) for one in (train, train[np.sort(kept)])]
+        rows.append([*recalls, (gone >= n_train - n_hidden).sum() / max(n_hidden, 1)])
     return np.array(rows)
 
 
 def hidden(seeds: range, shares=SHARES, **sizes) -> list[str]:
     rows = []
-    for images, measure in (("pictograms", hidden_symbols), ("washers", hidden_scratches)):
-        for share in shares:
-            found = measure(seeds, share, **sizes)
-            plain, trimmed, gone = np.moveaxis(
-                found.mean(axis=0) if found.ndim == 3 else found, 1, 0
-            )
+    symbols = np.mean([hidden_symbols(seed, shares, **sizes) for seed in seeds], axis=0)
+    washers = np.stack([hidden_scratches(seed, shares, **sizes) for seed in seeds], axis=1)
+    for images, measured in (("pictograms", symbols), ("washers", washers)):  # (shares, n, 3)
+        for share, found in zip(shares, measured):
+            plain, trimmed, gone = found.T
             rows.append(
                 f"| {images} | {share:.0%} | {with_half(plain)} | {with_half(trimmed)} | "
                 f"{with_half(trimmed - plain, '+')} | {with_half(gone) if share else ''} |"

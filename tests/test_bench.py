@@ -283,4 +283,4 @@ def test_recall_counts_what_is_above_all_but_a_twentieth():
 
 
 def test_the_half_of_an_interval_is_students():
-    assert since.with_half([1.0, 2.0, 3.0]) == "2.000 ± 2.484"  # 4.3027 / sqrt(3)
+    assert common.with_half([1.0, 2.0, 3.0]) == "2.000 ± 2.484"  # 4.3027 / sqrt(3)
