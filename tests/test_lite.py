@@ -1,7 +1,6 @@
 """Lesson 00 for the browser: what goes into the page, and the page itself where it can be built."""
 
 import json
-import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -11,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
 import lite
-from test_browser_only import BLOCKED, RUN
+from test_browser_only import run_lesson_00
 
 
 @pytest.fixture(scope="module")
@@ -36,15 +35,7 @@ def test_the_wheel_is_pure_and_whole(wheel):
 
 def test_the_lesson_runs_from_the_wheel_without_torch_and_faiss(wheel, tmp_path):
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
-    notebook = json.loads((ROOT / "notebooks" / f"{lite.LESSON}.ipynb").read_text("utf-8"))
-    cells = ["".join(c["source"]) for c in notebook["cells"] if c["cell_type"] == "code"]
-    (tmp_path / "cells.json").write_text(json.dumps(cells), encoding="utf-8")
-    first = f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r})\n"
-    code = first + RUN.format(blocked=set(BLOCKED), cells=str(tmp_path / "cells.json"))
-    code += f"\nassert pandalib.__file__.startswith({str(tmp_path)!r})"
-    run = [sys.executable, "-c", code]
-    done = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    run_lesson_00(tmp_path, tmp_path / "site")
 
 
 @pytest.mark.skipif(not lite.PYTHON.is_file(), reason="run `make book ARGS=--lite` once first")

@@ -71,7 +71,7 @@ def command_line() -> str:
     return page
 
 
-def gather(source: Path, in_browser: bool = False) -> None:
+def gather(source: Path, in_browser: bool) -> None:
     """Everything that Sphinx reads, in `source`."""
     shutil.copytree(ROOT / "docs", source / "docs", dirs_exist_ok=True)
     notebooks = ROOT / "notebooks"

@@ -10,20 +10,26 @@ server, or try it with `python -m http.server`.
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
-import venv
 import zipfile
 from pathlib import Path
 
 import nbformat
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tools"))
+import beside
+
 VENV = ROOT / ".venv-lite"
-PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-PACKAGES = ("jupyterlite-core==0.8.6", "jupyterlite-pyodide-kernel==0.8.6", "jupyter-server")
+PYTHON = beside.python_of(VENV)
+VERSION = "0.8.6"
+PACKAGES = (
+    f"jupyterlite-core=={VERSION}",
+    f"jupyterlite-pyodide-kernel=={VERSION}",
+    "jupyter-server",
+)
 LESSON = "00_start_here"
 # What the lesson imports and Pyodide brings; its wheels fit no other Python.
 FROM_PYODIDE = ("numpy", "scipy", "scikit-learn", "matplotlib", "pillow", "joblib", "tqdm")
@@ -42,15 +48,8 @@ class Trouble(Exception):
 
 def install() -> None:
     """Make `.venv-lite` from a package index; quick when it is there."""
-    done = VENV / "-".join(PACKAGES).replace("==", "-")
-    if done.is_file():
-        return
-    print(f"Installing JupyterLite into {VENV.name}: this needs a package index, once.")
-    venv.create(VENV, with_pip=True, clear=True)
-    line = [str(PYTHON), "-m", "pip", "install", "--quiet", *PACKAGES]
-    if subprocess.run(line).returncode:
+    if not beside.install(VENV, VERSION, PACKAGES):
         raise Trouble("JupyterLite could not be installed: the message above says why.")
-    done.touch()
 
 
 def wheel(folder: Path) -> Path:

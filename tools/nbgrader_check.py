@@ -17,11 +17,9 @@ import csv
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
-import venv
 from pathlib import Path
 
 import nbformat
@@ -29,9 +27,10 @@ import nbformat
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv-nbgrader"
 sys.path.insert(0, str(ROOT / "tools"))
+import beside
 from submissions import mend
 
-PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+PYTHON = beside.python_of(VENV)
 VERSION = "0.9.6"
 LESSON = "00_start_here"  # the quickest one, with two exercises
 # A wrong answer that many give: in the cell of an exercise, this piece replaced by that one.
@@ -56,13 +55,8 @@ def is_installed() -> bool:
 
 def install() -> None:
     """Make `.venv-nbgrader` from a package index; quick when it is there."""
-    if not is_installed():
-        venv.create(VENV, with_pip=True, clear=True)
-        packages = ["-m", "pip", "install", "-q", f"nbgrader=={VERSION}"]
-        if subprocess.call([PYTHON, *packages]):
-            shutil.rmtree(VENV)
-            sys.exit("error: nbgrader could not be installed; its test is left out until then.")
-        (VENV / VERSION).touch()
+    if not beside.install(VENV, VERSION, [f"nbgrader=={VERSION}"]):
+        sys.exit("error: nbgrader could not be installed; its test is left out until then.")
 
 
 def problems(paths: list[Path]) -> str:
