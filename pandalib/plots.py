@@ -8,9 +8,12 @@ colours are told apart by colour-blind readers (Okabe and Ito 2008).
 
 from __future__ import annotations
 
+import base64
 import io
 import os
+import zlib
 from collections.abc import Callable, Sequence
+from html import escape
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -119,12 +122,80 @@ def slider(draw: Callable, values: Sequence, *, start, label: str) -> None:
     control.observe(redraw, names="value")
 
 
+CHOICE = """<style>
+.{name} input {{position: absolute; opacity: 0}}
+.{name} .row {{display: flex; flex-wrap: wrap; gap: 6px; margin: 6px 0}}
+.{name} img {{display: block; width: 76px; border: 3px solid}}
+.{name} .normal {{border-color: {normal}}}
+.{name} .anomalous {{border-color: {anomalous}; border-style: dashed}}
+.{name} label {{cursor: pointer; padding: 2px; border-bottom: 4px solid transparent}}
+.{name} .beside {{display: none}}
+{rules}
+</style>
+<div class="{name}">{inputs}<div class="row">{labels}</div>{panels}</div>"""
+CHOSEN = """
+.{name} #{this}:checked ~ .row label[for={this}] {{border-color: currentColor}}
+.{name} #{this}:focus-visible ~ .row label[for={this}] {{outline: 2px solid}}
+.{name} #{this}:checked ~ .of-{i} {{display: flex}}"""
+
+
+def click(images, beside, *, names: Sequence[str], anomalous, alt: str) -> None:
+    """Images in a row; below them, what belongs to the one that is clicked.
+
+    Plain HTML without a script: it needs no kernel, and works with the arrow keys. The first image
+    is chosen.
+
+    Parameters
+    ----------
+    images : array (n, 3, H, W), uint8
+    beside : array (n, m, 3, H, W), uint8
+        For each image the m normal ones that appear below it.
+    names : sequence of str
+        Of the n images, for those who do not see them.
+    anomalous : array (n,)
+        Which of the n images get the dashed frame.
+    alt : str
+        The caption, as `show` takes it.
+    """
+    from IPython.display import Markdown, display  # the command line draws without it
+
+    _check_sentence(alt)
+    name = f"choice-{zlib.crc32(np.ascontiguousarray(images).tobytes()):08x}"
+    inputs = labels = panels = rules = ""
+    for i, (image, others) in enumerate(zip(images, beside)):
+        this = f"{name}-{i}"
+        inputs += f'<input type="radio" name="{name}" id="{this}"{"" if i else " checked"}>'
+        kind = "anomalous" if anomalous[i] else "normal"
+        labels += f'<label for="{this}">{_img(image, names[i], kind)}</label>'
+        shown = [_img(one, f"{names[i]}, number {n}", "normal") for n, one in enumerate(others, 1)]
+        panels += f'<div class="row beside of-{i}">{"".join(shown)}</div>'
+        rules += CHOSEN.format(name=name, this=this, i=i)
+    frames = dict(normal=NORMAL, anomalous=ANOMALOUS)
+    parts = dict(inputs=inputs, labels=labels, panels=panels, rules=rules)
+    page = CHOICE.format(name=name, **frames, **parts)
+    display({"text/html": page, "text/plain": f"({len(names)} images to click)"}, raw=True)
+    display(Markdown(f"*Figure: {alt}*"))
+
+
+def _img(image: np.ndarray, alt: str, kind: str) -> str:
+    small = Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0)))
+    small.thumbnail((76, 76))
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=80)
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return f'<img class="{kind}" alt="{escape(alt)}" src="data:image/jpeg;base64,{data}">'
+
+
+def _check_sentence(alt: str) -> None:
+    if len(alt.split()) < 6 or not alt.endswith("."):
+        raise ValueError(f"alt text {alt!r}: expected a full sentence about what the figure shows.")
+
+
 def _display(fig: Figure, alt: str, *, name: str | None = None, update: bool = False) -> None:
     """The picture and its caption; under a `name` they can be replaced where they stand."""
     from IPython.display import Markdown, display  # the command line draws without it
 
-    if len(alt.split()) < 6 or not alt.endswith("."):
-        raise ValueError(f"alt text {alt!r}: expected a full sentence about what the figure shows.")
+    _check_sentence(alt)
     picture, caption = {}, {}
     if name is not None:
         picture = {"display_id": f"picture-{name}", "update": update}

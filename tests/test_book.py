@@ -10,8 +10,10 @@ import browser
 import nbformat
 import pytest
 from bs4 import BeautifulSoup
+from PIL import Image
 
 import pandalib
+from pandalib.experiments.config import METHODS
 
 ROOT = Path(__file__).resolve().parent.parent
 for package in ("sphinx", "myst_nb", "numpydoc", "furo", "sphinx_copybutton"):
@@ -50,6 +52,34 @@ def test_every_lesson_and_text_is_reached_from_the_side(pages):
     assert not pages.keys() - listed - own
     texts = [*LESSONS.values(), *(ROOT / "docs").rglob("*.md")]
     assert {path.relative_to(ROOT).with_suffix(".html").as_posix() for path in texts} <= listed
+
+
+def test_each_method_has_a_page_with_its_equation_its_file_and_its_lesson(pages):
+    methods = METHODS.keys() - {"compactness"} | {"nuisance"}
+    assert {f"docs/methods/{name}.html" for name in methods} == {
+        name for name in pages if name.startswith("docs/methods/")
+    }
+    for name in methods:
+        page = pages[f"docs/methods/{name}.html"]
+        facts = [row.text for row in page.select("table.docutils tr")]
+        assert any(text.strip().startswith("in our measurements") for text in facts), name
+        assert page.select("table.docutils a[href*='notebooks/']"), name
+        equation, file = page.select("article pre")[0].text, page.select("article pre")[-1].text
+        assert "=" in equation and equation.split("=")[0].strip() in file, name
+    assert "lambda / 2 * sum_i F_i" in pages["docs/methods/ewc.html"].select("pre")[0].text
+
+
+def test_in_place_of_a_slider_there_is_an_animation(site, pages):
+    sliders = {name: path.read_text(encoding="utf-8") for name, path in LESSONS.items()}
+    sliders = {name: text.count("plots.slider(") for name, text in sliders.items()}
+    assert sum(sliders.values()) >= 4
+    for name, number in sliders.items():
+        shown = pages[f"notebooks/{name}.html"].select("details img[src$='.gif']")
+        assert len(shown) == number, name
+        for picture in shown:
+            assert picture["alt"].endswith(".")
+            with Image.open(site / "notebooks" / picture["src"]) as moving:
+                assert moving.n_frames > 3, name
 
 
 def test_links_lead_somewhere(site, pages):
@@ -138,6 +168,18 @@ def test_pages_fit_a_phone_and_are_quiet(site, pages, page):
         assert page.value("document.documentElement.scrollWidth") <= 390, name
         assert not page.complaints, (name, page.complaints)
         assert all(address.startswith(("file:", "data:")) for address in page.requested), name
+
+
+@in_a_browser
+def test_a_click_on_an_image_shows_its_neighbours(site, page):
+    page.size(1200, 800)
+    page.open((site / "notebooks" / "01_knn_baseline.html").as_uri())
+    visible = """[...document.querySelectorAll('.beside')].map(
+        panel => getComputedStyle(panel).display != 'none')"""
+    before = page.value(visible)
+    assert before == [True] + [False] * 8
+    page.value("document.querySelectorAll('[for^=choice-]')[4].click()")
+    assert page.value(visible) == [n == 4 for n in range(9)]
 
 
 @in_a_browser

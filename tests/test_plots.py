@@ -1,11 +1,15 @@
 """Figures: a sentence with each, and what they draw is where it belongs; a slider moves both."""
 
+import base64
+import io
 import subprocess
 import sys
 from itertools import pairwise
 
 import numpy as np
 import pytest
+from bs4 import BeautifulSoup
+from PIL import Image
 
 from pandalib import plots
 
@@ -113,6 +117,31 @@ def test_a_slider_that_is_moved_replaces_picture_and_caption(shown):
 def test_a_slider_starts_at_one_of_its_values(shown):
     with pytest.raises(ValueError, match="start=7 is none of the slider's 5 values"):
         plots.slider(draw, range(5), start=7, label="step")
+
+
+def test_images_to_click_have_names_and_the_first_is_chosen(shown):
+    names = [f"cell {n}, good" for n in range(3)]
+    beside = [IMAGES[2:], IMAGES[3:], IMAGES[4:]]
+    plots.click(IMAGES[:3], beside, names=names, anomalous=[0, 1, 0], alt=SENTENCE)
+    (page, _), (caption, _) = shown
+    page = BeautifulSoup(page["text/html"], "html.parser")
+    buttons, labels = page.select("input[type=radio]"), page.select("label")
+    assert [button.has_attr("checked") for button in buttons] == [True, False, False]
+    assert [label["for"] for label in labels] == [button["id"] for button in buttons]
+    assert [label.img["alt"] for label in labels] == names
+    assert [label.img["class"][0] for label in labels] == ["normal", "anomalous", "normal"]
+    panels = page.select(".beside")
+    assert [len(panel.find_all("img")) for panel in panels] == [5, 4, 3]
+    for i, panel in enumerate(panels):
+        for n, picture in enumerate(panel.find_all("img")):
+            assert picture["alt"] == f"{names[i]}, number {n + 1}"
+            data = base64.b64decode(picture["src"].partition(",")[2])
+            pixels = np.asarray(Image.open(io.BytesIO(data)), float)
+            wanted = beside[i][n].transpose(1, 2, 0)
+            assert np.corrcoef(pixels.ravel(), wanted.ravel())[0, 1] > 0.5  # and not another one
+    assert caption.data == f"*Figure: {SENTENCE}*"
+    with pytest.raises(ValueError, match="expected a full sentence"):
+        plots.click(IMAGES[:3], beside, names=names, anomalous=[0, 1, 0], alt="Cells")
 
 
 # ---------------------------------------------------------------- what is drawn

@@ -318,6 +318,17 @@ def test_what_stands_in_takes_tensors_where_the_lesson_hands_them_over(key):
         found.sum().backward()
 
 
+def test_a_long_argument_is_named_and_not_written_out():
+    def fails(results, method, other, draws):
+        raise KeyError("roc_auc")
+
+    with pytest.raises(
+        CheckFailed, match=r"called with list of 45, 'early', 'dn2', array"
+    ) as error:
+        check("paired_gain", fails)
+    assert len(str(error.value)) < 300
+
+
 @each_exercise
 def test_inputs_stay_as_they_are(key):
     case = list(EXERCISES[key].cases())[-1]

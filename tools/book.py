@@ -23,15 +23,48 @@ import nbformat
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 import lite
+from animations import file_of, labels
 from student import BEGIN, END, without_solution
 
+import pandalib
 from pandalib.cli import COMMANDS
+from pandalib.experiments.config import METHODS
 
 ONLY_TO_RUN = "colab"  # name of the cell that a hosted notebook needs and a reader does not
+MOVING = """<details><summary>As an animation, by {label}</summary>
+
+![The figure above, at one value of its slider after another.](../docs/animations/{file})
+
+</details>"""
 IN_BROWSER = """
 
 <p><a href="../lite/notebooks/index.html?path={}">Run this lesson in the browser</a>: nothing is
 installed; about 100 MB are fetched the first time.</p>"""
+IN_FILE = {
+    "whitened": "whitening",
+    "ewc": "ewc",
+    "nuisance": "nuisance",
+}  # the others: their detector's
+METHOD = """# {title}
+
+| | |
+|---|---|
+{facts}
+
+## Definition
+
+```{{eval-rst}}
+.. automodule:: pandalib.methods.{file}
+   :no-index:
+```
+
+## The file
+
+[Its reference](../../library/pandalib.methods.{file}.rst); [all methods](../methods.md).
+
+````python
+{source}````
+"""
 TOCTREE = "\n```{{toctree}}\n:hidden:\n:glob:\n:caption: {}\n\n{}\n```\n"
 
 
@@ -48,6 +81,9 @@ def lesson(path: Path, in_browser: bool) -> str:
             cell.source = re.sub(rf" *({BEGIN}|{END})\n?", "", cell.source)
             cell.metadata["tags"] = ["hide-input"]
         notebook.cells.append(cell)
+        for label in labels(cell.source):  # no kernel moves a slider here
+            moving = MOVING.format(file=file_of(label), label=label)
+            notebook.cells.append(nbformat.v4.new_markdown_cell(moving, id=f"{cell.id}-moving"))
     copies = "[the student's copy]({0}student/{1}), or [the notebook with its solutions]({0}{1})"
     cells[0].source += f"\n\nTake along: {copies.format('path:../downloads/', path.name)}."
     if in_browser and path.stem == lite.LESSON:
@@ -57,6 +93,33 @@ def lesson(path: Path, in_browser: bool) -> str:
 
 def module_page(name: str) -> str:
     return f"{name}\n{'=' * len(name)}\n\n.. automodule:: {name}\n   :members:\n"
+
+
+def method_pages(table: str) -> tuple[str, dict[str, str]]:
+    """docs/methods.md with links, and a page for each of its rows: facts, equation, file."""
+    pages, header, lines = {}, [], []
+    for line in table.splitlines():
+        title, *cells = [cell.strip() for cell in line.strip("| ").split(" | ")]
+        if line.startswith("| method "):
+            header = cells
+        elif line.startswith("| "):
+            method = cells[0].strip("`")
+            name = method if method in METHODS else "nuisance"  # the one that `run` has not
+            pages[f"docs/methods/{name}.md"] = method_page(title, name, zip(header, cells))
+            line = line.replace(f"| {title} |", f"| [{title}](methods/{name}.md) |", 1)
+        lines.append(line)
+    return "\n".join(lines) + "\n", pages
+
+
+def method_page(title: str, name: str, facts) -> str:
+    file = IN_FILE.get(name) or getattr(pandalib, METHODS[name].detector).__module__.split(".")[-1]
+    rows = "\n".join(f"| {key} | {cell} |" for key, cell in facts)
+    return METHOD.format(
+        title=title,
+        facts=re.sub(r"\]\((?!https?:)", "](../", rows),
+        file=file,
+        source=(ROOT / "pandalib" / "methods" / f"{file}.py").read_text(encoding="utf-8"),
+    )
 
 
 def command_line() -> str:
@@ -89,9 +152,12 @@ def gather(source: Path, in_browser: bool) -> None:
         if path.name != "cli.py" and "exercises" not in path.parts:
             pages[f"library/{name}.rst"] = module_page(name)
     pages["library/command_line.md"] = command_line()
+    pages["docs/methods.md"], methods = method_pages(pages["docs/methods.md"])
+    pages |= methods
     front = (ROOT / "README.md").read_text(encoding="utf-8").replace("](notebooks)", "](#lessons)")
     trees = [
         ("Lessons", "notebooks/*"),
+        ("Methods", "\n".join(name.removesuffix(".md") for name in methods)),
         ("The course", "docs/teaching\ndocs/*\nCONTRIBUTING"),
         ("The library", "library/command_line\nlibrary/*"),
         ("Results", "docs/results/**"),

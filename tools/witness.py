@@ -537,7 +537,7 @@ def inspection():
         found.add(more)
         yield from named("after add", inspector_numbers(found, folder / "test" / "stain"))
         model, target = Path(place) / "model", Path(place) / "scores.json"
-        how = ["--size", 64, "--false-alarm-rate", 0.1, "--place", "spade"]
+        how = ["--size", 64, "--false-alarm-rate", 0.1, "--method", "spade"]
         command("fit", folder, "--out", model, *how)
         command("score", model, folder / "test", "--recursive", "--json", target)
         scored = json.loads(target.read_text(encoding="utf-8"))

@@ -288,6 +288,8 @@ def _name(argument) -> str:
         return f"tensor {tuple(argument.shape)}"
     if isinstance(argument, np.ndarray) and argument.size > 8:
         return f"array {argument.shape}"
+    if isinstance(argument, list) and len(argument) > 8:
+        return f"list of {len(argument)}"
     if isinstance(argument, Path):
         return f"folder {argument.name}"
     if inspect.isfunction(argument):

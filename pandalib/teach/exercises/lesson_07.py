@@ -1,4 +1,4 @@
-"""Lesson 07: a mean over classes, its interval, and which rows of a table may be compared."""
+"""Lesson 07: a mean over classes, its interval, paired runs, and which rows may be compared."""
 
 import numpy as np
 
@@ -66,6 +66,98 @@ class ClassInterval(Exercise):
         }
 
 
+class PairedGain(Exercise):
+    key = "paired_gain"
+
+    def cases(self):
+        rng = np.random.default_rng(73)
+        tasks = [f"cifar10:{name}" for name in ("cat", "horse", "ship", "truck", "airplane")]
+        levels = dict(zip(tasks, rng.uniform(0.6, 0.85, size=len(tasks)).tolist()))
+        whole = [
+            self._record(rng, task, method, seed, levels[task])
+            for task in tasks
+            for method in ("dn2", "early", "ewc")
+            for seed in (0, 1, 2)
+        ]
+        rng.shuffle(whole)
+        draws = rng.integers(0, len(tasks), size=(200, len(tasks)))
+        yield whole[:], "early", "dn2", draws
+        gaps = [dict(one) for one in whole if one["seed"] != 2 or one["method"] != "dn2"]
+        for one in gaps[::7]:
+            del one["roc_auc"], one["history"]
+            one["error"] = {"type": "MemoryError", "message": "out of memory"}
+        pooled = [
+            self._record(rng, "+".join(tasks[:2]), method, 0, 0.5) for method in ("dn2", "ewc")
+        ]
+        n = len(self._pairs(gaps, "ewc", "dn2"))
+        draws = rng.integers(0, n, size=(300, n))
+        yield gaps + pooled, "ewc", "dn2", draws
+
+    def _record(self, rng, task, method, seed, level):
+        gain = {"dn2": 0, "early": 0.02, "ewc": 0.03}[method]
+        value = level + gain + 0.02 * float(rng.normal())
+        moments = [] if method == "dn2" else [level, value + 0.03 * float(rng.random()), value]
+        history = [{"epoch": epoch, "roc_auc": moment} for epoch, moment in enumerate(moments)]
+        about = {"task": task, "method": method, "seed": seed}
+        return about | {"roc_auc": value, "history": history}
+
+    def _pairs(self, results, method, other, value_of=None, pooled=False):
+        """Task -> the differences of its pairs."""
+        value_of = value_of or (lambda one: one.get("roc_auc"))
+        found = {(one["task"], one["seed"], one["method"]): value_of(one) for one in results}
+        gains = {}
+        for (task, seed, name), value in sorted(found.items()):
+            beside = found.get((task, seed, other))
+            wanted = name == method and (pooled or "+" not in task)
+            if wanted and value is not None and beside is not None:
+                gains.setdefault(task, []).append(value - beside)
+        return gains
+
+    def _summary(self, values, draws):
+        ends = np.percentile(values[draws].mean(axis=1), [2.5, 97.5])
+        return np.array([values.mean(), *ends])
+
+    def _paired(self, results, method, other, draws, **how):
+        gains = self._pairs(results, method, other, **how)
+        return self._summary(np.array([np.mean(of) for of in gains.values()]), draws)
+
+    def solution(self, results, method, other, draws):
+        return self._paired(results, method, other, draws)
+
+    def mistakes(self, results, method, other, draws):
+        case = results, method, other, draws
+        gains = self._pairs(results, method, other)
+        per_class = np.array([np.mean(of) for of in gains.values()])
+        means = {
+            name: np.array([self._mean(results, name, task) for task in gains])
+            for name in (method, other)
+        }
+        right = self._paired(*case)
+        ends = {name: self._summary(means[name], draws)[1:] for name in means}
+        runs = np.concatenate(list(gains.values()))
+        return {
+            "reversed": -right[[0, 2, 1]],
+            "unpaired": self._summary(means[method] - means[other], draws),
+            "apart": np.array([right[0], *(ends[method] - ends[other][::-1])]),
+            "pooled": self._paired(*case, pooled=True),
+            "best_moment": self._paired(*case, value_of=self._best),
+            "failed_as_zero": self._paired(*case, value_of=lambda one: one.get("roc_auc", 0)),
+            "over_runs": self._summary(runs, draws),
+            "of_the_classes": np.array([right[0], *np.percentile(per_class, [2.5, 97.5])]),
+            "mean_alone": right[0],
+            "ends_alone": right[1:],
+        }
+
+    def _best(self, one):
+        moments = [moment["roc_auc"] for moment in one.get("history", [])]
+        return max(moments, default=one.get("roc_auc"))
+
+    def _mean(self, results, method, task):
+        """Of all runs of a class that ended, with and without a partner."""
+        own = [one for one in results if (one["method"], one["task"]) == (method, task)]
+        return np.mean([one["roc_auc"] for one in own if "roc_auc" in one])
+
+
 class Fair(Exercise):
     key = "fair"
 
@@ -106,4 +198,4 @@ class Fair(Exercise):
         }
 
 
-EXERCISES = [MeanOverClasses(), ClassInterval(), Fair()]
+EXERCISES = [MeanOverClasses(), ClassInterval(), PairedGain(), Fair()]
