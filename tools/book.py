@@ -99,7 +99,7 @@ def method_pages(table: str) -> tuple[str, dict[str, str]]:
     """docs/methods.md with links, and a page for each of its rows: facts, equation, file."""
     pages, header, lines = {}, [], []
     for line in table.splitlines():
-        title, *cells = [cell.strip() for cell in line.strip("| ").split(" | ")]
+        title, *cells = [cell.strip() for cell in line.strip("|").split("|")]
         if line.startswith("| method "):
             header = cells
         elif line.startswith("| "):

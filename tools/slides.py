@@ -77,10 +77,16 @@ def code_pages(cell) -> list:
     cell.metadata["slideshow"] = {"slide_type": "subslide"}
     if re.match(r"predict\(", cell.source):
         cell.outputs = [output for output in cell.outputs if output.output_type != "stream"]
-    elif not any("image/png" in output.get("data", {}) for output in cell.outputs):
+    elif not any(is_figure(output) for output in cell.outputs):
         return [cell]
     cell.metadata["transient"] = {"remove_source": True}
     return [cell, notes(cell.source)]
+
+
+def is_figure(output) -> bool:
+    """A picture, or a row of images to click on."""
+    data = output.get("data", {})
+    return "image/png" in data or 'type="radio"' in data.get("text/html", "")
 
 
 def notes(code: str):
