@@ -122,10 +122,11 @@ def slider(draw: Callable, values: Sequence, *, start, label: str) -> None:
     control.observe(redraw, names="value")
 
 
+THUMBNAIL = 72  # pixels
 CHOICE = """<style>
 .{name} input {{position: absolute; opacity: 0}}
 .{name} .row {{display: flex; flex-wrap: wrap; gap: 6px; margin: 6px 0}}
-.{name} img {{display: block; width: 76px; border: 3px solid}}
+.{name} img {{display: block; width: {width}px; border: 3px solid}}
 .{name} .normal {{border-color: {normal}}}
 .{name} .anomalous {{border-color: {anomalous}; border-style: dashed}}
 .{name} label {{cursor: pointer; padding: 2px; border-bottom: 4px solid transparent}}
@@ -172,18 +173,24 @@ def click(images, beside, *, names: Sequence[str], anomalous, alt: str) -> None:
         rules += CHOSEN.format(name=name, this=this, i=i)
     frames = dict(normal=NORMAL, anomalous=ANOMALOUS)
     parts = dict(inputs=inputs, labels=labels, panels=panels, rules=rules)
-    page = CHOICE.format(name=name, **frames, **parts)
+    page = CHOICE.format(name=name, width=THUMBNAIL, **frames, **parts)
     display({"text/html": page, "text/plain": f"({len(names)} images to click)"}, raw=True)
     display(Markdown(f"*Figure: {alt}*"))
 
 
 def _img(image: np.ndarray, alt: str, kind: str) -> str:
-    small = Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0)))
-    small.thumbnail((76, 76))
+    address = data_address(image.transpose(1, 2, 0), shrink=THUMBNAIL / max(image.shape))
+    return f'<img class="{kind}" alt="{escape(alt)}" src="{address}">'
+
+
+def data_address(pixels: np.ndarray, shrink: float = 1) -> str:
+    """uint8 (h, w, 3) as the data address of a JPEG file, its sides times `shrink`."""
     buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=80)
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return f'<img class="{kind}" alt="{escape(alt)}" src="data:image/jpeg;base64,{data}">'
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    if shrink < 1:
+        image = image.resize([max(1, round(side * shrink)) for side in image.size])
+    image.save(buffer, "JPEG", quality=85)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def _check_sentence(alt: str) -> None:

@@ -322,9 +322,8 @@ def test_a_long_argument_is_named_and_not_written_out():
     def fails(results, method, other, draws):
         raise KeyError("roc_auc")
 
-    with pytest.raises(
-        CheckFailed, match=r"called with list of 45, 'early', 'dn2', array"
-    ) as error:
+    words = "called with list of 45, 'early', 'dn2', array"
+    with pytest.raises(CheckFailed, match=words) as error:
         check("paired_gain", fails)
     assert len(str(error.value)) < 300
 

@@ -40,11 +40,8 @@ IN_BROWSER = """
 
 <p><a href="../lite/notebooks/index.html?path={}">Run this lesson in the browser</a>: nothing is
 installed; about 100 MB are fetched the first time.</p>"""
-IN_FILE = {
-    "whitened": "whitening",
-    "ewc": "ewc",
-    "nuisance": "nuisance",
-}  # the others: their detector's
+# Methods whose equation stands in another file than their detector.
+IN_FILE = {"whitened": "whitening", "ewc": "ewc", "nuisance": "nuisance"}
 METHOD = """# {title}
 
 | | |

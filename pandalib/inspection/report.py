@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import io
 import json
 import platform
 from collections.abc import Iterator
@@ -23,12 +22,12 @@ import jinja2
 import matplotlib
 import numpy as np
 from markupsafe import Markup
-from PIL import Image
 from scipy.ndimage import binary_dilation
 
 from pandalib.experiments.config import versions
 from pandalib.io import atomic_file, printable
 from pandalib.methods.distances import enlargement
+from pandalib.plots import data_address
 
 TEMPLATE, SCRIPT = "report.html.j2", "review.js"
 SIDE = 320  # the least length in pixels of the longer side of an overlay
@@ -101,7 +100,7 @@ def write_report(
         threshold=threshold,
         one_in=_one_in(rate),
         histogram=_histogram(inspector.normal_scores_ / threshold, relative),
-        scale_bar=_picture(scale_bar()),
+        scale_bar=data_address(scale_bar()),
         reach=f"{REACH:g}",
         cards=_cards(inspector, ranking, threshold),
         rows=ranked_rows(ranking, threshold),
@@ -156,8 +155,8 @@ def _cards(inspector, ranking, threshold: float) -> Iterator[dict]:
             "share": f"{_percent(share)} of the image lies above the threshold"
             if share
             else "no place lies above the threshold",
-            "picture": _picture(image.transpose(1, 2, 0), shrink),
-            "overlay": _picture(overlay(image, heat, threshold), shrink),
+            "picture": data_address(image.transpose(1, 2, 0), shrink),
+            "overlay": data_address(overlay(image, heat, threshold), shrink),
             "height": height,
             "width": width,
         }
@@ -311,13 +310,3 @@ def _laid_over(grey: np.ndarray, relative: np.ndarray) -> np.ndarray:
     opacity = 0.68 * np.clip((relative - 0.45) / 0.75, 0, 1)[..., None]
     faded = (0.3 + 0.7 * grey)[..., None]
     return faded * (1 - opacity) + colours * opacity
-
-
-def _picture(pixels: np.ndarray, shrink: float = 1) -> str:
-    """uint8 (h, w, 3) as the data address of a JPEG file, its sides times `shrink`."""
-    buffer = io.BytesIO()
-    image = Image.fromarray(np.ascontiguousarray(pixels))
-    if shrink < 1:
-        image = image.resize([max(1, round(side * shrink)) for side in image.size])
-    image.save(buffer, "JPEG", quality=85)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -81,7 +81,7 @@ class PairedGain(Exercise):
         ]
         rng.shuffle(whole)
         draws = rng.integers(0, len(tasks), size=(200, len(tasks)))
-        yield whole[:], "early", "dn2", draws
+        yield whole, "early", "dn2", draws
         gaps = [dict(one) for one in whole if one["seed"] != 2 or one["method"] != "dn2"]
         for one in gaps[::7]:
             del one["roc_auc"], one["history"]
@@ -101,9 +101,8 @@ class PairedGain(Exercise):
         about = {"task": task, "method": method, "seed": seed}
         return about | {"roc_auc": value, "history": history}
 
-    def _pairs(self, results, method, other, value_of=None, pooled=False):
+    def _pairs(self, results, method, other, value_of=lambda one: one.get("roc_auc"), pooled=False):
         """Task -> the differences of its pairs."""
-        value_of = value_of or (lambda one: one.get("roc_auc"))
         found = {(one["task"], one["seed"], one["method"]): value_of(one) for one in results}
         gains = {}
         for (task, seed, name), value in sorted(found.items()):
@@ -114,15 +113,11 @@ class PairedGain(Exercise):
         return gains
 
     def _summary(self, values, draws):
-        ends = np.percentile(values[draws].mean(axis=1), [2.5, 97.5])
-        return np.array([values.mean(), *ends])
+        return np.array([values.mean(), *ClassInterval().solution(values, draws)])
 
-    def _paired(self, results, method, other, draws, **how):
+    def solution(self, results, method, other, draws, **how):
         gains = self._pairs(results, method, other, **how)
         return self._summary(np.array([np.mean(of) for of in gains.values()]), draws)
-
-    def solution(self, results, method, other, draws):
-        return self._paired(results, method, other, draws)
 
     def mistakes(self, results, method, other, draws):
         case = results, method, other, draws
@@ -132,16 +127,16 @@ class PairedGain(Exercise):
             name: np.array([self._mean(results, name, task) for task in gains])
             for name in (method, other)
         }
-        right = self._paired(*case)
+        right = self._summary(per_class, draws)
         ends = {name: self._summary(means[name], draws)[1:] for name in means}
         runs = np.concatenate(list(gains.values()))
         return {
             "reversed": -right[[0, 2, 1]],
             "unpaired": self._summary(means[method] - means[other], draws),
             "apart": np.array([right[0], *(ends[method] - ends[other][::-1])]),
-            "pooled": self._paired(*case, pooled=True),
-            "best_moment": self._paired(*case, value_of=self._best),
-            "failed_as_zero": self._paired(*case, value_of=lambda one: one.get("roc_auc", 0)),
+            "pooled": self.solution(*case, pooled=True),
+            "best_moment": self.solution(*case, value_of=self._best),
+            "failed_as_zero": self.solution(*case, value_of=lambda one: one.get("roc_auc", 0)),
             "over_runs": self._summary(runs, draws),
             "of_the_classes": np.array([right[0], *np.percentile(per_class, [2.5, 97.5])]),
             "mean_alone": right[0],
