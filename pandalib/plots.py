@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from html import escape
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
@@ -24,6 +25,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 NORMAL, ANOMALOUS, NEUTRAL = "#0072B2", "#D55E00", "#4D4D4D"
+MAP_COLOURS = "magma_r"  # of heat maps: pale is like normal images, dark is not
 REFERENCE = "#6E6E6E"  # lines to compare with: chance, guessing, a marked epoch
 GRID = "#E5E5E5"
 STYLES = {  # of curves and points, by what they stand for
@@ -222,9 +224,14 @@ def png(fig: Figure, description: str | None = None) -> bytes:
     )
     if getattr(fig, "few_colours", False):
         # 256 colours are hardly seen on photographs of one kind, and well under half the file.
+        # The maps have their own: without them they would show rims that are not in the data.
         whole = Image.open(buffer).convert("RGB")
         buffer = io.BytesIO()
-        few = whole.quantize(256, dither=Image.Dither.NONE)
+        scale = colormaps[MAP_COLOURS](np.linspace(0, 1, 96), bytes=True)[:, :3]
+        own = whole.quantize(160, dither=Image.Dither.NONE).getpalette()
+        palette = Image.new("P", (1, 1))
+        palette.putpalette([*scale.ravel().tolist(), *own[: 3 * 160]])
+        few = whole.quantize(palette=palette, dither=Image.Dither.NONE)
         few.save(buffer, "PNG", optimize=True, pnginfo=words)
     return buffer.getvalue()
 
@@ -375,13 +382,20 @@ def roc_curves(curves: dict[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
     return fig
 
 
-def dots(values: dict, labels: list[str], *, xlabel: str = "ROC-AUC", chance=0.5) -> Figure:
-    """One row for each label, one marker for each series (name -> values in 0..1)."""
+def dots(
+    values: dict, labels: list[str], *, xlabel: str = "ROC-AUC", chance=0.5, low=0.0
+) -> Figure:
+    """One row for each label, one marker for each series (name -> values in 0..1).
+
+    The axis begins at `low`, or lower where a value would be cut off.
+    """
     fig, axis = figure(width=7.0, height=0.9 + 0.3 * len(labels))
     rows = _named_rows(axis, labels, xlabel)
     for style, (name, series) in zip(SERIES, values.items()):
         axis.plot(series, rows, label=name, markersize=7, **{**style, "linestyle": "none"})
     _whole_range(axis, chance)
+    low = max(0.0, min(low, *(min(series) - 0.02 for series in values.values())))
+    axis.set_xlim(low, 1 + 0.02 * (1 - low))
     above = (0.5, 1.0 + 0.7 / len(labels) + 0.1)
     _legend(axis, loc="upper center", bbox_to_anchor=above, ncols=len(values))
     return fig
@@ -617,7 +631,7 @@ def map_rows(images, maps: dict, *, masks=None, threshold=None, scale=None, titl
                 continue
             if name in maps:
                 top = scale or float(values.max())
-                drawn = axis.imshow(values[column], cmap="magma_r", vmin=0, vmax=top)
+                drawn = axis.imshow(values[column], cmap=MAP_COLOURS, vmin=0, vmax=top)
             outlined = None if threshold is None else outlines[name][column]
             if outlined is not None and outlined.max() > threshold:
                 # White over black: seen on light and on dark ground.
