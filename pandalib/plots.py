@@ -224,13 +224,14 @@ def png(fig: Figure, description: str | None = None) -> bytes:
     )
     if getattr(fig, "few_colours", False):
         # 256 colours are hardly seen on photographs of one kind, and well under half the file.
-        # The maps have their own: without them they would show rims that are not in the data.
+        # Maps and greys have their own: without them rims and stains show that are not there.
         whole = Image.open(buffer).convert("RGB")
         buffer = io.BytesIO()
         scale = colormaps[MAP_COLOURS](np.linspace(0, 1, 96), bytes=True)[:, :3]
-        own = whole.quantize(160, dither=Image.Dither.NONE).getpalette()
+        greys = np.repeat(np.linspace(0, 255, 32, dtype=np.uint8), 3)
+        own = whole.quantize(128, dither=Image.Dither.NONE).getpalette()
         palette = Image.new("P", (1, 1))
-        palette.putpalette([*scale.ravel().tolist(), *own[: 3 * 160]])
+        palette.putpalette([*scale.ravel().tolist(), *greys.tolist(), *own[: 3 * 128]])
         few = whole.quantize(palette=palette, dither=Image.Dither.NONE)
         few.save(buffer, "PNG", optimize=True, pnginfo=words)
     return buffer.getvalue()
