@@ -122,6 +122,13 @@ def test_the_lesson_has_its_parts(name):
     assert colab.id == "colab" and "pandalib.banner(" in setup.source
     assert last.id == "card" and last.source == f'card("{name[:2]}")'
     assert isinstance(NOTEBOOKS[name].metadata.pandalib.minutes, int)
+    minutes = re.search(r"\| Time \| about (\d+) minutes to read and solve", beginning)[1]
+    for page, row in (
+        ("README.md", rf"\| {minutes} minutes \|$"),
+        ("docs/teaching.md", rf" {minutes} "),
+    ):
+        lines = re.findall(rf"^\| {name[:2]} \|.*", (ROOT / page).read_text("utf-8"), re.M)
+        assert any(re.search(row, line) for line in lines), f"{page}: {minutes} minutes"
 
 
 @every_lesson
