@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from pandalib.teach import strings
+
 FOLDER = Path(__file__).resolve().parent.parent / "pandalib" / "teach" / "strings"
 LANGUAGES = sorted({path.stem for path in FOLDER.glob("*.toml")} - {"en"})
 ENGLISH = tomllib.loads((FOLDER / "en.toml").read_text(encoding="utf-8"))
@@ -47,7 +49,8 @@ def names(text):
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_a_translation_fits_the_english_file(language):
     own = tomllib.loads((FOLDER / f"{language}.toml").read_text(encoding="utf-8"))
-    assert not list(problems(own, ENGLISH))
+    found = list(problems(own, ENGLISH))
+    assert not found, "\n".join(found)
     assert list(sentences(own))
 
 
@@ -83,3 +86,11 @@ except AssertionError:
     assert german.startswith("**1 von 3 Hinweisen zu `roc_auc_by_pairs`** Teilen Sie die Scores")
     assert ENGLISH["exercise"]["leave_one_out"]["hints"][0] in english
     assert answer.startswith("Noch nicht, roc_auc_by_pairs: ")
+
+
+def test_a_broken_file_is_named(tmp_path, monkeypatch):
+    (tmp_path / "xx.toml").write_text('[say]\nright = "\n', encoding="utf-8")
+    monkeypatch.setattr(strings, "FOLDER", tmp_path)
+    strings._table.cache_clear()
+    with pytest.raises(ValueError, match=r"xx\.toml cannot be read: .*line 2"):
+        strings._table("xx")

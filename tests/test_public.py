@@ -152,7 +152,9 @@ def test_rows_are_complete():
     }
     facts = ("title", "licence", "download", "example", "layout", "protocol")
     for name, row in public.ROWS.items():
-        assert all(row[fact] for fact in facts) and row["page"].startswith("https://"), name
+        lacking = [fact for fact in facts if not row.get(fact)]
+        assert not lacking, f"data/data_sets.toml: {name} lacks {', '.join(lacking)}"
+        assert row["page"].startswith("https://"), name
         assert ("torchvision" in row) != ("folder" in row), name
     with pytest.raises(ValueError, match="'imagenet' is unknown"):
         public.row_of("imagenet")
@@ -176,7 +178,8 @@ def test_the_page_of_data_sets_says_what_the_table_says():
         row = public.ROWS[name]
         facts = [f"[{row['title']}]({row['page']})"]
         facts += [row[key] for key in ("example", "download", "licence", "protocol")]
-        assert "| " + " | ".join(facts) + " |" in text, name
+        line = "| " + " | ".join(facts) + " |"
+        assert line in text.splitlines(), f"docs/data_sets.md: this line is missing: {line}"
 
 
 # ---------------------------------------------------------------- torchvision's sets

@@ -58,8 +58,11 @@ def main() -> None:
 
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         notebook = nbformat.read(path, as_version=4)
+        if not any(cell.id == "colab" for cell in notebook.cells):
+            notebook.cells.insert(1, nbformat.v4.new_code_cell(id="colab"))
         (cell,) = [cell for cell in notebook.cells if cell.id == "colab"]
         cell.source = CELL
+        cell.metadata.slideshow = {"slide_type": "skip"}
         cell.metadata.jupyter = {"source_hidden": True}  # folded, in JupyterLab and in Colab
         path.write_text(nbformat.writes(notebook) + "\n", encoding="utf-8")
 

@@ -39,7 +39,10 @@ def _table(language: str) -> dict:
     file = FOLDER / f"{language}.toml"
     if not file.is_file():
         raise ValueError(f"PANDALIB_LANGUAGE={language}: there is no file {language}.toml.")
-    sentences = tomllib.loads(file.read_text(encoding="utf-8"))
+    try:
+        sentences = tomllib.loads(file.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{file.name} cannot be read: {error}.") from error
     return sentences if language == "en" else _completed(sentences, _table("en"))
 
 
