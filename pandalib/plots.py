@@ -394,9 +394,7 @@ def dots(
     rows = _named_rows(axis, labels, xlabel)
     for style, (name, series) in zip(SERIES, values.items()):
         axis.plot(series, rows, label=name, markersize=7, **{**style, "linestyle": "none"})
-    _whole_range(axis, chance)
-    low = max(0.0, min(low, *(min(series) - 0.02 for series in values.values())))
-    axis.set_xlim(low, 1 + 0.02 * (1 - low))
+    _whole_range(axis, chance, max(0.0, min(low, *(min(one) - 0.02 for one in values.values()))))
     above = (0.5, 1.0 + 0.7 / len(labels) + 0.1)
     _legend(axis, loc="upper center", bbox_to_anchor=above, ncols=len(values))
     return fig
@@ -431,11 +429,11 @@ def intervals(labels: list[str], values, ends, *, xlabel="ROC-AUC", chance=0.5) 
     return fig
 
 
-def _whole_range(axis: Axes, chance: float | None) -> None:
-    """All values from 0 to 1, with a line at chance."""
+def _whole_range(axis: Axes, chance: float | None, low: float = 0.0) -> None:
+    """All values from `low` to 1, with a line at chance."""
     if chance is not None:
         axis.axvline(chance, color=REFERENCE, linewidth=1)
-    axis.set_xlim(0, 1.02)
+    axis.set_xlim(low, 1 + 0.02 * (1 - low))
     _grid(axis, "y")
 
 

@@ -65,7 +65,7 @@ OUTLIERS = (
 # A run with any other option is not the published experiment.
 HARMLESS = set(
     "checkpoints bf16 outlier_images n_outliers fisher fisher_images fisher_samples missing_masks "
-    "weights backbone balanced size epochs normalise lr ewc_lambda".split()
+    "weights backbone balanced size epochs normalise lr".split()
 )
 
 

@@ -27,7 +27,7 @@ from scipy.ndimage import binary_dilation
 from pandalib.experiments.config import versions
 from pandalib.io import atomic_file, printable
 from pandalib.methods.distances import enlargement
-from pandalib.plots import data_address
+from pandalib.plots import MAP_COLOURS, data_address
 
 TEMPLATE, SCRIPT = "report.html.j2", "review.js"
 SIDE = 320  # the least length in pixels of the longer side of an overlay
@@ -35,7 +35,7 @@ AT_FULL_SIZE = 60  # cards; of more, the pictures shrink, so that all together s
 PAGE = 60  # cards; those that follow are folded, and a browser lays them out when they are opened
 REACH = 2.0  # the darkest colour, in thresholds
 # The map ends short of black, which looks like a hole.
-COLOURS = matplotlib.colormaps["magma_r"](np.linspace(0.1, 0.9, 256))[:, :3].astype(np.float32)
+COLOURS = matplotlib.colormaps[MAP_COLOURS](np.linspace(0.1, 0.9, 256))[:, :3].astype(np.float32)
 SOURCES = {
     "embedded": "embedded (this project's own)",
     "imagenet": "ImageNet",
