@@ -17,6 +17,7 @@ from pandalib.experiments.tables import (
     differences,
     labels,
     paired,
+    read_by_class,
 )
 from pandalib.io import dump_json_with_hash
 from pandalib.metrics import bootstrap_interval, paired_interval, roc_auc
@@ -308,3 +309,22 @@ def test_a_table_of_nothing(tmp_path):
     rows = summarise([failed, other])
     page = as_markdown(rows, plan_of([failed, other]), [failed, other], "Alt.")
     assert "## pictograms\n\nNo run has a result yet." in page
+
+
+@pytest.mark.parametrize("names", ["ab", "abcdefg"], ids=["classes across", "classes down"])
+def test_a_kept_table_is_read_class_by_class(tmp_path, names):
+    rng = np.random.default_rng(0)
+    history = [dict(roc_auc=0.5, feature_variance=1.0)] * 2
+    wanted, runs = {}, []
+    for method, rate in (("dn2", None), ("early", 0.1), ("early", 0.2)):
+        values = dict(zip(names, rng.random(len(names)).round(3)))
+        options = dict(lr=rate, history=[*history, dict(roc_auc=0.25, feature_variance=0.5)])
+        runs += of_classes(method, values, **(options if rate else {}))
+        wanted[f"{method}, lr = {rate}" if rate else method] = values
+    del wanted["early, lr = 0.2"][names[-1]]  # not measured yet
+    write_table(folder_of(tmp_path, runs[:-1], pictograms=len(names)))
+    assert read_by_class(tmp_path) == wanted
+    best = read_by_class(tmp_path, "best_roc_auc")
+    assert best["early, lr = 0.1"] == dict.fromkeys(names, 0.5) and best["dn2"] == {}
+    with pytest.raises(ValueError, match='0 tables "PRO by normal class:", expected one'):
+        read_by_class(tmp_path, "pro")

@@ -38,11 +38,14 @@ from pandalib.experiments.results import (
 from pandalib.io import write_atomically
 from pandalib.metrics import bootstrap_interval, paired_interval
 
-RECORDED = {"roc_auc": "ROC-AUC", "pixel_roc_auc": "pixel ROC-AUC", "pro": "PRO"}
-METRICS = RECORDED | {  # these need a whole history
-    "best_roc_auc": "ROC-AUC of the best epoch",
+METRICS = {
+    "roc_auc": "ROC-AUC",
+    "pixel_roc_auc": "pixel ROC-AUC",
+    "pro": "PRO",
+    "best_roc_auc": "ROC-AUC of the best epoch",  # these two need a whole history
     "variance_ratio": "feature variance, end / start",
 }
+BY_CLASS = "{} by normal class:"
 UPPER_BOUND = "The best epoch is chosen by the test labels: an upper bound, not a method."
 EMBEDDED = (
     "Embedded tier: these are this project's own images and network, not the paper's, and none of "
@@ -392,8 +395,8 @@ def _section(source: str, rows: list[Row]) -> list[str]:
     if notes and any(row.method == "oe" for row in rows):
         parts.append(OUTLIERS)
     for metric in metrics:
-        if metric in RECORDED and any(len(row.by_class.get(metric, {})) > 1 for row in rows):
-            parts += [f"{METRICS[metric]} by normal class:", _by_class_table(metric, rows, words)]
+        if any(len(row.by_class.get(metric, {})) > 1 for row in rows):
+            parts += [BY_CLASS.format(METRICS[metric]), _by_class_table(metric, rows, words)]
     return parts
 
 
@@ -410,6 +413,54 @@ def _by_class_table(metric, rows, words) -> str:
 def _table(rows) -> str:
     lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
     return "\n".join([lines[0], "|---" * (lines[0].count(" | ") + 1) + "|", *lines[1:]])
+
+
+def read_by_class(folder: str | Path, metric: str = "roc_auc") -> dict[str, dict[str, float]]:
+    """What a kept table says of each normal class.
+
+    Parameters
+    ----------
+    folder : path
+        With the `table.md` that `write_table` made of a single data set.
+    metric : str
+        A key of `METRICS`.
+
+    Returns
+    -------
+    values : dict
+        Row, as the page calls it -> normal class -> mean over the seeds, with the page's digits.
+
+    Raises
+    ------
+    ValueError
+        If the page does not have exactly one table by class of this metric.
+
+    Examples
+    --------
+    >>> from pandalib.io import ROOT
+    >>> by_class = read_by_class(ROOT / "docs/results/one_class_embedded")
+    >>> by_class["dn2"]["star"] > by_class["pixels"]["star"]
+    True
+    """
+    title = BY_CLASS.format(METRICS[metric])
+    blocks = (Path(folder) / "table.md").read_text(encoding="utf-8").split("\n\n")
+    found = [place for place, block in enumerate(blocks) if block == title]
+    if len(found) != 1:
+        raise ValueError(f'{folder}/table.md: {len(found)} tables "{title}", expected one.')
+    head, *lines = [_cells(line) for line in blocks[found[0] + 1].splitlines()]
+    by_class = [dict(zip(head, line)) for line in lines[1:]]
+    means = next(block for block in blocks if block.startswith("| method |"))
+    rows = [_cells(line)[0] for line in means.splitlines()[2:]]
+    if not set(rows) <= {line[""] for line in by_class}:  # the classes go down the page
+        by_class = [{"": name} | {line[""]: line[name] for line in by_class} for name in head[1:]]
+    return {
+        line.pop(""): {name: float(text) for name, text in line.items() if text}
+        for line in by_class
+    }
+
+
+def _cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("|").split(" | ")]
 
 
 def _with_interval(mean: float, ends: tuple[float, float] | None, sign: str = "") -> str:
