@@ -372,7 +372,8 @@ def load_backbone(
         resnext) of torchvision; with the extra [timm] "timm:NAME", any network of timm.
     weights : str or path
         "embedded" (this project's own), "imagenet" (torchvision's V1 weights, downloaded once; for
-        timm:NAME those that timm itself fetches, whatever images they were learned from),
+        timm:NAME, which knows them as "hub" too, those that timm itself fetches, whatever images
+        they were learned from),
         "random" (untrained, from `seed`), or a file: .safetensors, or .pth of tensors only.
     truncate_after : str, optional
         Cut the network after this stage, for example "layer3", "features.13" or "blocks.8".
@@ -404,6 +405,8 @@ def load_backbone(
     timm = name.startswith(TIMM)
     if not timm:
         _family(name)  # an unknown name is told before weights
+    if timm and weights == "hub":
+        weights = "imagenet"
     path = find_weights(name, weights)
     state = {} if path is None else read_state(path)
     build = _of_timm if timm else _of_torchvision

@@ -33,8 +33,11 @@ WELCOME = """pandalib finds the odd one out: it learns from normal images what i
   python -m pandalib sweep list                          the experiments that come with it
 
 `python -m pandalib COMMAND --help` tells more, and `make lab` opens the course."""
-WEIGHTS = ("embedded", "imagenet", "random")  # words that need no file
-TASK = "pictograms:star, surfaces:weave, folder:PATH[:CLASS], or a data set as cifar10:airplane"
+WEIGHTS = ("embedded", "imagenet", "hub", "random")  # words that need no file
+TASK = (
+    "pictograms:star, surfaces:weave, elpv:poly (solar cells), folder:PATH[:CLASS], or a data set "
+    "as cifar10:airplane"
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -183,6 +186,8 @@ def export(options: argparse.Namespace) -> int:
     print(
         f"{task.name}  {len(task.train)} images to learn from, {len(task.test)} to test  {folder}"
     )
+    if task.credit:
+        print(task.credit, file=sys.stderr)
     return 0
 
 
@@ -650,6 +655,7 @@ def data(options: argparse.Namespace) -> int:
             state = "here" if public.is_here(name) else "not here"
             print(f"{name:14} {row['download']:>7}  {state:8}  {row['example']}  {row['licence']}")
         print("`python -m pandalib data NAME` downloads one, --info NAME tells more.")
+        print("Solar cells come with the installation: the tasks elpv:mono and elpv:poly.")
     return 0
 
 

@@ -148,9 +148,9 @@ def weights_folder() -> Path:
 def check_tier(tier: str, has_gpu: bool) -> list[Finding]:
     """Which tiers work without a network, and what the chosen one lacks."""
     folder, chosen = weights_folder(), TIERS[tier]
-    offline = [name for name, one in TIERS.items() if has_weights(one)]
+    offline = [name for name, one in TIERS.items() if has_weights(one) and has_images(one)]
     findings = [Finding("ok", f"without a network: {', '.join(offline)}")]
-    if tier not in offline:
+    if not has_weights(chosen):
         todo = f"they are downloaded when first used, or copy their .pth file to {folder}"
         findings.append(Finding("warn", f"weights of {chosen.backbone} are not here", todo))
     task = os.environ.get("PANDALIB_TASK") or chosen.task
@@ -163,6 +163,11 @@ def check_tier(tier: str, has_gpu: bool) -> list[Finding]:
     if tier == "paper" and not has_gpu:
         findings.append(Finding("warn", "no GPU", "on a CPU the paper tier takes days"))
     return findings
+
+
+def has_images(tier: Tier) -> bool:
+    """Whether the images that a tier names for itself, if any, are on this machine."""
+    return not tier.task.startswith("elpv:") or version_of("elpv-dataset") is not None
 
 
 def has_weights(tier: Tier) -> bool:

@@ -61,7 +61,7 @@ def test_every_option_reaches_its_detector():
     by_the_run = set(
         "size n_train n_test level defects missing_masks backbone weights truncate_after bias_free "
         "adapt_from checkpoints fisher_images fisher_recipe fisher_samples n_outliers fit "
-        "doubtful".split()
+        "doubtful pool".split()
     )
     for method, options in METHODS.items():
         parameters = inspect.signature(getattr(pandalib, options.detector)).parameters

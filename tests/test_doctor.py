@@ -133,6 +133,14 @@ def test_the_paper_tier_lacks_weights_images_and_a_gpu(sound, tmp_path):
     assert said("warn") == [] and "paper" in said("ok")[-1]
 
 
+@pytest.mark.parametrize("package", ["elpv-dataset", doctor.MOBILENET])
+def test_a_tier_without_its_images_or_weights_does_not_work_offline(sound, package):
+    locked = doctor.locked_versions()
+    sound.setattr(doctor, "version_of", lambda name: None if name == package else locked[name])
+    assert said("ok")[-1] == "ok    without a network: embedded"
+    assert bool(said("FAIL", "standard")) == (package == "elpv-dataset")
+
+
 def test_nothing_heavy_is_imported_by_the_doctor():
     code = (
         "import sys; from pandalib import doctor; print([name for name in ('torch', 'numpy', "

@@ -262,9 +262,6 @@ def test_open_images(tmp_path):
     assert open_images(second, 4)[1] == ["b.png"]
     found, names = open_images([first, str(second)], Geometry(4, 6))
     assert names == ["a.png", "in/b.png"] and found.shape == (2, 3, 4, 6)
-    pictures = [Image.open(first), Image.open(second)]
-    assert (open_images(pictures, Geometry(4, 6))[0] == found[:]).all()
-    assert (open_images(pictures[1], Geometry(4, 6))[0] == found[1:]).all()
     assert open_images(ImageFolder([good], Geometry.square(8)), 4)[1] == ["c.png"]
     drawn = Pictograms("star", 3)
     assert open_images(drawn, 4) == (drawn, ["image 0", "image 1", "image 2"])

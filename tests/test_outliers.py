@@ -36,8 +36,6 @@ def test_what_is_drawn():
     options = dict(split="outliers", seed=2, level="easy")
     for i in (0, 1, 20, 21, 24):
         assert (near[i] == Pictograms(OUTLIERS[i % len(OUTLIERS)], 25, **options)[i]).all()
-    spades = load_outliers("near", 4, symbols="♠")
-    assert (spades == Pictograms("♠", 4, split="outliers")[:]).all()
     middle = glyphs.draw_batch(range(5), split="outliers", seed=2)[0]
     assert (load_outliers("middle", 5, seed=2) == middle).all()
     far = Pictograms(" ", 2, split="outliers", level="plain")[:]
@@ -67,7 +65,6 @@ def test_kinds_differ_and_share_no_image_with_a_task():
         (dict(kind="nearer"), "choose one of near, middle, far, noise"),
         (dict(kind="near", n=0), "n=0"),
         (dict(kind="far", level="huge"), "level 'huge' is unknown"),
-        (dict(kind="near", symbols=""), "symbols=0"),
     ],
 )
 def test_mistakes(options, words):

@@ -30,7 +30,9 @@ def test_an_image_depends_on_seed_and_index_alone(defect):
     assert whole.shape == drawn.shape == (9, 3, 128, 128) and whole.dtype == np.uint8
     assert masks.shape == (9, 128, 128) and masks.dtype == bool
     for index in (7, -1, [6, 3], slice(5, 2, -1), slice(3, 3)):
-        assert (drawn[index] == whole[index]).all() and (drawn.masks(index) == masks[index]).all()
+        assert (drawn[index] == whole[index]).all() and (
+            drawn.pairs(index)[1] == masks[index]
+        ).all()
     more, other = (
         Surfaces("weave", n, defect=defect, seed=seed) for n, seed in ((1000, 3), (9, 4))
     )
@@ -64,7 +66,7 @@ def test_splits_share_nothing(kind):
     alike = [np.corrcoef(a.ravel(), b.ravel())[0, 1] for a, b in zip(*fine, strict=True)]
     assert np.max(np.abs(alike)) < 0.35
     options = dict(defect=DEFECTS[kind][0])
-    places = [Surfaces(kind, 6, split=split, **options).masks() for split in ("train", "test")]
+    places = [Surfaces(kind, 6, split=split, **options).pairs()[1] for split in ("train", "test")]
     assert not any((a == b).all() for a, b in zip(*places, strict=True))
 
 
@@ -90,7 +92,7 @@ def test_normal_images_vary_but_are_of_one_kind(kind):
 def test_masks_are_exactly_what_the_defect_changed(kind, defect, size):
     n = {64: 8, 128: 4, 256: 1}[size]
     normal = Surfaces(kind, n, split="masks", size=size)
-    assert not normal.masks().any()
+    assert not normal.pairs()[1].any()
     for level in LEVELS:
         faulty = Surfaces(kind, n, defect=defect, split="masks", level=level, size=size)
         drawn, masks = faulty.pairs()

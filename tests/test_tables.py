@@ -192,7 +192,7 @@ def test_a_whole_history_tells_the_best_epoch_and_the_collapse():
 
 
 CIFAR = [
-    result(f"cifar10:{name}", "ewc", tier="standard", roc_auc=auc)
+    result(f"cifar10:{name}", "ewc", tier="standard", roc_auc=auc, normalise=False)
     for name, auc in (("airplane", 0.9), ("bird", 0.91))
 ]
 
@@ -201,16 +201,20 @@ def test_published_numbers_stand_beside_the_same_experiment_only():
     (number,) = summarise(CIFAR)[0].published("roc_auc")
     assert number.value == pytest.approx(0.962)
     for other in (
+        result("cifar10:bird", "ewc", tier="standard"),  # features of length 1
         result("cifar10:bird", "ewc", tier="embedded"),  # whatever images those are
         result("pictograms:star", "ewc", tier="standard"),  # another data set
         result("cifar10:bird", "compactness", tier="standard"),  # another method
-        result("cifar10:bird", "ewc", tier="standard", k=5),
-        result("cifar10:bird", "ewc", tier="standard", n_train=100),  # an ablation
-        result("cifar10:bird+cat", "ewc", tier="standard"),  # several normal classes
+        result("cifar10:bird", "ewc", tier="paper", k=5),
+        result("cifar10:bird", "ewc", tier="paper", ewc_lambda=1.0),
+        result("cifar10:bird", "ewc", tier="paper", n_train=100),  # an ablation
+        result("cifar10:bird+cat", "ewc", tier="paper"),  # several normal classes
     ):
         assert summarise([other])[0].published("roc_auc") == [], other["settings"]
     harmless = result("cifar10:bird", "ewc", tier="paper", checkpoints=1, bf16=True)
     assert len(summarise([harmless])[0].published("roc_auc")) == 1
+    measured = result("cifar10:bird", "ewc", tier="standard", normalise=False, ewc_lambda=10.0)
+    assert len(summarise([measured])[0].published("roc_auc")) == 1
 
 
 def test_a_table_with_published_numbers(tmp_path):
@@ -223,11 +227,13 @@ def test_a_table_with_published_numbers(tmp_path):
         "| 2, 2 of 10 classes | ROC-AUC 0.962 [1] |",
         "ROC-AUC 0.989 [2]",
         "1. PANDA: CIFAR-10, one class normal",
+        "| published [1] | 0.974 | 0.939 |",
         "were reached with other outliers: 80 Million Tiny Images",
-        "The same in all rows: outlier_images = cifar100 (oe).",
+        "The same in all rows: normalise = False (ewc); outlier_images = cifar100 (oe).",
     ):
         assert words in page
     alt = "Mean ROC-AUC, from cifar10: dn2 (0.400) to cifar10: ewc (0.905)."
+    assert "published [1]" not in read_by_class(tmp_path)
     assert f"![{alt}](table.png)" in page and page.count(alt) == 2
     lines = list(csv.DictReader(io.StringIO((tmp_path / "table.csv").read_text())))
     assert [(line["method"], line["published"]) for line in lines] == [
@@ -325,6 +331,6 @@ def test_a_kept_table_is_read_class_by_class(tmp_path, names):
     write_table(folder_of(tmp_path, runs[:-1], pictograms=len(names)))
     assert read_by_class(tmp_path) == wanted
     best = read_by_class(tmp_path, "best_roc_auc")
-    assert best["early, lr = 0.1"] == dict.fromkeys(names, 0.5) and best["dn2"] == {}
+    assert best["early, lr = 0.1"] == dict.fromkeys(names, 0.5) and "dn2" not in best
     with pytest.raises(ValueError, match='0 tables "PRO by normal class:", expected one'):
         read_by_class(tmp_path, "pro")

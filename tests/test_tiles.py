@@ -4,12 +4,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pictures import one_sentence, ramp, save
+from pictures import one_sentence, ramp
 from PIL import Image
 
-from pandalib.datasets import tiles as module
-from pandalib.datasets.images import Geometry, ImageFolder
-from pandalib.datasets.tiles import SEEN, FolderTiles, Tiles, tile_boxes, tile_side
+from pandalib.datasets.images import Geometry
+from pandalib.datasets.tiles import SEEN, Tiles, tile_boxes, tile_side
 
 SQUARE = Geometry.square(16)
 
@@ -87,25 +86,6 @@ def test_tiles_are_parts_of_the_image():
     assert tiles[:2].shape == (2, 3, 32, 32)
     narrow = Tiles(image[:16], 32, 8, Geometry.square(32))[0]  # at the scale of the others
     assert (narrow[:, 8:24] == image[:16, :32].transpose(2, 0, 1)).all()
-
-
-def test_files_one_at_a_time(tmp_path, monkeypatch):
-    shapes = [(40, 60), (60, 40), (20, 20)]
-    files = [save(tmp_path / f"{i}.png", ramp(w, h)) for i, (h, w) in enumerate(shapes)]
-    folder = FolderTiles(ImageFolder(files, Geometry(32, 96, white=4095)), 24, 6)
-    wanted = [Tiles(file, 24, 6, Geometry(32, 96, white=4095)) for file in files]
-    assert folder.owners.tolist() == np.repeat([0, 1, 2], [len(one) for one in wanted]).tolist()
-    opened, pixels = [], Geometry.pixels
-    monkeypatch.setattr(
-        Geometry, "pixels", lambda self, file: opened.append(file) or pixels(self, file)
-    )
-    module._tiles.cache_clear()
-    assert folder.shape == (len(folder), 3, 32, 32)
-    assert (
-        np.concatenate(list(folder.iter_batches(5))) == np.concatenate([w[:] for w in wanted])
-    ).all()
-    assert opened == files  # each decoded once
-    assert folder.of(2).boxes == [(0, 0, 20, 20)]
 
 
 def test_wrong_sizes():

@@ -35,6 +35,8 @@ MOVING = """<details><summary>As an animation, by {label}</summary>
 
 ![The figure above, at one value of its slider after another.](../docs/animations/{file})
 
+Photographs, where there are any: as credited under the figure above.
+
 </details>"""
 IN_BROWSER = """
 

@@ -171,11 +171,11 @@ def open_images(
 
     Parameters
     ----------
-    images : path-like, list of them, Listing, PIL image, list of them, or sequence of images
-        Files as for `pandalib.datasets.listing.find_images`; one image as uint8 (H, W, 3) or, in
-        grey, uint8 or uint16 (H, W); or what `pandalib.validation.as_images` takes.
+    images : path-like, list of them, Listing, or sequence of images
+        Files as for `pandalib.datasets.listing.find_images`, or what
+        `pandalib.validation.as_images` takes.
     geometry : Geometry or int
-        Of files and PIL images; a number is the size for `Geometry.for_images`, with `fit`
+        Of files; a number is the size for `Geometry.for_images`, with `fit`
         and `resize`.
     recursive : bool
         Search subfolders too.
@@ -196,33 +196,24 @@ def open_images(
         There are no images, or something else was given.
     """
     listing = None
-    if isinstance(images, Image.Image):
-        images = [images]
-    elif (
-        isinstance(images, np.ndarray) and images.ndim in (2, 3) and images.shape[2:] in ((), (3,))
-    ):
-        images = [Image.fromarray(images)]
     if isinstance(images, Listing):
         listing = images
-    elif isinstance(images, (str, os.PathLike)) or _all_are(images, (str, os.PathLike)):
+    elif isinstance(images, (str, os.PathLike)) or _are_paths(images):
         listing = (images_to_fit if normal else images_to_score)(images, recursive=recursive)
-    if listing is not None or _all_are(images, Image.Image):
-        sources = images if listing is None else listing.files
+    if listing is not None:
         if not isinstance(geometry, Geometry):
-            geometry = Geometry.for_images(sources, geometry, fit, resize)
-        if listing is not None:
-            return ImageFolder(sources, geometry, listing), listing.names
-        images = np.stack([geometry.read(image) for image in sources])
+            geometry = Geometry.for_images(listing.files, geometry, fit, resize)
+        return ImageFolder(listing.files, geometry, listing), listing.names
     images = as_images(images)
     if isinstance(images, ImageFolder):
         return images, images.listing.names
     return images, [f"image {number}" for number in range(len(images))]
 
 
-def _all_are(images, kind) -> bool:
-    """Whether this is a list, not an empty one, of nothing else."""
+def _are_paths(images) -> bool:
+    """Whether this is a list of paths, not an empty one."""
     some = isinstance(images, (list, tuple)) and len(images) > 0
-    return some and all(isinstance(image, kind) for image in images)
+    return some and all(isinstance(image, (str, os.PathLike)) for image in images)
 
 
 # ---------------------------------------------------------------- writing

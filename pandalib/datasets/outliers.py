@@ -28,9 +28,7 @@ KINDS = {
 }
 
 
-def load_outliers(
-    kind: str, n: int, *, seed: int = 0, level: str = DEFAULT_LEVEL, symbols: str = OUTLIERS
-) -> np.ndarray:
+def load_outliers(kind: str, n: int, *, seed: int = 0, level: str = DEFAULT_LEVEL) -> np.ndarray:
     """Draw images that are not normal.
 
     Parameters
@@ -40,9 +38,7 @@ def load_outliers(
     n : int
         How many; a smaller n gives the first images of a larger one.
     level : str
-        Difficulty of the pictograms, for "near" and "far".
-    symbols : str
-        The symbols of "near", used in turn.
+        Difficulty of the pictograms, for "near" and "far"; "near" takes all symbols in turn.
 
     Returns
     -------
@@ -51,7 +47,7 @@ def load_outliers(
     Raises
     ------
     ValueError
-        An unknown kind or level, n below 1, or no symbols.
+        An unknown kind or level, or n below 1.
 
     Examples
     --------
@@ -60,7 +56,7 @@ def load_outliers(
     """
     if kind not in KINDS:
         raise ValueError(f"outliers {kind!r} are unknown: choose one of {', '.join(KINDS)}.")
-    check_counts(n=n, symbols=len(symbols))
+    check_counts(n=n)
     if kind == "middle":
         return draw_batch(range(n), split="outliers", seed=seed)[0]
     if kind == "noise":
@@ -68,7 +64,7 @@ def load_outliers(
         return np.stack([rng.integers(0, 256, (3, 64, 64), np.uint8) for rng in generators])
     drawn = [
         Pictograms(symbol, n, split="outliers", seed=seed, level=level)
-        for symbol in (symbols if kind == "near" else " ")
+        for symbol in (OUTLIERS if kind == "near" else " ")
     ]
     return np.stack([drawn[number % len(drawn)][number] for number in range(n)])
 

@@ -12,14 +12,13 @@ knows the least, and so no seam can show.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
 
-from pandalib.datasets.images import Geometry, ImageFolder, LazyImages, upright_size
+from pandalib.datasets.images import Geometry, LazyImages
 from pandalib.validation import check_counts
 
 SEEN = 16  # pixels of the network's input that the smallest defect should cover
@@ -87,53 +86,6 @@ class Tiles(LazyImages):
                 total[start : start + len(values)] += values
             whole /= np.expand_dims(total, 1 - axis)
         return whole
-
-
-class FolderTiles(LazyImages):
-    """The tiles of many files, one file after the other, of which one at a time is in memory.
-
-    Parameters
-    ----------
-    images : ImageFolder
-        Its geometry is used as in `Tiles`.
-    tile, overlap : int
-        As in `Tiles`.
-
-    Attributes
-    ----------
-    owners : ndarray, shape (n,), int64
-        The number of the file that each tile belongs to.
-
-    Examples
-    --------
-    >>> FolderTiles(ImageFolder([], Geometry.square(64)), 160, 40).shape
-    (0, 3, 64, 64)
-    """
-
-    def __init__(self, images: ImageFolder, tile: int, overlap: int):
-        self.files, self.tile, self.overlap = images.files, tile, overlap
-        self.geometry = images.geometry
-        counts = [len(tile_boxes(*upright_size(file)[::-1], tile, overlap)) for file in self.files]
-        self.owners = np.repeat(np.arange(len(counts)), counts)
-        self.first = np.cumsum([0, *counts])[:-1]
-
-    def __len__(self) -> int:
-        return len(self.owners)
-
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        return len(self), 3, self.geometry.height, self.geometry.height
-
-    def of(self, file: int) -> Tiles:
-        """The tiles of one file, by its number; the last is kept."""
-        return _tiles(self.files[file], self.tile, self.overlap, self.geometry)
-
-    def _read(self, number: int) -> np.ndarray:
-        file = self.owners[number]
-        return self.of(file)[number - self.first[file]]
-
-
-_tiles = functools.lru_cache(maxsize=1)(Tiles)
 
 
 def tile_side(smallest_defect: int, size: int) -> int:

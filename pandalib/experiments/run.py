@@ -148,6 +148,7 @@ def load_network(options: ImageOptions, tier: Tier, seed: int = 0) -> Backbone |
         options.weights or default_weights,
         truncate_after=options.truncate_after or tier.truncate_after,
         bias_free=options.bias_free,
+        pool=options.pool,
         seed=seed,
         **stages,
     )

@@ -25,6 +25,7 @@ import copy
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
 import torch
@@ -61,6 +62,7 @@ BANK_PARTS = 10  # a normal image is compared with nine of them
 PARTS = ("image", "place")
 
 
+@dataclass(eq=False, repr=False)
 class Inspector(BaseEstimator):
     """From normal images to a detector that scores, shows where, and raises alarms.
 
@@ -180,62 +182,33 @@ class Inspector(BaseEstimator):
     [True]
     """
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        *,
-        adapt: str | None = None,
-        size: int | None = None,
-        tile: int | None = None,
-        overlap: int | None = None,
-        smallest_defect: int | None = None,
-        region=None,
-        framing: str | None = None,
-        resize: int | None = None,
-        method: str = "bank",
-        layers: Sequence[str] | None = None,
-        bank_size: int = 5000,
-        reweight: bool = False,
-        leave_out_above: float | None = None,
-        n_maps: int = 200,
-        n_images: int = 50,
-        sigma: float = 4.0,
-        k: int = 2,
-        normalise: bool = False,
-        whiten: bool = False,
-        false_alarm_rate: float = 0.05,
-        seed: int = 0,
-        memory_mb: float = 64.0,
-        progress: bool = True,
-        batch_size: int | None = None,
-        workers: int | None = None,
-    ):
-        self.backbone = backbone
-        self.adapt = adapt
-        self.size = size
-        self.tile = tile
-        self.overlap = overlap
-        self.smallest_defect = smallest_defect
-        self.region = region
-        self.framing = framing
-        self.resize = resize
-        self.method = method
-        self.layers = layers
-        self.bank_size = bank_size
-        self.reweight = reweight
-        self.leave_out_above = leave_out_above
-        self.n_maps = n_maps
-        self.n_images = n_images
-        self.sigma = sigma
-        self.k = k
-        self.normalise = normalise
-        self.whiten = whiten
-        self.false_alarm_rate = false_alarm_rate
-        self.seed = seed
-        self.memory_mb = memory_mb
-        self.progress = progress
-        self.batch_size = batch_size
-        self.workers = workers
+    backbone: Backbone
+    _: KW_ONLY
+    adapt: str | None = None
+    size: int | None = None
+    tile: int | None = None
+    overlap: int | None = None
+    smallest_defect: int | None = None
+    region: object = None
+    framing: str | None = None
+    resize: int | None = None
+    method: str = "bank"
+    layers: Sequence[str] | None = None
+    bank_size: int = 5000
+    reweight: bool = False
+    leave_out_above: float | None = None
+    n_maps: int = 200
+    n_images: int = 50
+    sigma: float = 4.0
+    k: int = 2
+    normalise: bool = False
+    whiten: bool = False
+    false_alarm_rate: float = 0.05
+    seed: int = 0
+    memory_mb: float = 64.0
+    progress: bool = True
+    batch_size: int | None = None
+    workers: int | None = None
 
     def fit(
         self, images, y=None, *, recursive: bool = False, skip_unreadable: bool = False

@@ -26,7 +26,7 @@ from torch import nn
 from pandalib.backbones import normalise
 from pandalib.methods.panda import compactness
 from pandalib.methods.training import Training
-from pandalib.validation import check_counts, check_fitted, check_rates
+from pandalib.validation import as_images, check_counts, check_fitted, check_rates
 
 NEAREST_TO_ZERO = 0.1  # entries of the centre keep at least this distance (Ruff et al. 2018)
 
@@ -109,6 +109,7 @@ class DeepSVDD(BaseEstimator):
 
     def fit(self, normal_images, y=None) -> DeepSVDD:
         """Train on normal images, uint8 (N, 3, H, W): at least 2, because of BatchNorm."""
+        normal_images = as_images(normal_images)
         n = len(normal_images)
         if n < 2:
             raise ValueError(f"{n} normal images: DeepSVDD needs at least 2.")
@@ -137,11 +138,11 @@ class DeepSVDD(BaseEstimator):
             network.train()  # here BatchNorm has no pretrained statistics to protect
             images = normalise(np.stack([normal_images[int(row)] for row in rows]))
             loss = compactness(network(images), centre)
+            training.record(loss)
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
             schedule.step()
-            training.record(loss)
         network.eval()
         return self
 
@@ -156,6 +157,7 @@ class DeepSVDD(BaseEstimator):
         """Features of images, uint8 (n, 3, H, W) -> float32 (n, d)."""
         check_fitted(self, "network_")
         self.network_.eval()
+        images = as_images(images)
         parts = (images[start : start + 256] for start in range(0, len(images), 256))
         return np.concatenate([self.network_(normalise(part)).numpy() for part in parts])
 

@@ -28,7 +28,7 @@ class MapDetector(BaseEstimator):
 
     def maps(self, images) -> np.ndarray:
         """Anomaly maps, float32 (n, H, W) of uint8 (n, 3, H, W): higher = more anomalous."""
-        return np.concatenate(list(self.iter_maps(images)))
+        return np.concatenate([maps for maps, _ in self._iter_both(images)])
 
     def score(self, images) -> np.ndarray:
         """Anomaly scores (n,), higher = more anomalous."""
@@ -39,12 +39,8 @@ class MapDetector(BaseEstimator):
         maps, scores = zip(*self._iter_both(images))
         return np.concatenate(maps), np.concatenate(scores)
 
-    def iter_maps(self, images) -> Iterator[np.ndarray]:
-        """Yield the maps in batches (b, H, W) of about `memory_mb` of features."""
-        for maps, _ in self._iter_both(images):
-            yield maps
-
     def _iter_both(self, images) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield maps and scores in batches of about `memory_mb` of features."""
         for part in self._iter_parts(images):
             yield self._maps_and_scores_of(part)
 

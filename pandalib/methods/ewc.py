@@ -70,10 +70,7 @@ class Fisher:
 
     def check(self, backbone: Backbone) -> None:
         """Raise ValueError unless this belongs to the weights and the stages of `backbone`."""
-        ours, theirs = (
-            f"weights {it.weights_sha256[:12]}, {it.adapt_from} to {it.truncate_after}"
-            for it in (self, backbone)
-        )
+        ours, theirs = _origin(self), _origin(backbone)
         named = dict(backbone.trainable.named_parameters())
         if ours != theirs or _shapes(self.values) != _shapes(named):
             raise ValueError(
@@ -118,6 +115,10 @@ class Fisher:
         return fisher
 
 
+def _origin(one: Fisher | Backbone) -> str:
+    return f"weights {one.weights_sha256[:12]}, {one.adapt_from} to {one.truncate_after}"
+
+
 def _shapes(named: dict[str, torch.Tensor]) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in named.items()}
 
@@ -147,8 +148,8 @@ def fisher_information(
     classifier : module or None
         From the last feature map to logits, for a network that has none (`linear_probe`).
     batch_size : int
-        1 is the definition. Above 1, the gradient is averaged before it is squared: the common
-        shortcut, too small by about this factor, included so that this can be measured.
+        1 is the definition. Above 1, the gradient is averaged before it is squared. This common
+        shortcut gives values that are too small by about this factor; it is here to be measured.
     seed : int
         Of the drawn labels.
     progress : bool
@@ -185,10 +186,10 @@ def fisher_information(
     parameters = list(trainable.requires_grad_(True).parameters())
     sums = [torch.zeros_like(parameter) for parameter in parameters]
     generator = torch.Generator().manual_seed(seed)
-    to = dict(device=backbone.device, dtype=torch.float32, memory_format=torch.channels_last)
+    form = dict(device=backbone.device, dtype=torch.float32, memory_format=torch.channels_last)
     starts = range(0, len(images), batch_size)
     for start in bar(starts, "Fisher information", shown=progress):
-        batch = images[start : start + batch_size].to(**to)
+        batch = images[start : start + batch_size].to(**form)
         logits = classifier(trainable(batch))[:, :n_classes]
         if labels is None:
             p = logits.detach().softmax(dim=1).cpu()
@@ -200,8 +201,9 @@ def fisher_information(
                     f"labels run from {labels.min()} to {labels.max()}: expected 0 to "
                     f"{logits.shape[1] - 1}, the classes of the classifier."
                 )
-        gradients = torch.autograd.grad(F.cross_entropy(logits, y.to(backbone.device)), parameters)
-        torch._foreach_addcmul_(sums, gradients, gradients)  # the squares, summed
+        loss = F.cross_entropy(logits, y.to(backbone.device))  # -log p(y | x), squared below
+        gradients = torch.autograd.grad(loss, parameters)
+        torch._foreach_addcmul_(sums, gradients, gradients)  # sums += gradients^2, all in one call
     values = [total.div_(len(starts)).cpu() for total in sums]
     squares = "squares per sample"
     if batch_size > 1:
@@ -304,7 +306,8 @@ class EWC:
         theta = dict(trainable.named_parameters())
         total = 0.0
         for name, start, weight in self._terms:
-            squares = F.mse_loss(theta[name], start, reduction="none")  # (theta - theta*)^2
+            # (theta - theta*)^2: as a loss of torch's in one pass, written out in two.
+            squares = F.mse_loss(theta[name], start, reduction="none")
             total = total + (weight * squares).sum()
         return self.ewc_lambda / 2 * total
 

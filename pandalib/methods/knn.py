@@ -102,8 +102,8 @@ class _Gallery:
 
 
 def _candidates_by_numpy(queries: np.ndarray, gallery: np.ndarray, n: int) -> np.ndarray:
-    """What faiss proposes, from one matrix product: rows of the gallery (m, n), unordered."""
-    distances = (gallery**2).sum(axis=1) - 2 * queries @ gallery.T  # minus ||query||^2: same order
+    """In place of faiss: the n nearest rows of the gallery for each query (m, n), in any order."""
+    distances = (gallery**2).sum(axis=1) - 2 * queries @ gallery.T  # ||q||^2 changes no order
     return np.argpartition(distances, n - 1, axis=1)[:, :n]
 
 
@@ -112,8 +112,8 @@ def squared_distances(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Squared Euclidean distances to the k nearest gallery features, exact to float32.
 
-    Every pair is compared. Neighbours are told apart down to about 1e-6 of the squared spread of
-    the gallery, and below that among the k + 8 nearest.
+    Every pair is compared. Two neighbours are ranked rightly if their squared distances differ by
+    about 1e-6 of the gallery's squared spread; by less, if both are among the k + 8 nearest.
 
     Parameters
     ----------
@@ -311,9 +311,14 @@ class DN2(BaseEstimator):
 
     def fit(self, normal_images, y=None) -> DN2:
         """Extract and remember the features of normal images, uint8 (N, 3, H, W)."""
-        settings = {name: getattr(self, name) for name in KNN().get_params()}
         features = self.backbone.features(normal_images, cache=self.cache)
-        self.scorer_ = KNN(**settings).fit(features)
+        self.scorer_ = KNN(
+            self.k,
+            normalise=self.normalise,
+            whiten=self.whiten,
+            n_centres=self.n_centres,
+            seed=self.seed,
+        ).fit(features)
         return self
 
     def score(self, images) -> np.ndarray:

@@ -73,8 +73,8 @@ def augmentation(height: int, width: int) -> v2.Transform:
 class MeanShifted(BaseEstimator):
     """kNN by angle on features adapted by the mean-shifted contrastive loss.
 
-    Every epoch sees new views, so the frozen part of the network computes them anew: an epoch costs
-    many times as much as one of `PANDA`, which computes them once.
+    Every epoch sees new views, so the frozen part of the network has to run each time: an epoch
+    costs many times as much as one of `PANDA`, whose frozen features are computed once.
 
     Parameters
     ----------

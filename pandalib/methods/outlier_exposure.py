@@ -149,12 +149,12 @@ class OutlierExposure(BaseEstimator):
             logits = linear(features)[:, 0]
             is_outlier = torch.arange(len(logits), device=logits.device) >= len(rows)
             loss = F.binary_cross_entropy_with_logits(logits, is_outlier.float())
+            training.record(loss)
             optimiser.zero_grad()
             loss.backward()
             if self.max_grad_norm is not None:
                 torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
             optimiser.step()
-            training.record(loss)
         network.trainable.requires_grad_(False)
         linear.requires_grad_(False)
         return self

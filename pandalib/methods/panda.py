@@ -29,7 +29,7 @@ from pandalib.cache import FeatureCache
 from pandalib.methods.ewc import EWC, Fisher
 from pandalib.methods.knn import KNN
 from pandalib.methods.training import Checkpoint, Checkpoints, TrainableCopy, Training
-from pandalib.validation import as_features, check_counts, check_fitted, check_rates
+from pandalib.validation import as_features, as_images, check_counts, check_fitted, check_rates
 
 CHUNK = 1024  # images whose frozen features are in memory at once, without a cache
 
@@ -96,11 +96,6 @@ def fit_compactness(
         check_counts(checkpoint_every=checkpoint_every)
     network = TrainableCopy(backbone, bf16, frozen_features[:batch_size])
     parameters = list(network.trainable.parameters())
-    if not parameters:
-        raise ValueError(
-            f"{backbone.name} up to {backbone.truncate_after} has no stage "
-            f"{backbone.adapt_from!r} to adapt: choose adapt_from among its stages."
-        )
     optimiser = torch.optim.SGD(
         parameters, lr=lr, momentum=momentum, weight_decay=weight_decay, fused=True
     )
@@ -137,7 +132,7 @@ def fit_compactness(
     for rows in training:
         features = network.features(frozen_features[rows])  # (B, d)
         loss = compactness(features, centre)
-        training.record(loss)  # without the penalty
+        training.record(loss)  # the curve shows compactness alone, without the penalty
         if penalty is not None:
             loss = loss + penalty(network.trainable)
         optimiser.zero_grad()
@@ -149,7 +144,7 @@ def fit_compactness(
 
 
 def epochs_for(minibatches: int, n_images: int, batch_size: int = 32) -> int:
-    """The number of epochs, at least 1, that comes closest to this amount of work.
+    """The number of epochs, at least 1, that comes closest to this number of minibatches.
 
     PANDA's early stopping counts minibatches, not epochs.
     """
@@ -157,7 +152,9 @@ def epochs_for(minibatches: int, n_images: int, batch_size: int = 32) -> int:
 
 
 def hold_out(n: int, holdout_fraction: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Split the numbers 0 .. n-1 at random: those to train on, those to hold out, both sorted.
+    """Split the numbers 0 .. n-1 at random into those to train on and those to hold out.
+
+    Both are sorted.
 
     Raises ValueError when either part would have fewer than 2 images.
     """
@@ -331,7 +328,7 @@ class PANDAEWC(PANDA):
     fisher: Fisher | None
     _: KW_ONLY
     ewc_lambda: float
-    penalty: None = field(default=None, init=False)  # made by `fit` from the options above
+    penalty: None = field(default=None, init=False)  # no option: `fit` makes it of these two
 
     def _make_penalty(self) -> EWC:
         return EWC(self.backbone, self.ewc_lambda, self.fisher)
@@ -344,8 +341,8 @@ class PANDASES(PANDA):
     Parameters
     ----------
     holdout_fraction : float
-        The fraction of the normal images that is neither trained on nor in the gallery. They give
-        the typical score at each checkpoint.
+        The fraction of the normal images that is held out, of training and of the gallery. Their
+        mean score is the typical score at each checkpoint.
     backbone, epochs, lr, max_grad_norm, ...
         As for `PANDA`.
 
@@ -389,12 +386,12 @@ class PANDASES(PANDA):
     def curves(self, images) -> np.ndarray:
         """kNN scores at every checkpoint, (T, n), of images, uint8 (n, 3, H, W)."""
         check_fitted(self, "scorers_")
-        networks = list(self.checkpoints_)
+        images, networks = as_images(images), list(self.checkpoints_)
         # A cache keeps the frozen features of all images on disk; without one they are computed in
-        # parts.
-        size = CHUNK if self.cache is None else max(1, len(images))
+        # parts, so that memory does not grow with the number of images.
+        size = CHUNK if self.cache is None else len(images)
         parts = []
-        for start in range(0, max(1, len(images)), size):
+        for start in range(0, len(images), size):
             frozen = self.backbone.frozen_features(images[start : start + size], cache=self.cache)
             pairs = zip(self.scorers_, networks)
             parts.append([scorer.score(net.features_from(frozen)) for scorer, net in pairs])

@@ -12,16 +12,16 @@ bank, m* its nearest in the bank and N the patches of the bank nearest to m*, m*
 
     w = 1 - exp(||p* - m*||) / sum over m in N of exp(||p* - m||)          (equation 7)
 
-so that a patch whose nearest is itself a rare one counts for more.
+so that a patch counts for more if its nearest in the bank is itself a rare one.
 
 The bank grows image by image, so that memory does not grow with the number of images: a coreset of
 each portion of patches joins it, and what grows beyond twice `bank_size` is thinned again. A union
 of coresets covers the patches as well as one coreset does, up to a constant (Malkomes et al. 2015).
 
-With `n_parts` the bank is a union of banks, each of every n-th image. A normal image is compared
-with the parts that it has no share in, as a new image would be with all. (Without parts its own
-patches would have to be left out. But they stand for similar ones of other images, which were not
-chosen because of them, and so it would look stranger than it is.)
+With `n_parts` the bank is a union of banks, each made of every n-th image. A normal image is
+compared with the parts to which it gave no patch, as a new image would be with all parts. (With a
+single bank only its own patches could be left out. But each of them stands for similar patches of
+other images, which the coreset dropped because of it, so the image would look too strange.)
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from pandalib.methods.distances import (
 from pandalib.progress import progress as bar
 from pandalib.validation import as_images, check_counts
 
-PORTION = 16384  # patches of which one coreset is chosen: its time grows with their square
+PORTION = 16384  # patches that one coreset is chosen from: its time grows with their square
 NEIGHBOURS = 9  # of a patch in the bank, for `reweight`
 
 
@@ -131,7 +131,7 @@ class PatchCore(MapDetector):
         self._portion = [[] for _ in range(self.n_parts)]
 
     def learn(self, patches: torch.Tensor, numbers: Sequence[int]) -> None:
-        """Let patches (n, h, w, C) of the normal images with these numbers join the bank."""
+        """Add the patches (n, h, w, C) of the normal images with these numbers to the bank."""
         self._grid = patches.shape[1:3]
         for rows, number in zip(patches.flatten(1, 2), numbers):
             part = number % self.n_parts
@@ -180,8 +180,8 @@ class PatchCore(MapDetector):
     ) -> tuple[np.ndarray, np.ndarray]:
         """Maps (n, H, W) and scores (n,) of images by their patches (n, h, w, C).
 
-        `left_out` are numbers of normal images: what the bank has of them does not count, nor does
-        the part of the first of them, if there are several parts.
+        `left_out` are numbers of normal images whose patches do not count. If there are several
+        parts, the whole part of the first of these images does not count either.
         """
         bank = self.memory_bank_
         if len(left_out):

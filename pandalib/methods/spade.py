@@ -40,7 +40,7 @@ from pandalib.progress import progress as bar
 from pandalib.validation import as_images, check_counts, check_fitted
 
 TOGETHER = 4096  # positions of normal images read at once: in a coarse layer, those of many images
-FOR_SCALES = 16  # normal images for a layer's scale, a mean over positions that hardly varies
+FOR_SCALES = 16  # normal images are enough for a layer's scale, a mean over all their positions
 
 
 def spade_reference(
@@ -51,8 +51,8 @@ def spade_reference(
     test = _all_layers(backbone, images, layers)
     maps = []
     for i in range(len(images)):
-        to_images = torch.cdist(test["pooled"][i : i + 1], normal["pooled"])[0]
-        nearest_images = to_images.argsort()[:n_images]
+        distances = torch.cdist(test["pooled"][i : i + 1], normal["pooled"])[0]  # (N,)
+        nearest_images = distances.argsort()[:n_images]
         total = 0
         for layer in layers:
             positions = test[layer][i].flatten(1).T  # (h w, C)
@@ -194,9 +194,9 @@ class SPADE(MapDetector):
         return nearest_others(self.normal_.pooled, k)
 
     def _without(self, copies: Sequence[Sequence[int]], k: int) -> np.ndarray:
-        """As `_nearest_others`, without copies; where fewer remain, the last stands for the rest.
+        """As `_nearest_others`, without copies; where fewer than K remain, the last is repeated.
 
-        An image whose copies are all the others keeps them.
+        An image of which all the others are copies keeps them.
         """
         n, most = len(self.normal_), max(map(len, copies), default=0)
         found = nearest_others(self.normal_.pooled, min(n - 1, k + most))
@@ -232,8 +232,7 @@ class SPADE(MapDetector):
         mean = self._means[layer]
         height, width, _ = part.shapes[layer]
         nearest = Nearest(part.positions(slice(None), layer) - mean, self.kappa)
-        # Each normal image is read once, for all images whose neighbour it is, together with the
-        # other neighbours of the same images.
+        # Normal images that are neighbours of the same images go together, and each is read once.
         groups = defaultdict(list)
         for number in np.unique(neighbours):
             served = (neighbours == number).any(axis=1)
@@ -260,6 +259,7 @@ class Pyramids:
         self.rows = rows
         self.shapes = shapes
         sizes = [int(np.prod(shape)) for shape in shapes]
+        # Where in a row the pooled feature ends, and each layer.
         self._ends = np.cumsum([rows.shape[1] - sum(sizes), *sizes])
 
     @classmethod

@@ -3,10 +3,10 @@
     training = Training(optimiser, n_images=n, epochs=20, batch_size=32, seed=0)
     for rows in training:  # each epoch visits every image once, in a new order
         loss = ...
+        training.record(loss)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-        training.record(loss)
 
 Loss, gradient and step stay visible in the file of each method; this file has the rest.
 """
@@ -96,7 +96,7 @@ class Training:
             self._call_back()
 
     def record(self, loss: torch.Tensor) -> None:
-        """Count the mean loss of the current batch."""
+        """Add the mean loss of the current batch to that of the epoch."""
         self._total += loss.item() * self._n_rows
 
     def _batches(self, epoch: int) -> Sequence[torch.Tensor]:
@@ -121,7 +121,7 @@ class TrainableCopy:
     bf16 : True, False or "auto"
         Compute convolutions in bfloat16; "auto" decides by `bfloat16_pays`.
     batch : tensor, shape (B, C, h, w)
-        Frozen features for this trial, one training batch.
+        The frozen features of one training batch, on which "auto" tries both.
 
     Attributes
     ----------
@@ -135,6 +135,11 @@ class TrainableCopy:
     def __init__(self, backbone: Backbone, bf16: bool | str, batch: torch.Tensor):
         if bf16 not in (True, False, "auto"):
             raise ValueError(f'bf16={bf16!r}: expected True, False or "auto".')
+        if not list(backbone.trainable.parameters()):
+            raise ValueError(
+                f"{backbone.name} up to {backbone.truncate_after} has no stage "
+                f"{backbone.adapt_from!r} to adapt: choose adapt_from among its stages."
+            )
         self.backbone = backbone
         self.trainable = copy.deepcopy(backbone.trainable).requires_grad_(True)
         self.bf16, self.bf16_ratio = bool(bf16), None
@@ -210,7 +215,7 @@ class Checkpoints(Sequence):
     epochs : list of int
         The epoch of each checkpoint.
     losses : list of float
-        Mean training loss of each epoch, also of those without a checkpoint.
+        Mean training loss of every epoch, with or without a checkpoint.
     centre, bf16, bf16_ratio
         The centre, and the precision as in `TrainableCopy`.
 
@@ -272,8 +277,8 @@ class Checkpoints(Sequence):
         elif self._is_due(training.epoch, training.epochs):
             self._save(training)
 
-    def _is_due(self, epoch: int, last: int) -> bool:
-        return epoch in (0, last) or (self.every is not None and epoch % self.every == 0)
+    def _is_due(self, epoch: int, n_epochs: int) -> bool:
+        return epoch in (0, n_epochs) or (self.every is not None and epoch % self.every == 0)
 
     def _save(self, training: Training) -> None:
         epoch, self.losses = training.epoch, training.losses

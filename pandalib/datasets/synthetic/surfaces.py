@@ -107,12 +107,8 @@ class Surfaces(LazyImages):
     def __len__(self) -> int:
         return self.n
 
-    def masks(self, index=slice(None)) -> np.ndarray:
-        """Exactly the pixels that the defect changed, bool (size, size) or (n, size, size)."""
-        return self.pairs(index)[1]
-
     def pairs(self, index=slice(None)) -> tuple[np.ndarray, np.ndarray]:
-        """Images and masks at once, which is faster than one after the other."""
+        """Images, and masks of exactly the pixels that the defect changed, bool (n, size, size)."""
         numbers = np.arange(self.n)[index]
         if numbers.ndim == 0:
             return self._pair(int(numbers))
