@@ -52,6 +52,7 @@ from pandalib.datasets.load import load_task
 from pandalib.datasets.region import read_region
 from pandalib.experiments.results import file_name, identity, read_plan, write_result
 from pandalib.experiments.tables import as_csv, as_markdown
+from pandalib.inspection.review import read_review
 from pandalib.inspection.storage import FACTS
 from pandalib.io import dump_json_with_hash, load_json_with_hash, read_tensors, write_tensors
 from pandalib.weights import read_state
@@ -555,6 +556,44 @@ def text_file(name: str) -> Callable:
     return lambda rng, folder: change_text_file(rng, folder / name)
 
 
+# ---------------------------------------------------------------- reviews
+
+PATHS = ("../secret.png", "/etc/passwd", "b/../../secret.png", "b/..", "", ".", "b", "one.png/")
+PATHS += ("x" * 5000, "\ud800", "a\0b", "b/two.png")
+
+
+def make_review(folder: Path) -> None:
+    """A review of two images, and beside their folder a file that is none of its business."""
+    (folder / "images" / "b").mkdir(parents=True)
+    for name in ("images/one.png", "images/b/two.png", "secret.png"):
+        (folder / name).write_bytes(IMAGES["colour.png"])
+    entries = [
+        {"file": "one.png", "verdict": "normal", "alarm": True},
+        {"file": "b/two.png", "verdict": "defect", "alarm": False},
+    ]
+    review = {"format": "pandalib review", "version": 1, "reviewed": entries}
+    (folder / "review.json").write_text(json.dumps(review, indent=1), encoding="utf-8")
+
+
+def change_review(rng, folder: Path) -> None:
+    path, kind = folder / "review.json", rng.random()
+    if kind < 0.3:
+        return change_text_file(rng, path)
+    tree = json.loads(path.read_text(encoding="utf-8"))
+    if kind < 0.6:
+        tree["reviewed"][rng.integers(2)]["file"] = PATHS[rng.integers(len(PATHS))]
+    else:
+        tree = change_tree(rng, tree)
+    path.write_text(json.dumps(tree), encoding="utf-8")
+
+
+def read_reviewed(folder: Path) -> None:
+    review = read_review(folder / "review.json", folder / "images")
+    inside = (folder / "images").resolve()
+    for path in [*review.normal, *review.defects]:
+        assert path.resolve().is_relative_to(inside) and path.is_file(), path
+
+
 READERS = {
     "images": Reader(make_images, change_image, read_image),
     "masks": Reader(make_images, change_image, read_mask),
@@ -569,6 +608,7 @@ READERS = {
     "fisher": Reader(make_fisher, change_some_tensors, read_fisher),
     "weights": Reader(make_weights, change_weights, read_weights),
     "notebooks": Reader(make_notebook, change_notebook, read_lesson),
+    "reviews": Reader(make_review, change_review, read_reviewed),
 }
 
 

@@ -109,7 +109,7 @@ def slider(draw: Callable, values: Sequence, *, start, label: str) -> None:
         options=values,
         value=start,
         description=label,
-        continuous_update=False,
+        continuous_update=True,  # the figure follows while the handle is dragged
         style={"description_width": "initial"},
         layout=Layout(width="34em", max_width="100%"),
     )
@@ -124,6 +124,7 @@ def slider(draw: Callable, values: Sequence, *, start, label: str) -> None:
     control.observe(redraw, names="value")
 
 
+MOST_TICKS = 9  # one at each value, where there are no more
 THUMBNAIL = 72  # pixels
 CHOICE = """<style>
 .{name} input {{position: absolute; opacity: 0}}
@@ -262,13 +263,22 @@ def _grid(axis: Axes, which: str = "both") -> None:
 
 
 def _whole_ticks(axis: Axes, x) -> None:
-    """Where x counts something, such as epochs, no tick between two numbers."""
-    if np.issubdtype(np.asarray(x).dtype, np.integer):
+    """Where x counts something, such as epochs, ticks at its values, or at least none between."""
+    if np.mod(x, 1).any():
+        return
+    if len(x) <= MOST_TICKS:
+        axis.set_xticks(x, [f"{value:.0f}" for value in x])
+    else:
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
+def _styles(curves) -> tuple[dict, ...]:
+    """Of lines by name: a line alone is solid, since there is nothing to tell it from."""
+    return SERIES if len(curves) > 1 else (SERIES[0] | {"linestyle": "-"},)
+
+
 def _plot_series(axis: Axes, x, curves: dict[str, np.ndarray]) -> None:
-    for style, (name, series) in zip(SERIES, curves.items()):
+    for style, (name, series) in zip(_styles(curves), curves.items()):
         axis.plot(x, series, label=name, linewidth=2, markersize=5, **style)
     _grid(axis)
 
@@ -375,7 +385,7 @@ def roc_curves(curves: dict[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
     """ROC curves by name: (false-positive rates, true-positive rates), and guessing's diagonal."""
     fig, axis = figure(width=4.2, height=4.0)
     axis.plot([0, 1], [0, 1], color=REFERENCE, linewidth=1, label="guessing")
-    for style, (name, rates) in zip(SERIES, curves.items()):
+    for style, (name, rates) in zip(_styles(curves), curves.items()):
         axis.plot(*rates, label=name, linewidth=2, **{**style, "marker": None})
     axis.set(xlabel="false-positive rate (false alarms)", ylabel="true-positive rate (found)")
     axis.set_aspect("equal")

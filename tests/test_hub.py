@@ -130,6 +130,7 @@ def test_in_colab_it_fetches_the_release_and_what_is_missing(machine):
     assert done.returncode == 0, done.stderr
     missing, editable, found = done.stdout.splitlines()
     (faiss,) = [one for one in PROJECT["dependencies"] if one.startswith("faiss")]
-    assert missing == f"pip install --quiet {faiss}"
+    (cells,) = PROJECT["optional-dependencies"]["photographs"]
+    assert missing == f"pip install --quiet {faiss} {cells}"
     assert editable == f"pip install --quiet --no-deps --editable {folder / 'course'}"
     assert Path(found) == folder / "course" / "pandalib" / "__init__.py"

@@ -30,7 +30,9 @@ if "google.colab" in sys.modules and importlib.util.find_spec("pandalib") is Non
 
 def prepare() -> None:
     """Install the packages that are missing, and let this kernel and the next find pandalib."""
-    missing = [one for one in project()["dependencies"] if not is_installed(one)]
+    asked = project()
+    asked = [*asked["dependencies"], *asked["optional-dependencies"]["photographs"]]
+    missing = [one for one in asked if not is_installed(one)]
     for packages in (missing, ["--no-deps", "--editable", str(ROOT)]):
         if packages:
             pip = [sys.executable, "-m", "pip", "install", "--quiet", *packages]

@@ -19,6 +19,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -32,6 +33,7 @@ sys.path.insert(0, str(ROOT))
 from pandalib.io import sha256_of, write_atomically
 
 BEGIN, END = "### BEGIN SOLUTION", "### END SOLUTION"
+PLOTS = r"^plots\.(show|slider|click)\("  # at the beginning of a line: a figure of the lesson
 STUB = 'raise NotImplementedError("your turn")'
 
 
@@ -56,11 +58,6 @@ def without_solution(source: str) -> str:
     return "\n".join(kept)
 
 
-def without_comments(source: str) -> str:
-    lines = source.splitlines()
-    return "\n".join(line for line in lines if not line.startswith("#"))
-
-
 def student_copy(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     copy = nbformat.from_dict(notebook)
     copy.cells = [
@@ -70,7 +67,7 @@ def student_copy(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
         if cell.cell_type == "code":
             cell.source = without_solution(cell.source)
             cell.outputs, cell.execution_count = [], None
-            if without_comments(cell.source).startswith("plots.show("):
+            if re.search(PLOTS, cell.source, flags=re.MULTILINE):
                 # The caption in it says what there is to see; the reader looks first.
                 cell.metadata["jupyter"] = {"source_hidden": True}
             if cell.source.startswith("check("):  # or "Run All Cells" would stop at the first stub

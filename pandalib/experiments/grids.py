@@ -88,20 +88,23 @@ class Grid:
     def planned(self) -> list[dict]:
         """As `runs`, whether the images are here or not.
 
-        Only tasks whose classes are unknown without their images are left out.
+        A folder that is not here counts as one task, which it is in MVTec AD's layout.
         """
-        unknown = set()
-        for task in {task for block in self.blocks for task in block["tasks"]}:
-            try:
-                expand(task)
-            except (ValueError, OSError):
-                unknown.add(task)
-        return self._runs(unknown)
 
-    def _runs(self, missing: Container[str]) -> list[dict]:
-        found = {}
+        def tasks_of(task: str) -> list[str]:
+            try:
+                return expand(task)
+            except (ValueError, OSError):
+                return [task]
+
+        return self._runs((), tasks_of)
+
+    def _runs(self, missing: Container[str], tasks_of=None) -> list[dict]:
+        found, tasks_of = {}, tasks_of or expand
         for block in self.blocks:
-            tasks = [one for task in block["tasks"] if task not in missing for one in expand(task)]
+            tasks = [
+                one for task in block["tasks"] if task not in missing for one in tasks_of(task)
+            ]
             for point in self._points(block, tasks) if tasks else ():
                 settings = canonical(point | {"tier": self.tier})
                 found.setdefault(identity(settings), settings)

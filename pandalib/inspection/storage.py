@@ -34,6 +34,7 @@ from pandalib.validation import check_fitted
 FORMAT = {"format": "pandalib detector", "version": 3}
 OLDER = FORMAT | {"version": 1}  # SPADE on the central square; read, no longer written
 FACTS = "detector.json"
+LARGEST = np.float32(1e15)  # squared and summed, it is still finite
 SETTINGS = ("n_maps", "n_images", "sigma", "k", "false_alarm_rate", "seed")
 OWN = "trainable."  # the tensors of an adapted network
 NEW_SETTINGS = ("adapt", "method", "bank_size", "reweight", "normalise", "whiten")
@@ -339,8 +340,8 @@ def _check_numbers(tensors: dict[str, np.ndarray], facts: dict) -> None:
         kind = KINDS.get(name, "f")
         if array.dtype.kind != kind:
             raise ValueError(f"its tensor {name!r} is {array.dtype}.")
-        if kind == "f" and not np.isfinite(array).all():
-            raise ValueError(f"its tensor {name!r} has numbers that are not finite.")
+        if kind == "f" and not (np.abs(array) < LARGEST).all():  # nor is NaN below it
+            raise ValueError(f"its tensor {name!r} has numbers that no network computes.")
     kept, n = tensors["kept"], facts["n_normal"]
     if np.any(np.diff(kept) <= 0) or kept.min() < 0 or kept.max() >= n:
         raise ValueError(
