@@ -69,7 +69,7 @@ book: install ## build the book, all lessons and the library's reference as a si
 slides: install ## make slides from the lessons' cells, one file a lesson: build/slides
 	$(RUN) tools/slides.py $(ARGS)
 
-results: install ## make the committed tables of docs/results again, hours; ARGS=--stale makes those alone that have to be
+results: install ## make the committed tables, pages and pictures again, hours; ARGS=--stale makes those alone that have to be
 	$(RUN) tools/results.py $(ARGS)
 
 bench: install ## measure everything beside other people's code on a quiet machine; ARGS="fisher growth" measures those alone

@@ -29,7 +29,6 @@ BENCHES = (
     "growth",
     "sweep",
     "lessons",
-    "classroom",
 )
 WITH_PEERS = ("extraction", "segmentation_peers", "pixel_metrics", "inspector")
 NO_TINY = ("lessons",)  # it writes what it measures

@@ -40,7 +40,19 @@ its libraries included.
 | lesson | all cells, s | with AVX2 only, s | first figure, s | wanted | memory, MB |
 |---|---|---|---|---|---|
 {rows}
+
+## Thirty at once, an estimate
+
+Not measured: thirty kernels, each from its first cell to its last in the same moment. Memory is
+thirty times a kernel's and JupyterLab's, {JUPYTERLAB} GB, which counts shared libraries thirty times;
+minutes are thirty times the seconds above, divided among the cores, as if every lesson kept both of
+its threads busy throughout. Both are upper bounds.
+
+| lesson | memory, GB | minutes on 2 cores | on 8 | on 16 |
+|---|---|---|---|---|
+{thirty}
 """
+JUPYTERLAB = 0.1  # GB, with one student's page open
 START, END = "<!-- lessons:", "<!-- end of lessons -->"
 
 
@@ -63,6 +75,13 @@ def measure(paths: list[Path], rounds: int) -> dict[Path, tuple]:
         path: tuple(statistics.median(values) if all(values) else None for values in zip(*runs))
         for path, runs in measured.items()
     }
+
+
+def of_thirty(name: str, seconds: float, memory_mb: float) -> str:
+    """A row of the estimate: memory of thirty kernels, and minutes on some numbers of cores."""
+    memory = 30 * (memory_mb / 1000 + JUPYTERLAB)
+    minutes = (f"{30 * seconds * 2 / cores / 60:.0f}" for cores in (2, 8, 16))
+    return f"| {name} | {memory:.0f} | {' | '.join(minutes)} |"
 
 
 def main() -> None:
@@ -116,6 +135,10 @@ def main() -> None:
         threads=torch.get_num_threads(),
         rounds=options.rounds,
         rows="\n".join(rows),
+        thirty="\n".join(
+            of_thirty(path.stem, native[path][0], (native[path][2] or 0) / 1e6) for path in paths
+        ),
+        JUPYTERLAB=JUPYTERLAB,
     )
     write_atomically(ROOT / "docs" / "results" / "lessons_speed.md", page.encode())
     where = ROOT / "docs" / "teaching.md"

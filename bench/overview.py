@@ -30,7 +30,6 @@ PAGES = {
     "growth": "6. Growth",
     "sweep": "6. Workers",
     "lessons": "7. Lessons",
-    "classroom": "7. A class",
 }
 
 

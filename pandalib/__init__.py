@@ -12,7 +12,7 @@ from importlib import import_module
 # read when torch is loaded, so the Makefile sets it too, for those who import torch first.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOME = {
     "Backbone": "backbones",

@@ -1,4 +1,4 @@
-"""Animations of the lessons' sliders for the book, which has no kernel to draw them anew.
+"""Animations of the lessons' sliders for the book, which has no kernel to draw them.
 
     python tools/animations.py [NOTEBOOK ...]      default: all lessons that have a slider
 

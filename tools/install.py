@@ -69,7 +69,7 @@ def install(venv, index, python_given, lock_path, log=print):
 
 
 def prepare(venv, state, wanted, works, log):
-    """Make the environment, keep it, make it anew, or refuse to touch what is not ours."""
+    """Make the environment, keep it, replace it, or refuse to touch what is not ours."""
     if not state and venv.exists():
         is_venv = (venv / "pyvenv.cfg").exists()
         if not is_venv and (venv.is_file() or any(venv.iterdir())):
@@ -78,7 +78,7 @@ def prepare(venv, state, wanted, works, log):
             sys.exit("error: VENV=%s has no working Python %s." % (venv, wanted["python"]))
     elif state and not (works and state.get("torch_index") == wanted["torch_index"]):
         why = "another source of torch is asked for" if works else "another Python is needed"
-        log("Making %s anew: %s." % (venv, why))
+        log("Making %s again: %s." % (venv, why))
         shutil.rmtree(str(venv))
         works = False
     # From here on it is ours, and unfinished.

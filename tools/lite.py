@@ -2,7 +2,7 @@
 
 JupyterLite, with Python compiled for the browser (Pyodide). It comes into `.venv-lite`, beside the
 course's own environment; only making that needs a network. The site holds JupyterLite, the lesson
-and the library; whoever opens the page fetches Python itself and the packages of `FROM_PYODIDE`
+and the library; opening the page fetches Python itself and the packages of `FROM_PYODIDE`
 from Pyodide's servers, and the photographs from the Python package index: about 100 MB, kept by
 the browser. A page opened from a disk does not run, as browsers forbid that: put the folder on a
 server, or try it with `python -m http.server`.

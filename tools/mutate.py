@@ -19,12 +19,13 @@ import shutil
 import site
 import subprocess
 import sys
-import venv
 from pathlib import Path
+
+import beside
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build" / "mutate"
-WORK, PYTHON = BUILD / "work", BUILD / "venv" / "bin" / "python"
+WORK, PYTHON = BUILD / "work", beside.python_of(BUILD / "venv")
 VERSION = "3.8.1"
 MODULES = ("metrics", "methods.knn", "methods.panda", "methods.ewc")
 TESTS = [f"tests/test_{name}.py" for name in ("metrics", "knn", "panda", "training", "ewc")]
@@ -46,16 +47,15 @@ use_git_change_detection = false
 
 def prepare() -> None:
     """mutmut's environment, which sees this one's packages behind its own, and the copy."""
-    if not (BUILD / "venv" / VERSION).exists():
-        venv.create(BUILD / "venv", with_pip=True, clear=True)
-        subprocess.run([PYTHON, "-m", "pip", "install", "-q", f"mutmut=={VERSION}"], check=True)
-        (packages,) = (BUILD / "venv").glob("lib/python*/site-packages")
-        (packages / "course.pth").write_text("\n".join(site.getsitepackages()) + "\n")
-        (BUILD / "venv" / VERSION).touch()
+    if not beside.install(BUILD / "venv", VERSION, [f"mutmut=={VERSION}"]):
+        sys.exit("mutmut could not be installed: is there a package index?")
+    (packages,) = (BUILD / "venv").glob("lib/python*/site-packages")
+    paths = "\n".join(site.getsitepackages()) + "\n"
+    (packages / "course.pth").write_text(paths, encoding="utf-8")
     unwanted = shutil.ignore_patterns("__pycache__", "cache", "public")
     for name in ("pandalib", "tests", "data"):
         shutil.copytree(ROOT / name, WORK / name, dirs_exist_ok=True, ignore=unwanted)
-    (WORK / "pyproject.toml").write_text(SETTINGS)
+    (WORK / "pyproject.toml").write_text(SETTINGS, encoding="utf-8")
 
 
 def mutmut(*arguments: str) -> str:
@@ -73,7 +73,9 @@ def mutmut(*arguments: str) -> str:
 def results(module: str) -> dict[str, int | None]:
     """Each mutant's name and pytest's exit status with it; None when it was not tried."""
     path = WORK / "mutants" / "pandalib" / f"{module.replace('.', '/')}.py.meta"
-    return json.loads(path.read_text())["exit_code_by_key"] if path.is_file() else {}
+    return (
+        json.loads(path.read_text(encoding="utf-8"))["exit_code_by_key"] if path.is_file() else {}
+    )
 
 
 def row(name: str, codes: list[int | None]) -> str:
@@ -104,7 +106,9 @@ def main(arguments: list[str]) -> None:
         print(row(module, list(found[module].values())))
     print(row("**all**", [code for codes in found.values() for code in codes.values()]))
     left = [name for codes in found.values() for name, code in codes.items() if code in SURVIVED]
-    (BUILD / "survivors.txt").write_text("\n".join(mutmut("show", name) for name in left))
+    (BUILD / "survivors.txt").write_text(
+        "\n".join(mutmut("show", name) for name in left), encoding="utf-8"
+    )
 
 
 if __name__ == "__main__":

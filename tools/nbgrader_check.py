@@ -125,7 +125,7 @@ def grades() -> dict[str, float]:
     """The points that nbgrader gives to each submission, and the most there are, as "all"."""
     with tempfile.TemporaryDirectory() as folder:
         course = Path(folder).resolve()
-        (course / "nbgrader_config.py").write_text(CONFIGURATION)
+        (course / "nbgrader_config.py").write_text(CONFIGURATION, encoding="utf-8")
         argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
         kernel = {"argv": argv, "display_name": "the course's own", "language": "python"}
         kernel["env"] = {"PYTHONPATH": str(ROOT), "PANDALIB_QUIET": "1"}
@@ -138,7 +138,7 @@ def grades() -> dict[str, float]:
             write(course / "submitted" / name / "lesson" / original.name, notebook)
         nbgrader(course, "autograde", "lesson")
         nbgrader(course, "export")
-        with open(course / "grades.csv", newline="") as file:
+        with open(course / "grades.csv", newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
     found = {row["student_id"]: float(row["score"]) for row in rows}
     return found | {"all": float(rows[0]["max_score"])}

@@ -144,9 +144,11 @@ def files() -> dict[str, object]:
     sheets = [reveal / "dist/reset.css", reveal / "dist/reveal.css", own / "slides.css"]
     scripts = [reveal / "dist/reveal.js", reveal / "plugin/notes/notes.js", own / "slides.js"]
     return {
-        "licence": (reveal / "LICENSE").read_text().replace("--", "- -"),
-        "styles": [colours, *(path.read_text() for path in sheets)],
-        "scripts": [re.sub(r"//# sourceMapp.*", "", path.read_text()) for path in scripts],
+        "licence": (reveal / "LICENSE").read_text(encoding="utf-8").replace("--", "- -"),
+        "styles": [colours, *(path.read_text(encoding="utf-8") for path in sheets)],
+        "scripts": [
+            re.sub(r"//# sourceMapp.*", "", path.read_text(encoding="utf-8")) for path in scripts
+        ],
     }
 
 

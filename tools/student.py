@@ -155,7 +155,7 @@ def fill_my_folder() -> None:
     my = ROOT / "my"
     my.mkdir(exist_ok=True)
     record = my / ".copied.json"  # lesson -> hash of the copy that was given out
-    given = json.loads(record.read_text()) if record.is_file() else {}
+    given = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
     changed = []
     for path in sorted((ROOT / "notebooks" / "student").glob("*.ipynb")):
         target, now = my / path.name, sha256_of(path)
