@@ -44,7 +44,7 @@ its libraries included.
 ## Thirty at once, an estimate
 
 Not measured: thirty kernels, each from its first cell to its last in the same moment. Memory is
-thirty times a kernel's and JupyterLab's, {JUPYTERLAB} GB, which counts shared libraries thirty times;
+thirty times a kernel's and JupyterLab's ({JUPYTERLAB} GB): it counts shared libraries thirty times;
 minutes are thirty times the seconds above, divided among the cores, as if every lesson kept both of
 its threads busy throughout. Both are upper bounds.
 
