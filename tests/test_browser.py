@@ -184,7 +184,7 @@ def test_a_slider_moves_figure_and_sentence(page):
     before = state()
     assert before[2].startswith("Figure: With 5 in 100 false alarms allowed")
     press("ArrowRight")
-    until(lambda: "With 6 in 100 false alarms" in state()[2], PAGE, "the sentence to change")
+    until(lambda: "With 10 in 100 false alarms" in state()[2], PAGE, "the sentence to change")
     until(lambda: state()[1] != before[1], PAGE, "the figure to change")
     assert state()[0] != before[0]
     press("ArrowLeft")

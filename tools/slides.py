@@ -114,6 +114,9 @@ def with_formulas(text: str) -> str:
     return re.sub(r"(```[\s\S]*?```|`[^`]+`)|\$\$([\s\S]+?)\$\$|\$([^$\n]+)\$", put, text)
 
 
+KEEP = "**Keep this"
+
+
 def as_slides(notebook):
     """The notebook whose cells are the slides."""
     cells = []
@@ -121,7 +124,18 @@ def as_slides(notebook):
         if cell.metadata.get("slideshow", {}).get("slide_type", "-") != "-":
             cells.append(cell)
             continue
+        if cell.cell_type == "code" and cells and cells[-1].source.startswith(KEEP):
+            # The table that the line above announces, without the code that prints it.
+            cell.metadata |= {
+                "slideshow": {"slide_type": "-"},
+                "transient": {"remove_source": True},
+            }
+            cells += [cell, notes(cell.source)]
+            continue
         pages = text_pages(cell.source) if cell.cell_type == "markdown" else code_pages(cell)
+        before, found, line = cell.source.rpartition(f"\n\n{KEEP}")
+        if cell.cell_type == "markdown" and found and "\n\n" not in line:
+            pages = [*text_pages(before), page(KEEP + line, "subslide")]
         if pages and pages[0] is cell and room_below(cells, cell):
             cell.metadata["slideshow"] = {"slide_type": "-"}  # goes on with the slide before it
         cells += pages
