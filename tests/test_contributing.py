@@ -1,7 +1,6 @@
 """The pages for those who cite, follow and change the project: fields, length, what they name."""
 
 import re
-import shlex
 import tomllib
 from datetime import date
 from pathlib import Path
@@ -59,17 +58,3 @@ def test_the_page_for_contributors_is_one_page():
     headings = re.findall(r"^## (.*)$", PAGES["CONTRIBUTING"], re.M)
     assert headings == ["A method", "A data set", "A lesson", "A language"]
     assert len(PAGES["CONTRIBUTING"].split()) < 650
-
-
-@pytest.mark.parametrize("name", PAGES)
-def test_what_they_name_is_there(name):
-    folders = "pandalib|tools|tests|bench|docs|notebooks|data"
-    named = re.findall(rf"(?<![\w/.<-])(?:{folders})/[\w./-]*\w", PAGES[name])
-    missing = [
-        file for file in named if not re.search("N(N|AME)", file) and not (ROOT / file).exists()
-    ]
-    links = re.findall(r"\]\(([^)#\s:]+)(?:#[^)]*)?\)", PAGES[name])
-    assert not missing + [link for link in links if not (ROOT / link).exists()]
-    targets = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.M)[1].split()
-    for command in re.findall(r"`(?:\w+=\w+ )?make ([^`]+)`", PAGES[name]):
-        assert shlex.split(command)[0] in targets

@@ -21,11 +21,6 @@ SETTINGS = dict(epochs=2, batch_size=8, lr=0.05, max_grad_norm=0.1, progress=Fal
 
 
 @pytest.fixture(scope="module")
-def backbone():
-    return small_backbone()
-
-
-@pytest.fixture(scope="module")
 def fisher(backbone):
     return fisher_information(backbone, IMAGES, progress=False)
 

@@ -25,11 +25,6 @@ NORMAL[7] = NORMAL[3] // 2 * 2  # its near-duplicate
 SETTINGS = dict(n_maps=22, n_images=4, false_alarm_rate=0.1, progress=False)
 
 
-@pytest.fixture(scope="module")
-def backbone():
-    return small_backbone()
-
-
 @pytest.fixture(scope="module", params=["bank", "spade"])
 def method(request):
     return request.param

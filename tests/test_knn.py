@@ -3,7 +3,7 @@
 import faiss
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sklearn.base import clone
@@ -22,9 +22,6 @@ from pandalib.methods.knn import (
     squared_distances,
 )
 from pandalib.methods.whitening import Whitening, l2_normalise, whitened_leave_one_out_scores
-
-settings.register_profile("same", derandomize=True, deadline=None, max_examples=60, database=None)
-settings.load_profile("same")
 
 
 def brute_force(gallery, queries, k, leave_out=False):

@@ -7,18 +7,13 @@ import pytest
 import torch
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
-from small import images, small_backbone
+from small import images
 
 from pandalib import MeanShifted
 from pandalib.methods.mean_shifted import angular_loss, augmentation, mean_shifted_loss
 
 NORMAL, QUERIES = images(11), images(5, seed=1)
 OPTIONS = dict(epochs=3, lr=0.05, max_grad_norm=1.0, batch_size=4, progress=False)
-
-
-@pytest.fixture(scope="module")
-def backbone():
-    return small_backbone()
 
 
 def unit(vector):

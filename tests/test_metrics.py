@@ -25,8 +25,6 @@ from pandalib.metrics import (
 )
 
 # The same examples every time, and no limit on a single one: the machine may be busy.
-settings.register_profile("same", derandomize=True, deadline=None, max_examples=60, database=None)
-settings.load_profile("same")
 
 # Few different values make many ties; the others any float64, near and far apart.
 SCORES = (

@@ -26,11 +26,6 @@ SETTINGS = dict(epochs=3, lr=0.5, max_grad_norm=0.5, batch_size=16, progress=Fal
 
 
 @pytest.fixture(scope="module")
-def backbone():
-    return small_backbone()
-
-
-@pytest.fixture(scope="module")
 def fitted(backbone):
     return OutlierExposure(backbone, OUTLIERS, **SETTINGS).fit(IMAGES)
 

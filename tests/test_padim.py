@@ -7,16 +7,11 @@ import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
-from small import images, small_backbone
+from small import images
 from test_patchcore import plain_patches
 from test_spade import IMAGES, QUERIES, close, plain_layers
 
 from pandalib import PaDiM, PCAResidual
-
-
-@pytest.fixture(scope="module")
-def backbone():
-    return small_backbone()
 
 
 def plain_positions(pictures, layers) -> np.ndarray:

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sklearn.base import clone
@@ -42,17 +42,10 @@ from pandalib.methods.panda import (
 )
 
 # The same examples every time, and no limit on a single one: the machine may be busy.
-settings.register_profile("same", derandomize=True, deadline=None, max_examples=60, database=None)
-settings.load_profile("same")
 
 IMAGES, QUERIES = images(33), images(9, seed=5)
 PACE = dict(lr=0.5, max_grad_norm=0.005)  # this norm cuts every gradient of the small network
 SETTINGS = dict(epochs=3, batch_size=16, progress=False, **PACE)
-
-
-@pytest.fixture(scope="module")
-def backbone():
-    return small_backbone()
 
 
 @pytest.fixture(scope="module")

@@ -8,16 +8,11 @@ from scipy.ndimage import gaussian_filter
 from scipy.spatial.distance import cdist
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
-from small import images, small_backbone
+from small import images
 from test_spade import IMAGES, QUERIES, close, plain_layers
 
 from pandalib import PatchCore
 from pandalib.methods.patchcore import coreset
-
-
-@pytest.fixture(scope="module")
-def backbone():
-    return small_backbone()
 
 
 def plain_patches(pictures, layers) -> np.ndarray:

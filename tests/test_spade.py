@@ -22,11 +22,6 @@ SIDE = 48
 IMAGES, QUERIES = images(14, SIDE), images(5, SIDE, seed=1)
 
 
-@pytest.fixture(scope="module")
-def backbone():
-    return small_backbone()
-
-
 @torch.no_grad()
 def plain_layers(pictures) -> dict[str, np.ndarray]:
     """Of each layer (n, h, w, C) and the pooled feature (n, d), the network with nothing folded."""

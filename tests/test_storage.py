@@ -23,11 +23,6 @@ SETTINGS = dict(n_maps=22, n_images=4, false_alarm_rate=0.1, progress=False)
 OLD = Path(__file__).parent / "data" / "detector"  # written by the version before this format's
 
 
-@pytest.fixture(scope="module")
-def backbone():
-    return small_backbone()
-
-
 @pytest.fixture(scope="module", params=["bank", "spade"])
 def fitted(backbone, request):
     return Inspector(backbone, method=request.param, **SETTINGS).fit(NORMAL)

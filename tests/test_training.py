@@ -20,11 +20,6 @@ SETTINGS = dict(
 
 
 @pytest.fixture(scope="module")
-def backbone():
-    return small_backbone()
-
-
-@pytest.fixture(scope="module")
 def frozen(backbone):
     return backbone.frozen_features(IMAGES)
 

@@ -11,9 +11,6 @@ from sklearn.exceptions import NotFittedError
 from pandalib.methods.whitening import Whitening, l2_normalise, whitened_leave_one_out_scores
 from pandalib.metrics import threshold_at
 
-settings.register_profile("same", derandomize=True, deadline=None, max_examples=60, database=None)
-settings.load_profile("same")
-
 
 def correlated(n, d, seed=0, offset=0.0):
     rng = np.random.default_rng(seed)
