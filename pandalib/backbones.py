@@ -10,6 +10,7 @@ mode: the running statistics of BatchNorm are part of what was learned and never
 from __future__ import annotations
 
 import copy
+import os
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
@@ -453,7 +454,7 @@ def load_backbone(
         name=name,
         weights_sha256=state_sha256(network.state_dict()) if drawn else sha256_of(path),
         n_classes=embedded_facts()["n_glyphs"] if weights == "embedded" else None,
-        source=weights if weights in ("embedded", "imagenet", "random") else str(path),
+        source=weights if weights in ("embedded", "imagenet", "random") else os.path.abspath(path),
         **options,
     )
     return backbone.to(device)

@@ -138,10 +138,12 @@ def _run_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """run one method on one task"""
     from pandalib.experiments.run import run
+    from pandalib.inspection.results import check_file
     from pandalib.io import write_atomically
 
     given = vars(options)
     target, method = given.pop("json"), given["method"]
+    check_file(target)
     for name in given.keys() & options_of(method).keys():
         choices = options_of(method)[name].metadata["choices"]
         given[name] = choices[given[name]] if choices else given[name]
@@ -374,7 +376,7 @@ def _say_what_was_fitted(inspector, copies: int) -> None:
 
     for note in inspector.notes_:
         say(printable(note))
-    say(f"images as {inspector.geometry_}")
+    say(f"images as {inspector.read_as}")
     for name, reason in inspector.unreadable_:
         say(f"left out: {printable(name)} is not an image: {reason}")
     if inspector.n_copies_ > copies:
@@ -388,17 +390,37 @@ def _say_what_was_fitted(inspector, copies: int) -> None:
             f"near-duplicates: {n} images in {counted(len(twins), 'group')}, as {first}; an image "
             "is compared with the others outside of its group"
         )
-    say("the strangest normal images, in multiples of the median score; is one a defect?")
+    n, of = len(inspector.sample_), len(inspector.features_) - len(inspector.adapted_)
+    some = "" if n == of else f", among {n} drawn from {of} (--n-maps {of} looks at all)"
+    say(f"the strangest normal images{some}, in multiples of the median score; is one a defect?")
     for name, times in inspector.strangest():
         say(f"  {times:6.2f}  {printable(name)}")
     if inspector.backbone.source == "embedded":
         say("note: for real photographs use --tier standard")
 
 
+def _check_reading(given: dict) -> None:
+    """Raise ValueError for a device, a batch or workers that there cannot be."""
+    from pandalib.validation import check_counts
+
+    if given.get("device"):
+        import torch  # heavy, and needed only here
+
+        try:
+            torch.empty(0, device=given["device"])
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ValueError(f"--device {given['device']} cannot be used: {reason}") from None
+    check_counts(**{name: given[name] for name in ("batch_size",) if given.get(name) is not None})
+    if (given.get("workers") or 0) < 0:
+        raise ValueError(f"--workers {given['workers']}: expected 0 or more.")
+
+
 def _loaded(model, given: dict):
     """A saved detector, on the device and with the batches that were asked for."""
     from pandalib.inspection.inspector import Inspector
 
+    _check_reading(given)
     inspector = Inspector.load(model, weights=given.get("weights"), device=given.get("device"))
     pace = {name: given[name] for name in ("batch_size", "workers") if given.get(name) is not None}
     return inspector.set_params(**pace)
@@ -412,6 +434,7 @@ def _new_inspector(given: dict):
     name = given.get("backbone", tier.backbone)
     weights = given.get("weights", tier.weights if name == tier.backbone else "imagenet")
     _check_weights(given)
+    _check_reading(given)
     if weights == "random":
         raise ValueError(
             "--weights random makes a detector that no command can load: choose embedded, imagenet "
@@ -438,7 +461,8 @@ def _score_arguments(parser: argparse.ArgumentParser) -> None:
     add("--report", metavar="FILE", help="write an HTML report with heat maps, one file")
     add("--csv", metavar="FILE", help="write all scores as a table; -: print it, not the list")
     add("--json", metavar="FILE", help="write all scores as JSON; -: print it, not the list")
-    add("--maps", metavar="FOLDER", help="write each heat map there: PNG and 16-bit TIFF")
+    words = "write each heat map there: PNG and 16-bit TIFF, in which 8192 is the threshold"
+    add("--maps", metavar="FOLDER", help=words)
     add("--rate", type=float, help="false-alarm rate; default: the detector's own")
     add("--top", type=int, default=50, help="how many images list and report show; default: 50")
     add("--fail-on-alarm", action="store_true", help=f"exit status {ALARM} if an image alarms")
@@ -447,6 +471,7 @@ def _score_arguments(parser: argparse.ArgumentParser) -> None:
 
 def score(options: argparse.Namespace) -> int:
     """score images with a saved detector: a ranking, alarms, a report"""
+    from pandalib.datasets.layouts import images_to_score
     from pandalib.inspection.inspector import counted
     from pandalib.inspection.report import ranked_rows, write_report
     from pandalib.inspection.results import (
@@ -455,6 +480,7 @@ def score(options: argparse.Namespace) -> int:
         as_json,
         check_file,
         check_folder,
+        check_targets,
         write_text,
     )
     from pandalib.io import printable
@@ -470,14 +496,13 @@ def score(options: argparse.Namespace) -> int:
         check_folder(options.maps)
     inspector = _loaded(options.model, vars(options))
     threshold = inspector.threshold(options.rate)  # first, since it may raise
-    _say_cost(inspector, options.images, options.recursive)
+    listing = images_to_score(options.images, recursive=options.recursive)
+    targets = {f"--{name}": getattr(options, name) for name in ("report", "csv", "json")}
+    check_targets(targets, options.maps, listing, options.model)
+    _say_cost(inspector, listing, options.recursive)
+    maps = MapFolder(options.maps, inspector, threshold) if options.maps else None
     ranking = inspector.rank(
-        options.images,
-        top=options.top,
-        rate=options.rate,
-        recursive=options.recursive,
-        skip_unreadable=True,
-        on_image=MapFolder(options.maps, inspector, threshold) if options.maps else None,
+        listing, top=options.top, rate=options.rate, skip_unreadable=True, on_image=maps
     )
     notes = inspector.notes_
     rows = list(ranked_rows(ranking, threshold))
@@ -485,7 +510,7 @@ def score(options: argparse.Namespace) -> int:
     if options.csv:
         write_text(options.csv, as_csv(rows))
     if options.json:
-        write_text(options.json, as_json(inspector, ranking, rows, options.rate))
+        write_text(options.json, as_json(inspector, ranking, rows, options.rate, listing.top))
     if options.report:
         name = "/".join(Path(options.images[0]).expanduser().resolve().parts[-2:])
         title = f"Anomaly report: {name}"
@@ -501,7 +526,7 @@ def score(options: argparse.Namespace) -> int:
             f"{alarms} of {counted(len(rows), 'image')} {'raises' if alarms == 1 else 'raise'}"
         )
         print(f"{raising} an alarm (score above {threshold:.4g})")
-    for note in (*notes, f"images as {inspector.geometry_}"):
+    for note in (*notes, f"images as {inspector.read_as}"):
         print(printable(note), file=sys.stderr)
     _say_check(inspector, options.rate)
     if ranking.fitted:
@@ -519,7 +544,9 @@ def score(options: argparse.Namespace) -> int:
         )
     for name, reason in ranking.unreadable:
         print(f"pandalib: {printable(name)} is not an image: {reason}", file=sys.stderr)
-    if ranking.unreadable:
+    for name, reason in maps.failed if maps else ():
+        print(f"pandalib: the map {printable(name)} was not written: {reason}", file=sys.stderr)
+    if ranking.unreadable or (maps and maps.failed):
         return 1
     return ALARM if options.fail_on_alarm and alarms else 0
 
@@ -541,7 +568,7 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
 
 def evaluate(options: argparse.Namespace) -> int:
     """measure a detector on labelled images: precision, recall, F1, ROC-AUC, with intervals"""
-    from pandalib.inspection.evaluate import evaluate_files, labelled_images
+    from pandalib.inspection.evaluate import FEW, evaluate_files, labelled_images
     from pandalib.inspection.inspector import counted
     from pandalib.inspection.results import check_file, write_text
     from pandalib.io import printable
@@ -568,11 +595,14 @@ def evaluate(options: argparse.Namespace) -> int:
             for name in ("roc_auc", "precision", "recall", "f1", "false_alarm_rate"):
                 value, low, high = one[name]
                 print(f"  {name:16} {value:.3f}  ({low:.3f} to {high:.3f})")
+        if min(found["n_normal"], found["n_anomalous"]) < FEW:
+            few = f"below {FEW} images of a kind the intervals of roc_auc and f1 are too short"
+            print(f"note: {few}", file=sys.stderr)
         if options.against:
             value, low, high = found["roc_auc_difference"]
             verdict = "more than chance explains" if low > 0 or high < 0 else "may be chance"
             print(f"difference in ROC-AUC {value:+.3f}  ({low:+.3f} to {high:+.3f}): {verdict}")
-    return 0
+    return int(bool(found["unreadable"]))
 
 
 # ---------------------------------------------------------------- sweep, table

@@ -637,3 +637,33 @@ def test_what_does_not(given, words):
     with pytest.raises(ValueError) as error:
         as_images(given)
     one_sentence(error, words, "expected")
+
+
+# ---------------------------------------------------------------- the range of 16-bit files
+
+
+def grey16(folder, values, n=6):
+    """Files of 16-bit grey with these values, each with another noise."""
+    rng = np.random.default_rng(0)
+    folder.mkdir()
+    for number in range(n):
+        picture = rng.normal(*values, (80, 100)).round().clip(0, 65535).astype(np.uint16)
+        Image.fromarray(picture).save(folder / f"{number}.png")
+    return sorted(folder.iterdir())
+
+
+def test_a_hot_pixel_is_no_range(tmp_path):
+    files = grey16(tmp_path / "camera", (2000, 300))
+    assert (Geometry.for_images(files, 64).black, Geometry.for_images(files, 64).white) == (0, 4095)
+    picture = np.asarray(Image.open(files[2])).copy()
+    picture[7, 9] = 65535
+    Image.fromarray(picture).save(files[2])
+    assert Geometry.for_images(files, 64).white == 4095
+
+
+def test_values_far_from_zero_keep_their_levels(tmp_path):
+    files = grey16(tmp_path / "thermal", (29300, 60))
+    geometry = Geometry.for_images(files, 64)
+    assert geometry.black < 29100 and 29500 < geometry.white < 31000
+    assert len(np.unique(geometry.pixels(files[0]))) > 40
+    assert f"16-bit values {geometry.black} to {geometry.white}" in str(geometry)

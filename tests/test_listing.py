@@ -67,7 +67,9 @@ def test_files_patterns_and_folders(tmp_path, monkeypatch):
     assert found.names == ["in/[d].png", "in/c.png", "a.png", "b.jpg", "other/e.png"]
     (tmp_path / "notes.txt").write_text("x")
     assert find_images(tmp_path / "*").left_out == [
-        (str(tmp_path / "notes.txt"), "no image by its ending")
+        (f"{tmp_path / 'in'}/", "a folder: name it itself"),
+        (f"{tmp_path / 'other'}/", "a folder: name it itself"),
+        (str(tmp_path / "notes.txt"), "no image by its ending"),
     ]
     assert find_images(paths[2:4]).names == ["c.png", "[d].png"]
 
@@ -134,3 +136,39 @@ def test_heic(tmp_path):
     found = find_images(tmp_path)
     assert found.names == ["a.heic"] and not found.left_out
     assert np.abs(Geometry.square(32).read(found.files[0]).astype(int) - 90).max() <= 3
+
+
+def test_masks_beside_their_images_are_left_out(tmp_path):
+    files(tmp_path, "a.jpg", "a_mask.png", "b.png", "b_GT.png", "c_mask.png", "in/deep/d.png")
+    found = find_images(tmp_path)
+    assert found.names == ["a.jpg", "b.png", "c_mask.png"]  # the last is nobody's mask
+    assert "'a_mask.png', 'b_GT.png' (masks, by their names)" in found.warning
+    assert "'in/' (1 image in it: name it, or --recursive" in found.warning
+
+
+def test_a_pattern_passes_over_masks_below_it(tmp_path):
+    files(tmp_path, "labels/set/test/a.png", "labels/set/ground_truth/a.png")
+    found = find_images(tmp_path / "labels" / "set" / "**" / "*.png")
+    assert [file.parent.name for file in found.files] == ["test"]
+    assert "(masks)" in found.warning
+    assert find_images(tmp_path / "labels" / "set" / "ground_truth" / "*.png").files
+
+
+def test_what_is_named_twice_is_said(tmp_path):
+    (path,) = files(tmp_path, "a.png")
+    found = find_images([path, path])
+    assert len(found.files) == 1 and "named more than once" in found.warning
+
+
+def test_tables_that_are_none(tmp_path, monkeypatch):
+    files(tmp_path, "~a.png")
+    monkeypatch.chdir(tmp_path)
+    assert find_images("~a.png").names == ["~a.png"]  # not somebody's home
+    table = tmp_path / "t.csv"
+    for content, words in (
+        ("file\na.png".encode("utf-16"), "is a table in UTF-16: save it as UTF-8."),
+        (b'file\n"' + b"x" * 140_000, "is no table: field larger than field limit"),
+    ):
+        table.write_bytes(content)
+        with pytest.raises(ValueError, match=words):
+            find_images(table)

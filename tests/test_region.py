@@ -10,7 +10,7 @@ from pandalib.datasets.region import read_region
 
 
 def test_polygons_hold_the_pixels_whose_centres_they_hold():
-    corners = np.random.default_rng(0).uniform(1, 59, (5, 2))
+    corners = np.random.default_rng(0).uniform(1, [59, 49], (5, 2))
     y, x = np.mgrid[:50, :60] + 0.5
     wanted = Polygon(corners).contains_points(np.stack([x.ravel(), y.ravel()], 1)).reshape(50, 60)
     found = read_region(corners, 50, 60)
@@ -45,8 +45,9 @@ def test_regions_that_cannot_be(tmp_path):
         ("10,10 20,20", ["at least three"]),
         ([(1, 2, 3)] * 4, ["at least three"]),
         ("-1,0 4,0 4,4", ["at least 0"]),
+        ("0,0 82,0 82,40 0,40", ["outside of an image of 80 x 40"]),
         ("gone.png", ["gone.png"]),
-        ("90,90 99,90 99,99", ["holds no pixel"]),
+        ("90,90 99,90 99,99", ["outside of an image"]),
     ):
         with pytest.raises(ValueError) as error:
             read_region(region, 40, 80)

@@ -44,6 +44,7 @@ def detector(source="imagenet", n=30):
         features_=np.zeros((3 * n, 2)),
         sample_=np.arange(n),
         geometry_=Geometry(SIDE, SIDE),
+        read_as=str(Geometry(SIDE, SIDE)),
         method="spade",
         tile_=None,
         k=2,
@@ -80,7 +81,7 @@ def ranking(n=8, top=3, names=None, unreadable=(), scale=1.0):
 
 def no_news(n):
     """p-values, regions, images that were fitted, and sizes that are new."""
-    return np.full(n, 0.5), [[] for _ in range(n)], [], []
+    return np.full(n, 0.5), [[] for _ in range(n)], [0] * n, [], []
 
 
 class Page(HTMLParser):

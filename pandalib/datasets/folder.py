@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -103,11 +104,11 @@ def load_task(
         kinds=kinds,
         masks=stack,
         files=tuple(map(str, test)),
-        note=_note(found, len(train), test, missing_masks, geometry),
+        note=_note(found, len(train), test, kinds, stack, missing_masks, geometry),
     )
 
 
-def _note(found: Found, n_train: int, test: list[Path], missing_masks: str, geometry) -> str:
+def _note(found: Found, n_train: int, test, kinds, stack, missing_masks: str, geometry) -> str:
     """How the folder was read, in one line, with the reason if there are no masks."""
     if found.masks is None:
         masks = "no masks (no folder ground_truth or masks holds any), hence no pixel metrics"
@@ -118,7 +119,12 @@ def _note(found: Found, n_train: int, test: list[Path], missing_masks: str, geom
         without = sum(not files for files in found.masks.values())
         if without:
             masks += f"; {counted(without, 'anomalous image')} without a mask left out"
-    seen = f"{n_train} training and {counted(len(test), 'test image')}, {masks}; {geometry}"
+        empty = sum(not mask.any() for mask, kind in zip(stack, kinds) if kind != found.normal)
+        if empty:
+            masks += f"; {empty} of the anomalous images' masks black, as if nothing were wrong"
+    number = Counter(kinds)
+    each = ", ".join(f"{kind} {number[kind]}" for kind in found.tests if number[kind])
+    seen = f"{n_train} training and {counted(len(test), 'test image')}, {masks}; {each}; {geometry}"
     warning = describe(found.left_out)
     return f"read as {found.layout}: {seen}" + (f"; {warning}" if warning else "")
 

@@ -34,6 +34,7 @@ if HEIC:
 _READING_RULES = "pandalib images 2"
 _ORIENTATION, _PHOTOMETRIC = 0x0112, 0x0106  # tags of EXIF and TIFF
 FITS = ("stretch", "pad", "crop")
+RANGE = (0.1, 99.9)  # per cent of an image's pixels, between which its values are taken
 FEW = 500  # images below which no worker processes are started to decode them
 
 
@@ -117,8 +118,11 @@ class Geometry:
 
         Proportions are the median of the images', the area is about size x size, and the sides are
         multiples of 32 if `size` is: square images become size x size. White is the smallest
-        2**bits - 1 that holds the values of all 16-bit files: cameras of 10 or 12 bits fill only
-        the lowest part of 16. Files that cannot be read are passed over.
+        2**bits - 1 that holds the values of all 16-bit files, but for one pixel in a thousand of
+        each, which may be hot, or mark what is missing: cameras of 10 or 12 bits fill only the
+        lowest part of 16. Where the values fill less than an eighth of that (a thermal camera's),
+        black and white are their ends, with as much room again on both sides. Files that cannot be
+        read are passed over.
 
         Parameters
         ----------
@@ -133,30 +137,30 @@ class Geometry:
             All 16-bit colour files use only the lowest 12 bits, of which Pillow keeps 4.
         """
         square = cls.square(size, resize, fit)
-        ratios, largest, dark, bright = [], 0, None, False
+        ratios, ends, dark, bright = [], [], None, False
         for image in images:
             with suppress(ImageError), _opened(image) as picture:
                 width, height = _size(picture)
                 ratios.append(math.log(width / height))
-                if _is_wide(picture) and largest < 2**15:
-                    largest = max(largest, int(np.max(_grey_16(picture))))
+                if _is_wide(picture):
+                    ends.append(np.percentile(_grey_16(picture), RANGE))
                 elif not bright and ";16" in str(getattr(picture, "tile", "")):  # colour
-                    bright = np.asarray(picture.convert("RGB")).max() > 15
+                    bright = np.percentile(np.asarray(picture.convert("RGB")), RANGE[1]) > 15
                     dark = dark or image
         if dark is not None and not bright:
             raise ImageError(
                 f"{_name(dark)} and all other 16-bit colour images fill at most 12 of their 16 "
                 "bits, of which 4 would be read: convert them to 8 bits, or to grey."
             )
-        white = 2 ** max(8, largest.bit_length()) - 1 if largest else square.white
+        square = replace(square, **_range_of(ends))
         if square.fit == "crop" or not ratios:
-            return replace(square, white=white)
+            return square
         ratio = math.exp(np.median(ratios))
         step = 32 if size % 32 == 0 else 1
         short = step * max(1, round(size * min(ratio, 1 / ratio) ** 0.5 / step))
         long = step * max(1, round(size * size / short / step))
         height, width = (short, long) if ratio > 1 else (long, short)
-        return replace(square, height=height, width=width, white=white)
+        return replace(square, height=height, width=width)
 
     def read(self, source) -> np.ndarray:
         """Read an image.
@@ -274,7 +278,8 @@ class Geometry:
             "pad": "the whole image, padded",
             "crop": f"the central square, shorter side resized to {self.resize}",
         }[self.fit]
-        grey = "" if self.white == 65535 else f", 16-bit values {self.black} to {self.white}"
+        usual = (self.black, self.white) == (0, 65535)
+        grey = "" if usual else f", 16-bit values {self.black} to {self.white}"
         return f"{self.width} x {self.height} pixels, {how}{grey}"
 
     def window(self, height: int, width: int) -> tuple[float, float, float, float]:
@@ -315,6 +320,27 @@ class Geometry:
         return image.convert("RGB")
 
 
+def _range_of(ends: list) -> dict[str, int]:
+    """Black and white for 16-bit files with these lowest and highest values; {} without any."""
+    if not ends:
+        return {}
+    low, high = (int(bound) for bound in (np.min(ends, axis=0)[0], np.max(ends, axis=0)[1]))
+    black, white, room = 0, 2 ** max(8, high.bit_length()) - 1, high - low + 1
+    if 8 * room < white:
+        black, white = max(0, low - room), min(65535, high + room)
+    return {"black": black, "white": white}
+
+
+def several_pages(files: Iterable) -> list[Path]:
+    """Those of these files that hold several pages or frames, of which the first is read."""
+    found = []
+    for file in map(Path, files):
+        if file.suffix.lower() in (".tif", ".tiff", ".gif", ".webp"):
+            with suppress(ImageError), _opened(file) as picture:
+                found += [file] * (getattr(picture, "n_frames", 1) > 1)
+    return found
+
+
 @contextmanager
 def _opened(source) -> Iterator[Image.Image]:
     """A PIL image of a path, a PIL image or an array. Any failure with a path is an ImageError."""
@@ -325,7 +351,8 @@ def _opened(source) -> Iterator[Image.Image]:
         yield source
     else:
         array = as_array(source)
-        if array.dtype not in (np.uint8, np.uint16) or array.shape[2:] not in ((), (3,)):
+        wide = array.dtype == np.uint16 and array.ndim == 2
+        if not (wide or array.dtype == np.uint8 and array.shape[2:] in ((), (3,))):
             raise ValueError(
                 f"an image is {array.dtype} {array.shape}: expected uint8 (H, W, 3), or uint8 or "
                 "uint16 (H, W)."

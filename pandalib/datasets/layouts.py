@@ -45,7 +45,8 @@ class Found(NamedTuple):
     tests: dict[str, list[Path]]  # kind -> files
     masks: dict[Path, list[Path]] | None  # of each anomalous test image; None: there are none
     masks_folder: Path | None
-    left_out: list[tuple[str, str]]
+    left_out: list[tuple[str, str]]  # of the test images
+    left_out_of_train: list[tuple[str, str]]
 
 
 def read_layout(path_spec, *, seed: int = 0) -> Found:
@@ -67,9 +68,10 @@ def read_layout(path_spec, *, seed: int = 0) -> Found:
     tests = {kind: find_images(where / kind) for kind in plain_classes(where)}
     if where == root:
         train, kept = split_80_20(tests[normal].files, seed)
+        train = tests[normal]._replace(files=train)
         tests[normal] = tests[normal]._replace(files=kept)
     else:
-        train = find_images(root / "train" / normal).files
+        train = find_images(root / "train" / normal)
     masks = next((root / name for name in subfolders(root) if name.lower() in MASKS), None)
     return _found(root, CLASSES, normal, train, tests, masks)
 
@@ -107,10 +109,12 @@ def images_to_fit(arguments, *, recursive: bool = False) -> Listing:
             continue
         if known_layout(root) is None:  # without test images
             listing = find_images(root / layout.train)
-            return listing._replace(top=root, note=f"read {layout.train}")
+            left_out = [(f"{layout.train}/{name}", reason) for name, reason in listing.left_out]
+            note = f"read {layout.train}"
+            return listing._replace(left_out=left_out, top=root, note=note)
         found = read_layout(root)
         note = f"read as {found.layout}: {counted(len(found.train), 'normal image')}"
-        return Listing(found.train, found.left_out, root, note)
+        return Listing(found.train, found.left_out_of_train, root, note)
     return find_images(arguments, recursive=recursive)
 
 
@@ -158,17 +162,17 @@ def _read_known(root: Path, layout: Layout, seed: int) -> Found:
     test = root / layout.test
     tests = {kind: find_images(test / kind) for kind in subfolders(test)}
     if (root / layout.train).parent != test:
-        train = find_images(root / layout.train).files
+        train = find_images(root / layout.train)
     elif layout.normal in tests:
         table = root.parent / "split_csv" / "1cls.csv"
         trained = _trained(table, root) if table.is_file() else None
-        files = tests[layout.normal].files
+        files, listing = tests[layout.normal].files, tests[layout.normal]
         if trained is None:
             train, kept = split_80_20(files, seed)
         else:
             train = [file for file in files if file in trained]
             kept = [file for file in files if file not in trained]
-        tests[layout.normal] = tests[layout.normal]._replace(files=kept)
+        train, tests[layout.normal] = listing._replace(files=train), listing._replace(files=kept)
     return _found(root, layout.name, layout.normal, train, tests, root / layout.masks)
 
 
@@ -179,13 +183,19 @@ def _trained(table: Path, root: Path) -> set[Path]:
     return {root.parent / row["image"] for row in rows if row.get("split") == "train"}
 
 
-def _found(root, layout, normal, train, tests: dict[str, Listing], masks: Path | None) -> Found:
-    left_out = [entry for listing in tests.values() for entry in listing.left_out]
+def _found(
+    root, layout, normal, train: Listing, tests: dict[str, Listing], masks: Path | None
+) -> Found:
+    def named(listing: Listing) -> list[tuple[str, str]]:
+        folder = Path(os.path.relpath(listing.top, root)).as_posix()
+        return [(f"{folder}/{name}", reason) for name, reason in listing.left_out]
+
+    left_out = [entry for listing in tests.values() for entry in named(listing)]
     tests = {kind: listing.files for kind, listing in tests.items()}
     pairs = None
     if masks is not None and masks.is_dir() and image_files(masks, recursive=True):
         pairs = _pair_masks(masks, {kind: tests[kind] for kind in tests if kind != normal})
-    return Found(root, layout, normal, train, tests, pairs, masks, left_out)
+    return Found(root, layout, normal, train.files, tests, pairs, masks, left_out, named(train))
 
 
 def _class_folders(root: Path) -> tuple[Path, list[str]]:

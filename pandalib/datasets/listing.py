@@ -14,8 +14,13 @@ ENDINGS = tuple(".png .jpg .jpeg .jfif .bmp .tif .tiff .webp .gif .ppm .pgm".spl
 HEIC = importlib.util.find_spec("pillow_heif") is not None  # the extra [heic]
 if HEIC:
     ENDINGS += (".heic", ".heif")
-MASKS = ("mask", "masks", "ground_truth", "groundtruth")  # folders that hold no images of objects
-COLUMNS = ("file", "path", "filename", "image")  # of a table of images, one of these
+# Folders that hold no images of objects, and what ends the names of their masks.
+MASKS = (
+    "mask masks ground_truth groundtruth ground-truth gt label labels annotation annotations "
+    "segmentation segmentations mask_images"
+).split()
+BESIDE = ("_mask", "_gt", "_label", "-mask", "-gt", "-label")
+COLUMNS = ("file", "path", "filename", "image", "image_path")  # of a table of images, one of these
 
 
 class Listing(NamedTuple):
@@ -78,9 +83,12 @@ def find_images(arguments, *, recursive: bool = False) -> Listing:
         arguments = [arguments]
     files, left_out, paths = [], [], []
     for argument in arguments:
-        path = Path(argument).expanduser()
-        paths.append(path)
+        path = Path(argument)
         there = os.fspath(argument) and os.path.lexists(path)  # Path("") is the current folder
+        if not there:  # a file may be called ~name.png
+            path = _at_home(path)
+            there = os.fspath(argument) and os.path.lexists(path)
+        paths.append(path)
         if there and path.is_dir():
             found, others = _search(path, path, recursive)
             files += found
@@ -90,15 +98,18 @@ def find_images(arguments, *, recursive: bool = False) -> Listing:
         elif there:  # a broken link too: reading it says so
             files.append(path)
         elif glob.has_magic(str(path)):
-            matches = [Path(match) for match in glob.glob(str(path), recursive=True)]
-            found, others = _sort_out([file for file in matches if not file.is_dir()])
-            files += sorted(found, key=lambda file: file.parts)
+            found, others = _matched(path)
+            files += found
             left_out += others
         else:
             raise FileNotFoundError(
                 f"there is no file or folder {str(argument)!r}: check the path."
             )
-    files = list({os.path.abspath(file): file for file in files}.values())
+    once: dict[str, Path] = {}
+    for file in files:
+        if once.setdefault(os.path.abspath(file), file) is not file:
+            left_out.append((str(file), "named more than once"))
+    files = list(once.values())
     if not files:
         listing = Listing([], left_out, Path())
         raise ValueError(
@@ -111,6 +122,21 @@ def find_images(arguments, *, recursive: bool = False) -> Listing:
     else:
         top = common_folder(files)
     return Listing(files, left_out, top)
+
+
+def _matched(pattern: Path) -> tuple[list[Path], list[tuple[str, str]]]:
+    """The image files that match a pattern, and what was left out; masks are no images there."""
+    plain = next(n for n, part in enumerate(pattern.parts) if glob.has_magic(part))
+    files, left_out = [], []
+    for match in sorted(map(Path, glob.glob(str(pattern), recursive=True))):
+        if {part.lower() for part in match.parts[plain:-1]} & {*MASKS}:
+            left_out += [] if match.is_dir() else [(str(match), "masks")]
+        elif not match.is_dir():
+            files.append(match)
+        elif "**" not in pattern.parts:
+            left_out.append((f"{match}/", "a folder: name it itself"))
+    found, others = _sort_out(files)
+    return found, left_out + others
 
 
 def common_folder(files: Iterable[Path]) -> Path:
@@ -145,8 +171,9 @@ def _search(folder: Path, top: Path, recursive: bool) -> tuple[list[Path], list[
             found, others = _search(path, top, recursive)
             files += found
             left_out += others
-        elif any(file.name.lower().endswith(ENDINGS) for file in _visible(path)):
-            left_out.append((name, "a folder of images in it: --recursive, recursive=True"))
+        elif n := len(image_files(path, recursive=True)):
+            images = "1 image in it" if n == 1 else f"{n} images in it"
+            left_out.append((name, f"{images}: name it, or --recursive for all, recursive=True"))
     return sorted(files, key=lambda path: path.parts), left_out
 
 
@@ -154,10 +181,15 @@ def _sort_out(
     files: Iterable[Path], top: Path | None = None
 ) -> tuple[list[Path], list[tuple[str, str]]]:
     """Image files by their endings, and the others."""
-    found, left_out = [], []
+    found, left_out, files = [], [], list(files)
+    stems = {(file.parent, file.stem.lower()) for file in files}
     for file in files:
-        ending = file.suffix.lower()
-        if ending in ENDINGS:
+        ending, stem = file.suffix.lower(), file.stem.lower()
+        owners = {(file.parent, stem.removesuffix(end)) for end in BESIDE if stem.endswith(end)}
+        if ending in ENDINGS and owners & stems:
+            name = str(file) if top is None else file.relative_to(top).as_posix()
+            left_out.append((name, "masks, by their names"))
+        elif ending in ENDINGS:
             found.append(file)
         else:
             heic = ending in (".heic", ".heif")
@@ -177,15 +209,23 @@ def _visible(folder) -> list[Path]:
 
 
 def _in_table(path: Path) -> list[Path]:
-    text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
-    first = text.partition("\n")[0]
-    rows = [row for row in csv.reader(text.splitlines(), delimiter=_delimiter(first)) if any(row)]
+    content = path.read_bytes()
+    if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise ValueError(f"{str(path)!r} is a table in UTF-16: save it as UTF-8.")
+    text = content.decode("utf-8-sig", errors="surrogateescape")
+    lines = text.splitlines()
+    try:
+        table = csv.reader(lines, delimiter=_delimiter(lines[0] if lines else ""))
+        rows = [row for row in table if any(row)]
+    except csv.Error as error:
+        raise ValueError(f"{str(path)!r} is no table: {error}.") from None
     header = [cell.strip().lower() for cell in rows[0]] if rows else []
     column = next((header.index(name) for name in COLUMNS if name in header), None)
     files = []
     for number, row in enumerate(rows if column is None else rows[1:], start=1):
         name = row[column or 0].strip() if len(row) > (column or 0) else ""
-        file = path.parent / Path(name).expanduser()
+        file = path.parent / name
+        file = file if "\0" in name or file.exists() else path.parent / _at_home(Path(name))
         if not name or not file.is_file():
             raise FileNotFoundError(
                 f"{str(path)!r} names {name!r} in row {number}, which is not there: expected paths "
@@ -193,6 +233,14 @@ def _in_table(path: Path) -> list[Path]:
             )
         files.append(file)
     return files
+
+
+def _at_home(path: Path) -> Path:
+    """~ and ~user in full, where there is such a home."""
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        return path
 
 
 def _delimiter(line: str) -> str:

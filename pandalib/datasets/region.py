@@ -86,6 +86,11 @@ def _polygon(corners: np.ndarray, height: int, width: int) -> np.ndarray:
     """The pixels whose centres lie inside, by the even-odd rule."""
     if corners.max() <= 1:
         corners = corners * [width, height]
+    if (corners > np.array([width, height]) + 1).any():
+        raise ValueError(
+            f"the region has a corner at {corners.max(axis=0).tolist()}, outside of an image of "
+            f"{width} x {height} pixels: expected pixels of the first normal image, or fractions."
+        )
     x, y = np.arange(width) + 0.5, np.arange(height)[:, None] + 0.5
     inside = np.zeros((height, width), bool)
     for (x0, y0), (x1, y1) in zip(corners, np.roll(corners, -1, axis=0), strict=True):

@@ -37,6 +37,33 @@ def thumbnails(images: np.ndarray) -> np.ndarray:
     return small.flatten(1).round().to(torch.uint8).numpy()
 
 
+def close_to_others(rows: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """The numbers of the images that look like an image outside of their group, ascending.
+
+    That is: nearer to it than `SHARE` of the typical distance. In a long burst or a slow pan no gap
+    tells the frames of one scene from all others, and this is the only sign of it.
+
+    Examples
+    --------
+    >>> pan = np.arange(60.0)[:, None]
+    >>> len(close_to_others(pan, near_duplicates(pan)))
+    60
+    """
+    rows = np.asarray(rows, np.float32)
+    if len(rows) < 3:
+        return np.empty(0, np.int64)
+    squared, nearest = squared_distances(rows, rows, min(len(rows), MOST + 2))
+    close = np.sqrt(squared) < SHARE * _typical(rows)
+    return np.flatnonzero((close & (groups[nearest] != groups[:, None])).any(axis=1))
+
+
+def _typical(rows: np.ndarray) -> float:
+    """The median distance of two images drawn at random."""
+    pairs = np.random.default_rng(0).integers(len(rows), size=(2, 1000))
+    one, other = pairs[:, pairs[0] != pairs[1]]
+    return float(np.median(np.linalg.norm(rows[one] - rows[other], axis=1)))
+
+
 def near_duplicates(rows: np.ndarray) -> np.ndarray:
     """The group of near-duplicates of each image, int64 (N,), from its thumbnail (N, d).
 
@@ -52,10 +79,7 @@ def near_duplicates(rows: np.ndarray) -> np.ndarray:
         return np.arange(n)
     n_near = min(n, MOST + 2)  # itself, the twins, and one more
     squared, nearest = squared_distances(rows, rows, n_near)
-    distances = np.sqrt(squared)
-    far = np.random.default_rng(0).integers(n, size=(2, 1000))
-    far = far[:, far[0] != far[1]]
-    typical = np.median(np.linalg.norm(rows[far[0]] - rows[far[1]], axis=1))
+    distances, typical = np.sqrt(squared), _typical(rows)
     near, beyond = distances[:, 1:-1], distances[:, 2:]
     gaps = (near * GAP < beyond) & (near < SHARE * typical)
     twins = np.where(gaps.any(axis=1), gaps.shape[1] - gaps[:, ::-1].argmax(axis=1), 0)

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from scipy.stats import binomtest
 
 from pandalib.datasets.layouts import CLASSES, counted, read_layout
-from pandalib.datasets.listing import Listing, common_folder
+from pandalib.datasets.listing import Listing, common_folder, describe
 from pandalib.metrics import bootstrap_interval, paired_interval, roc_auc
 
 
@@ -31,19 +32,20 @@ def labelled_images(folder) -> tuple[list[Path], np.ndarray, str]:
         f"read as {found.layout}: {counted(int((~labels).sum()), 'normal image')} "
         f"({found.normal}), {int(labels.sum())} anomalous"
     )
+    if found.left_out:
+        note += f"; {describe(found.left_out)}"
     if labels.all() or not labels.any():
         raise ValueError(f"{str(folder)!r}, {note}: expected images of both kinds.")
     return files, labels, note
 
 
-def precision(labels, alarms) -> float:
-    """The share of anomalous images among those that alarm; 0 if none does."""
-    return float((labels & alarms).sum() / max(1, alarms.sum()))
-
-
-def recall(labels, alarms) -> float:
-    """The share of anomalous images that alarm."""
-    return float((labels & alarms).sum() / labels.sum())
+# A rate is a number of images out of a number of images.
+RATES = {
+    "precision": lambda labels, alarms: (labels & alarms, alarms),  # of those that alarm
+    "recall": lambda labels, alarms: (labels & alarms, labels),  # of the anomalous ones
+    "false_alarm_rate": lambda labels, alarms: (~labels & alarms, ~labels),  # of the normal ones
+}
+FEW = 20  # images of a kind: with fewer, no bootstrap tells how much a number may vary
 
 
 def f1(labels, alarms) -> float:
@@ -51,12 +53,19 @@ def f1(labels, alarms) -> float:
     return float(2 * (labels & alarms).sum() / (labels.sum() + alarms.sum()))
 
 
-def false_alarm_rate(labels, alarms) -> float:
-    """The share of normal images that alarm."""
-    return float((~labels & alarms).sum() / (~labels).sum())
+def share(of, among) -> tuple[float, float, float]:
+    """How many of these images are those, with Wilson's 95 % interval; of no images 0 (0 to 1).
 
-
-RATES = {one.__name__: one for one in (precision, recall, f1, false_alarm_rate)}
+    Examples
+    --------
+    >>> [round(number, 3) for number in share(np.array([False, False]), np.array([True, True]))]
+    [0.0, 0.0, 0.658]
+    """
+    n, found = int(among.sum()), int(of.sum())
+    if n == 0:
+        return 0.0, 0.0, 1.0
+    ends = binomtest(found, n).proportion_ci(method="wilson")
+    return found / n, float(ends.low), float(ends.high)
 
 
 def evaluate(labels: np.ndarray, scores: np.ndarray, threshold: float, *, seed: int = 0) -> dict:
@@ -74,8 +83,8 @@ def evaluate(labels: np.ndarray, scores: np.ndarray, threshold: float, *, seed: 
     Returns
     -------
     found : dict
-        By name the value and its 95 % interval: (value, low, high); see
-        `pandalib.metrics.bootstrap_interval` for what it covers.
+        By name the value and its 95 % interval: (value, low, high). Of ROC-AUC and F1 it is
+        `pandalib.metrics.bootstrap_interval`, too short for a few images; of the rates see `share`.
 
     Examples
     --------
@@ -85,12 +94,11 @@ def evaluate(labels: np.ndarray, scores: np.ndarray, threshold: float, *, seed: 
     """
     found = {"roc_auc": (roc_auc(labels, scores), *bootstrap_interval(labels, scores, seed=seed))}
     alarms = scores > threshold
-    for name, rate in RATES.items():
-        # The alarms stand in the place of scores: 1 or 0.
-        low, high = bootstrap_interval(
-            labels, alarms, metric=lambda y, a, rate=rate: rate(y, a > 0), seed=seed
-        )
-        found[name] = (rate(labels, alarms), low, high)
+    found |= {name: share(*rate(labels, alarms)) for name, rate in RATES.items()}
+    low, high = bootstrap_interval(  # the alarms, 1 or 0, stand in the place of scores
+        labels, alarms, metric=lambda y, a: f1(y, a > 0), seed=seed
+    )
+    found["f1"] = (f1(labels, alarms), low, high)
     return found
 
 

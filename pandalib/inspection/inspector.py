@@ -38,13 +38,14 @@ from pandalib.datasets.region import check_proportions, read_region
 from pandalib.datasets.tiles import tile_boxes, tile_side
 from pandalib.inspection import adapted, storage, tiled
 from pandalib.inspection.duplicates import (
+    close_to_others,
     near_duplicates,
     others_of_group,
     scores_without,
     thumbnails,
 )
 from pandalib.inspection.opening import frames_of, in_pixels, notes_of, part_of, sizes_of
-from pandalib.inspection.ranking import Finding, Ranking, Seen, larger_part
+from pandalib.inspection.ranking import MOST_REGIONS, Finding, Ranking, Seen, larger_part
 from pandalib.inspection.regions import p_values, regions_above
 from pandalib.methods.distances import height_and_width, image_scores
 from pandalib.methods.knn import KNN
@@ -58,6 +59,7 @@ from pandalib.weights import EMBEDDED
 
 METHODS = ("bank", "spade")
 BANK_LAYERS = 2  # the coarsest of the network's: finer ones cost four times as much, for less
+MOST_LOOKED_AT = 1000  # normal images that `leave_out_above` compares, if there are so many
 BANK_PARTS = 10  # a normal image is compared with nine of them
 PARTS = ("image", "place")
 
@@ -104,7 +106,7 @@ class Inspector(BaseEstimator):
         As for `pandalib.PatchCore`.
     leave_out_above : float or None
         After a first fit, leave out the images whose score exceeds this many times the median
-        normal score, and fit again: there may be defects among them.
+        normal score, and fit again: there may be defects among them. Up to 1000 are looked at.
     n_maps : int
         Largest number of normal images, drawn with `seed`, whose layers are kept and whose scores
         give scales and threshold. A false-alarm rate r needs 1 / r - 1 of them.
@@ -235,18 +237,38 @@ class Inspector(BaseEstimator):
         images, names, size_of = fitted._open_first(images, recursive)
         if fitted.tile_ is None:
             fitted.image_size_ = tuple(height_and_width(images))
+        if math.prod(fitted.image_size_) > storage.MOST_PIXELS:
+            raise ValueError(
+                f"images become {in_pixels(fitted.image_size_)} pixels: expected at most "
+                f"{storage.MOST_PIXELS} in all, as with size=2048; for small defects use tiles."
+            )
         fitted.region_ = None
         if self.region is not None:
             fitted.region_ = read_region(self.region, *size_of(0))
+            if fitted.tile_ is None and not fitted._inside.any():
+                raise ValueError(
+                    f"no pixel of the region {self.region!r} is looked at: {fitted.geometry_}."
+                )
+        if self.leave_out_above is not None:  # then as many as memory holds are looked at
+            fitted.n_maps = max(self.n_maps, min(len(images), MOST_LOOKED_AT))
         fitted._learn_first(images, names, size_of, skip_unreadable)
+        fitted.n_maps = self.n_maps
         if self.leave_out_above is not None:
             strange = [entry for entry in fitted.strangest(None) if entry[1] > self.leave_out_above]
             if strange:
                 out = {name for name, _ in strange}
                 kept = [number for number, name in enumerate(names) if name not in out]
+                if len(kept) < self._n_needed:
+                    raise ValueError(
+                        f"leave_out_above={self.leave_out_above:g} leaves {len(out)} of "
+                        f"{len(names)} normal images out: expected at least {self._n_needed} to "
+                        "remain."
+                    )
                 images, names, size_of = part_of(images, names, size_of, kept)
                 fitted._learn_first(images, names, size_of, skip_unreadable)
                 fitted.left_out_ = strange
+            elif fitted.n_maps < len(fitted.sample_):
+                fitted._learn_first(images, names, size_of, skip_unreadable)
         if self.adapt is not None:
             fitted._adapt(images, names, size_of, skip_unreadable)
         vars(self).update(vars(fitted))
@@ -325,6 +347,12 @@ class Inspector(BaseEstimator):
         images, found, _ = self._open(images, recursive=False)
         kept = dict.fromkeys(map(_digest, self.check_images_))
         new = {_digest(image): number for number, image in enumerate(images[:])}
+        learned = [found[new[digest]] for digest in new if digest in set(self.digests_.tolist())]
+        if learned:
+            raise ValueError(
+                f"{learned[0]!r} is one of the normal images that were learned: it cannot be a "
+                "defect too; fit again without it."
+            )
         new = [number for digest, number in new.items() if digest not in kept]
         names = found if names is None else names
         self.check_images_ = np.concatenate([self.check_images_, *(images[[n]] for n in new)])
@@ -406,6 +434,16 @@ class Inspector(BaseEstimator):
         if self.whiten or self.adapt:
             raise ValueError("tiles go without whitening and adaptation: expected none of them.")
         self.image_size_ = (size, size)
+
+    @property
+    def read_as(self) -> str:
+        """How images are read, for people."""
+        if self.tile_ is None:
+            return str(self.geometry_)
+        grey = str(self.geometry_).partition(", 16-bit")
+        size = f"{self.geometry_.width} x {self.geometry_.height} pixels"
+        tiles = f"tiles of {self.tile_} pixels that share {self.overlap_}, each as {size}"
+        return tiles + grey[1] + grey[2]
 
     def n_tiles(self, images, *, recursive: bool = False, normal: bool = False) -> int:
         """How many tiles these images have, by the files' headers; 0 without tiles.
@@ -493,11 +531,17 @@ class Inspector(BaseEstimator):
             features, small = [self.features_], [self.thumbnails_]
         known, sizes = list(self.names_), set(self.sizes_)
         digests = dict.fromkeys(self.digests_.tolist())
+        defects = set(map(_digest, self.check_images_))
         for numbers, batch in self._batches(images, names, size_of, None, unreadable, "features"):
             n_before = len(digests)
             new = []
             for row, image in enumerate(batch):
                 digest = _digest(image)
+                if digest in defects:
+                    raise ValueError(
+                        f"{names[numbers[row]]!r} was confirmed as a defect before: it cannot be "
+                        "normal too; fit again without that review."
+                    )
                 if digest in digests:
                     self.n_copies_ += 1
                 else:
@@ -593,6 +637,15 @@ class Inspector(BaseEstimator):
     def _group(self) -> None:
         """Find near-duplicates. Raises ValueError if too few different images are left."""
         self.groups_ = near_duplicates(self.thumbnails_)
+        n_close = len(close_to_others(self.thumbnails_, self.groups_))
+        if 2 * n_close > len(self.groups_):
+            note = (
+                f"{n_close} of {len(self.groups_)} normal images are nearly the same as others, "
+                "as parts of one kind are, or frames of a film; if they are frames, and new images "
+                "show other scenes, far more of these will alarm than promised: fit with one image "
+                "of each scene"
+            )
+            self.notes_ = [*(one for one in self.notes_ if "frames of a film" not in one), note]
         n, n_groups = len(self.groups_), int(self.groups_.max()) + 1
         if n_groups < self._n_needed:
             raise ValueError(
@@ -728,6 +781,7 @@ class Inspector(BaseEstimator):
         check_counts(top=top)
         threshold = self.threshold(rate)
         names, parts, peaks, regions, best, known, unreadable = [], [], [], [], [], [], []
+        n_regions: list[int] = []
         sizes: dict[str, None] = {}
         found = self.inspect(
             images, recursive=recursive, unreadable=unreadable if skip_unreadable else None
@@ -745,7 +799,9 @@ class Inspector(BaseEstimator):
             parts.append(seen.parts)
             peaks.append(self._peak(seen))
             hot = seen.map.max() > threshold
-            regions.append(regions_above(self.restored(seen), threshold) if hot else [])
+            above = regions_above(self.restored(seen), threshold) if hot else []
+            regions.append(above[:MOST_REGIONS])
+            n_regions.append(len(above))
             known += [seen.name] if seen.fitted else []
             sizes[in_pixels(seen.size)] = None
         if not names:
@@ -762,6 +818,7 @@ class Inspector(BaseEstimator):
             unreadable,
             p_values(larger_part(parts), self.normal_scores_),
             regions,
+            n_regions,
             known,
             [size for size in sizes if self.sizes_ and size not in self.sizes_],
         )
@@ -795,7 +852,7 @@ class Inspector(BaseEstimator):
         inside = self._inside
         for numbers, batch in self._readable(images, names, step, unreadable, text):
             if inside is not None:
-                for size in {tuple(size_of(number)) for number in numbers} - {self.image_size_}:
+                for size in {tuple(size_of(number)) for number in numbers}:
                     self.region_of(size)  # raises for other proportions
                 batch = np.where(inside, batch, np.uint8(tiled.PAINT))
             yield numbers, batch

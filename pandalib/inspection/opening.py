@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from pandalib.datasets.images import ImageFolder, take, upright_size
+from pandalib.datasets.images import ImageFolder, several_pages, take, upright_size
 from pandalib.methods.distances import height_and_width
 
 
@@ -42,7 +43,15 @@ def sizes_of(images) -> Callable[[int], tuple[int, int]]:
 def notes_of(images) -> list[str]:
     """How a folder was read, and what was left out there."""
     listing = getattr(images, "listing", None)
-    return [] if listing is None else [note for note in (listing.note, listing.warning) if note]
+    if listing is None:
+        return []
+    notes = [note for note in (listing.note, listing.warning) if note]
+    pages = [Path(file).name for file in several_pages(images.files)]
+    if pages:
+        more = f" and {len(pages) - 3} more" if len(pages) > 3 else ""
+        names = ", ".join(map(repr, pages[:3]))
+        notes.append(f"of files with several pages or frames the first is read: {names}{more}")
+    return notes
 
 
 def in_pixels(size: Sequence[int]) -> str:

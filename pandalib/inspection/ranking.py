@@ -33,6 +33,9 @@ class Finding(NamedTuple):
     size: tuple[int, int]  # height and width of the original
 
 
+MOST_REGIONS = 20  # kept of an image: a map of noise has thousands
+
+
 class Ranking(NamedTuple):
     """The scores of all images in the given order, and the most anomalous images with maps."""
 
@@ -42,7 +45,8 @@ class Ranking(NamedTuple):
     top: list[Finding]  # highest score first
     unreadable: list[tuple[str, str]]  # name and reason
     p_values: np.ndarray  # (n,), see `pandalib.inspection.regions.p_values`
-    regions: list[list[Region]]  # of each image, in pixels of the original
+    regions: list[list[Region]]  # of each image the `MOST_REGIONS` highest, in its own pixels
+    n_regions: list[int]  # how many there are
     fitted: list[str]  # names of images that the detector was fitted with
     other_sizes: list[str]  # in pixels, of files: sizes that no normal one had
 

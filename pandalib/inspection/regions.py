@@ -23,10 +23,10 @@ class Region(NamedTuple):
     peak_y: int
 
 
-def regions_above(anomaly_map, threshold: float, most: int = 20) -> list[Region]:
+def regions_above(anomaly_map, threshold: float) -> list[Region]:
     """The regions of a map (H, W) above a threshold, touching pixels being one; highest peak first.
 
-    NaN is never above. At most `most` are returned.
+    NaN is never above.
 
     Examples
     --------
@@ -54,7 +54,7 @@ def regions_above(anomaly_map, threshold: float, most: int = 20) -> list[Region]
                 int(rows.start + y),
             )
         )
-    return sorted(found, key=lambda region: -region.peak)[:most]
+    return sorted(found, key=lambda region: -region.peak)
 
 
 def p_values(scores, normal_scores) -> np.ndarray:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import platform
 from collections.abc import Iterator
 from datetime import datetime
@@ -113,7 +114,7 @@ def write_report(
         source=SOURCES.get(network.source, Path(network.source or "").name),
         versions=[f"{name} {version}" for name, version in found.items()],
     )
-    with atomic_file(Path(path).expanduser()) as file:
+    with atomic_file(Path(os.path.realpath(Path(path).expanduser()))) as file:
         for piece in page:
             file.write(piece.encode("utf-8", "backslashreplace"))
 
@@ -132,6 +133,7 @@ def ranked_rows(ranking, threshold: float) -> Iterator[dict]:
             "place": float(ranking.parts["place"][number]),
             "hottest": in_words(ranking.peaks[number]),
             "p_value": float(ranking.p_values[number]),
+            "n_regions": ranking.n_regions[number],
             "regions": [region._asdict() for region in ranking.regions[number]],
         }
 

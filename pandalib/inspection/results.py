@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from pandalib.datasets.listing import Listing
 from pandalib.io import write_atomically
 
 MAP_UNIT = 8192  # of a 16-bit map: the threshold; 65535 is eight times the threshold, and beyond
@@ -24,10 +25,55 @@ def check_file(path) -> None:
     """Raise OSError unless a file can be written under this name; "-" is standard output."""
     if path is None or str(path) == "-":
         return
-    path = Path(path).expanduser()
-    if path.is_dir() or str(path) == "":
-        raise IsADirectoryError(f"{str(path)!r} is a folder: expected the name of a file.")
+    name, path = str(Path(path).expanduser()), _real(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{name!r} is a folder: expected the name of a file.")
+    if path.exists() and not path.is_file():
+        raise OSError(
+            f"{name!r} is a device or a pipe: expected the name of a file; - is standard output."
+        )
     check_folder(path.parent)
+
+
+def check_targets(files: dict[str, str | None], maps, listing: Listing, model) -> None:
+    """Raise ValueError if a target would replace another, an image or a part of the detector.
+
+    Parameters
+    ----------
+    files : dict
+        Option -> the name of a file, "-" or None.
+    maps : path or None
+        The folder of the maps.
+    listing : Listing
+        The images.
+    model : path
+        The folder of the detector.
+    """
+    images, taken = {_real(file): file for file in listing.files}, {}
+    for option, name in files.items():
+        if name in (None, "-"):
+            continue
+        path = _real(name)
+        if (other := taken.setdefault(path, option)) != option:
+            raise ValueError(f"{option} and {other} name the same file, {name!r}: expected two.")
+        if path in images:
+            raise ValueError(f"{option} {name!r} is one of the images: choose another name.")
+        if path.is_relative_to(_real(model)):
+            raise ValueError(f"{option} {name!r} lies in the detector's folder: choose another.")
+    if maps is not None:
+        folder = _real(maps)
+        if str(maps) == "-" or any(image.is_relative_to(folder) for image in images):
+            raise ValueError(
+                f"--maps {str(maps)!r}: expected a folder that holds none of the images, since "
+                "maps would be taken for images the next time."
+            )
+
+
+def _real(path) -> Path:
+    """Where a file would be written: links followed."""
+    if str(path) == "":
+        raise IsADirectoryError("'' is a folder: expected the name of a file.")
+    return Path(os.path.realpath(Path(path).expanduser()))
 
 
 def check_folder(path) -> None:
@@ -42,10 +88,15 @@ def check_folder(path) -> None:
 
 def write_text(path, text: str) -> None:
     """Write a file as a whole, names in it as they are; "-" is standard output."""
-    if str(path) == "-":
-        sys.stdout.write(text)
+    content = text.encode(errors="surrogateescape")
+    if str(path) != "-":
+        write_atomically(_real(path), content)
+    elif hasattr(sys.stdout, "buffer"):  # as it is, whatever the terminal can show
+        sys.stdout.flush()
+        sys.stdout.buffer.write(content)
+        sys.stdout.buffer.flush()
     else:
-        write_atomically(Path(path).expanduser(), text.encode(errors="surrogateescape"))
+        sys.stdout.write(text)
 
 
 def as_csv(rows: Iterable[dict]) -> str:
@@ -55,12 +106,12 @@ def as_csv(rows: Iterable[dict]) -> str:
     writer.writeheader()
     for row in rows:
         first = row["regions"][0] if row["regions"] else {}
-        writer.writerow(row | first | {"n_regions": len(row["regions"])})
+        writer.writerow(row | first)
     return buffer.getvalue()
 
 
-def as_json(inspector, ranking, rows: list[dict], rate: float | None) -> str:
-    """All that is known of a ranking."""
+def as_json(inspector, ranking, rows: list[dict], rate: float | None, folder=".") -> str:
+    """All that is known of a ranking of images, whose names begin at `folder`."""
     threshold, check = inspector.threshold(rate), inspector.check().tolist()
     found = dict(
         threshold=threshold,
@@ -68,7 +119,8 @@ def as_json(inspector, ranking, rows: list[dict], rate: float | None) -> str:
         n_images=len(rows),
         n_alarms=sum(row["alarm"] for row in rows),
         weights_sha256=inspector.backbone.weights_sha256,
-        geometry=str(inspector.geometry_),
+        geometry=inspector.read_as,
+        folder=str(folder),
         unreadable=[dict(file=name, reason=reason) for name, reason in ranking.unreadable],
         fitted=ranking.fitted,
         check=[
@@ -84,7 +136,8 @@ class MapFolder:
     """Writes the map of each image, in the original's size, as it is scored.
 
     NAME.png shows it in the colours of the report; NAME.tif holds 16-bit numbers: 8192 is the
-    threshold, 0 is also where a crop did not look.
+    threshold, 0 is also where a crop did not look. What cannot be written is listed in `failed`, by
+    name and reason, so that no other result is lost.
 
     Parameters
     ----------
@@ -96,6 +149,7 @@ class MapFolder:
     def __init__(self, folder, inspector, threshold: float):
         self.folder = Path(folder).expanduser()
         self.inspector, self.threshold = inspector, threshold
+        self.failed: list[tuple[str, str]] = []
 
     def __call__(self, seen) -> None:
         # Imported here: it brings matplotlib, which tables do not need.
@@ -111,4 +165,7 @@ class MapFolder:
             content = io.BytesIO()
             Image.fromarray(pixels).save(content, kind)
             path = self.folder.joinpath(*parts[:-1], f"{parts[-1]}.{ending}")
-            write_atomically(path, content.getvalue())
+            try:
+                write_atomically(path, content.getvalue())
+            except OSError as error:
+                self.failed.append((path.name, error.strerror or str(error)))
