@@ -239,6 +239,7 @@ def test_timms_own_weights_come_from_timm(monkeypatch, saved):
     monkeypatch.setattr(timm, "create_model", create)
     backbone = load_backbone(f"timm:{RESNET}", "imagenet")
     assert asked == [True, True] and backbone.source == "imagenet"
+    assert load_backbone(f"timm:{RESNET}", "hub").source == "imagenet"
 
     def fails(name, pretrained, **options):
         raise OSError("no route\nto host")
@@ -328,3 +329,14 @@ def test_a_run_takes_the_networks_own_size(saved, tmp_path, monkeypatch):
     task = f"folder:{tmp_path / 'set'}"
     record = run(task, "dn2", progress=False, **options)
     assert record["backbone"] == f"timm:{VIT}" and set(seen) == {(32, 48), (224, 224)}
+
+
+def test_a_run_can_choose_what_is_pooled(monkeypatch):
+    asked, real = [], load_backbone
+    monkeypatch.setattr(
+        "pandalib.experiments.run.load_backbone",
+        lambda name, *rest, pool, **more: asked.append(pool) or real(name, *rest, **more),
+    )
+    for pool in (None, "token"):
+        run("pictograms:star", "dn2", pool=pool, n_train=6, n_test=2)
+    assert asked == [None, "token"]
