@@ -264,7 +264,8 @@ def _other_form(key: str, answer: np.ndarray, right: np.ndarray) -> str:
 
 
 def _raised(key: str, function: Callable, error: BaseException, arguments) -> str:
-    what = textwrap.shorten(f"{type(error).__name__}: {error}", 200, placeholder=" ...")
+    sentence = f"{type(error).__name__}: {error}".rstrip(".")
+    what = textwrap.shorten(sentence, 200, placeholder=" ...")
     where = _line_of(function, error)
     return say("raised", key=key, error=what, where=where, case=_describe(arguments))
 

@@ -82,6 +82,9 @@ class ExposureLoop(Exercise):
             "gradients_pile_up": run(zero=False),
             "probabilities": torch.sigmoid(run()),
             "untrained": run(epochs=0),
+            "epochs_from_zero": run(first=0),
+            "no_momentum": run(momentum=0.0),
+            "full_piles": run(turn="full"),
         }
 
 
@@ -115,6 +118,8 @@ def _exposed(
     new_order=True,
     even=False,
     zero=True,
+    first=1,
+    momentum=0.9,
 ):
     """The logits of new images after training; the options from `swapped` on are mistakes."""
     import torch  # the lessons without a network need none
@@ -123,17 +128,18 @@ def _exposed(
     network = copy.deepcopy(trainable).requires_grad_(train_network).train(training_mode)
     layer = copy.deepcopy(layer).requires_grad_(train_layer)
     parameters = [one for one in (*network.parameters(), *layer.parameters()) if one.requires_grad]
-    optimiser = torch.optim.SGD(parameters, lr=lr, momentum=0.9)
+    optimiser = torch.optim.SGD(parameters, lr=lr, momentum=momentum)
     used = 0
-    for epoch in range(1, epochs + 1):
+    for epoch in range(first, first + epochs):
         order = np.random.default_rng((0, epoch if new_order else 1)).permutation(len(normal))
         if turn == "epoch":
             used = 0
         for rows in torch.from_numpy(order).split(32):
             if even and len(rows) < 32:
                 continue
-            others = (used + torch.arange(len(rows))) % len(outliers)
-            used += 0 if turn == "batch" else len(rows)
+            n_others = 32 if turn == "full" else len(rows)
+            others = (used + torch.arange(n_others)) % len(outliers)
+            used += 0 if turn == "batch" else n_others
             if turn == "all":
                 others = torch.arange(len(outliers))
             maps = network(torch.cat([normal[rows], outliers[others]]))

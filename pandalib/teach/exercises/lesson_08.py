@@ -74,7 +74,12 @@ class LargerPart(Exercise):
             "smaller": scaled.min(axis=0),
             "by_the_largest": self._scaled(parts, normal, 1.0).max(axis=0),
             "one_number": scaled.max(),
+            "by_rank": (parts / self._ranked(normal)).max(axis=0),
         }
+
+    def _ranked(self, normal):
+        rank = int(np.ceil(0.9 * (normal.shape[1] + 1)))
+        return np.sort(normal, axis=1)[:, rank - 1 : rank]
 
     def _scaled(self, parts, normal, q=0.9):
         """Each part in its unit, the quantile q of its normal scores."""
@@ -138,7 +143,13 @@ class FolderReport(Exercise):
             "largest_normal": _rows(normal, new, 0.0, k),
             "new_among_themselves": _rows(normal, new, rate, k, scores=leave_one_out(new, k)),
             "one_neighbour": _rows(normal, new, rate, 1),
+            "by_quantile": self._by_quantile(normal, new, rate, k),
         }
+
+    def _by_quantile(self, normal, new, rate, k):
+        rows = _rows(normal, new, rate, k, relative=False)
+        rows[:, 1] /= np.quantile(leave_one_out(normal, k), 1 - rate)
+        return rows
 
 
 class InspectFolder(Exercise):

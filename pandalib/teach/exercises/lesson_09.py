@@ -133,6 +133,7 @@ class PCAResidual(Exercise):
             "new_directions": (left(centred, self._directions(centred)[:m]) ** 2).sum(axis=1),
             "mean_not_subtracted": (left(new, all_directions[:m]) ** 2).sum(axis=1),
             "one_too_many": (left(centred, all_directions[: m + 1]) ** 2).sum(axis=1),
+            "columns_for_rows": (left(centred, all_directions[:, :m].T) ** 2).sum(axis=1),
         }
 
 

@@ -102,7 +102,8 @@ class NuisanceProjector(Exercise):
         _, lengths, axes = np.linalg.svd(centred, full_matrices=False)
         main = axes[: np.linalg.matrix_rank(covariance, tol=1e-8)].T
         unit = covariance / np.linalg.norm(covariance, axis=0)
-        first = np.linalg.svd(covariance, full_matrices=False)[0][:, :1]
+        every = np.linalg.svd(covariance, full_matrices=False)[0]
+        first = every[:, :1]
         one = [
             np.eye(len(right)) - np.outer(u, u)
             for u in unit.T  # each column removed in turn, though they are not orthogonal
@@ -116,6 +117,7 @@ class NuisanceProjector(Exercise):
             "in_turn": np.eye(len(right)) - product,
             "first_only": first @ first.T,
             "main_directions": main @ main.T,
+            "one_too_many": every @ every.T,
         }
 
 
