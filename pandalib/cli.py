@@ -411,7 +411,8 @@ def _check_reading(given: dict) -> None:
         except (RuntimeError, AssertionError) as error:
             reason = str(error).strip().splitlines()[0]
             raise ValueError(f"--device {given['device']} cannot be used: {reason}") from None
-    check_counts(**{name: given[name] for name in ("batch_size",) if given.get(name) is not None})
+    if given.get("batch_size") is not None:
+        check_counts(batch_size=given["batch_size"])
     if (given.get("workers") or 0) < 0:
         raise ValueError(f"--workers {given['workers']}: expected 0 or more.")
 

@@ -46,9 +46,7 @@ def read_review(path, folder=None) -> Review:
         raise ValueError(f"{str(folder)!r} is no folder: expected the one that was scored.")
     try:
         content = load_strict_json(path.read_bytes())
-        if not isinstance(content, dict):
-            raise ValueError(f"expected {json.dumps(FORMAT)} in it")
-        if {key: content.get(key) for key in FORMAT} != FORMAT:
+        if not isinstance(content, dict) or {key: content.get(key) for key in FORMAT} != FORMAT:
             raise ValueError(f"expected {json.dumps(FORMAT)} in it")
         verdicts = {}
         for entry in content["reviewed"]:
