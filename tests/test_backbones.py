@@ -21,7 +21,7 @@ IMAGES = np.random.default_rng(0).integers(0, 256, size=(6, 3, 64, 64), dtype=np
 
 @pytest.fixture(scope="module")
 def embedded():
-    return load_backbone()
+    return load_backbone(device="cpu")
 
 
 def logits(network, images):
@@ -102,7 +102,7 @@ def test_frozen_and_trainable_part_in_two_steps(embedded, tmp_path):
 def test_cached_features_are_found_again_for_the_same_content_only(embedded, tmp_path, monkeypatch):
     cache = FeatureCache(tmp_path)
     first = embedded.frozen_features(IMAGES, cache=cache)
-    other = load_backbone(EMBEDDED, "random", seed=1)
+    other = load_backbone(EMBEDDED, "random", seed=1, device="cpu")
     assert not torch.allclose(other.frozen_features(IMAGES, cache=cache).float(), first.float())
     embedded.frozen_features(IMAGES[::-1], cache=cache)
     assert len(list(tmp_path.iterdir())) == 3
@@ -142,7 +142,7 @@ def test_other_images_are_refused_in_one_sentence(embedded, images, tmp_path):
 
 
 def test_batchnorm_never_moves():
-    network = load_backbone(EMBEDDED, "random")
+    network = load_backbone(EMBEDDED, "random", device="cpu")
     before = {key: value.clone() for key, value in network.state_dict().items()}
     assert any("running_mean" in key for key in before)
     network.train()
@@ -182,7 +182,8 @@ def test_the_stages_of_each_family_are_the_whole_network(name, cut, kept):
     assert torch.allclose(found, expected, atol=1e-9 * float(expected.abs().max()))
     assert staged.stages == tuple(stages) and len(staged.frozen) == kept - 1
     whole, part = (
-        load_backbone(name, "random", seed=3, truncate_after=last) for last in (None, cut)
+        load_backbone(name, "random", seed=3, truncate_after=last, device="cpu")
+        for last in (None, cut)
     )
     assert part.truncate_after == cut and part.classifier is None and len(part.trainable) == 0
     assert part.stages == whole.stages[:kept]
@@ -203,7 +204,7 @@ def test_random_weights_follow_the_seed_and_leave_the_global_generator_alone():
 
 
 def test_a_network_without_biases_maps_zero_to_zero():
-    network = load_backbone(bias_free=True, adapt_from="conv")
+    network = load_backbone(bias_free=True, adapt_from="conv", device="cpu")
     assert network.weights_sha256 != load_backbone().weights_sha256
     for module in network.trainable.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -244,7 +245,7 @@ def test_unknown_names(arguments, message):
 
 
 def test_a_clone_of_a_detector_shares_its_network_and_shows_it_in_one_line():
-    network = load_backbone()
+    network = load_backbone(device="cpu")
     copied = clone(DN2(network, k=1))
     assert copied.backbone is network
     assert repr(copied) == f"DN2(backbone={network!r}, k=1)" and "\n" not in repr(network)

@@ -24,6 +24,7 @@ PATIENCE = 300  # seconds; the machine may be busy
 
 def start(folder: Path, threads: int, kill: bool) -> subprocess.Popen:
     environment = os.environ | {
+        "CUDA_VISIBLE_DEVICES": "",  # the promise is the CPU's
         "OMP_NUM_THREADS": str(threads),
         "OMP_WAIT_POLICY": "passive",  # more threads than cores: none waits by turning in a circle
         "PANDALIB_CACHE": str(folder / "cache"),

@@ -83,7 +83,7 @@ def test_saved_and_loaded_to_the_bit(backbone, fitted, saved):
 
 
 def test_a_detector_of_an_older_version_gives_the_scores_that_it_gave():
-    detector = Inspector.load(OLD)
+    detector = Inspector.load(OLD, device="cpu")
     expected = [2.619608329473889, 0.9015457949206276, 1.0385977975300136, 0.6714153260301506]
     np.testing.assert_allclose(detector.score(QUERIES[:4]), expected, rtol=1e-4)
     assert detector.threshold() == 1.1329395673480238
