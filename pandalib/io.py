@@ -52,6 +52,13 @@ def printable(name: str) -> str:
     )
 
 
+def real_path(path: Path | str) -> Path:
+    """Where a file would be written: `~` and links followed. IsADirectoryError for no name."""
+    if str(path) == "":
+        raise IsADirectoryError("'' is a folder: expected the name of a file.")
+    return Path(os.path.realpath(Path(path).expanduser()))
+
+
 @contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """Open a file for writing; it appears under its name once everything is on the disk.

@@ -42,6 +42,12 @@ class Listing(NamedTuple):
         return describe(self.left_out)
 
 
+def first_names(names: list[str]) -> str:
+    """Names in quotes; of many the first three, and how many more there are."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{', '.join(map(repr, names[:3]))}{more}"
+
+
 def describe(left_out: list[tuple[str, str]]) -> str:
     """Names and reasons in one line; of many names the first three."""
     reasons = {}
@@ -49,8 +55,7 @@ def describe(left_out: list[tuple[str, str]]) -> str:
         reasons.setdefault(reason, []).append(name)
     parts = []
     for reason, names in reasons.items():
-        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        parts.append(f"{', '.join(map(repr, names[:3]))}{more} ({reason})")
+        parts.append(f"{first_names(names)} ({reason})")
     return f"left out: {'; '.join(parts)}" if parts else ""
 
 

@@ -37,26 +37,6 @@ def thumbnails(images: np.ndarray) -> np.ndarray:
     return small.flatten(1).round().to(torch.uint8).numpy()
 
 
-def close_to_others(rows: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """The numbers of the images that look like an image outside of their group, ascending.
-
-    That is: nearer to it than `SHARE` of the typical distance. In a long burst or a slow pan no gap
-    tells the frames of one scene from all others, and this is the only sign of it.
-
-    Examples
-    --------
-    >>> pan = np.arange(60.0)[:, None]
-    >>> len(close_to_others(pan, near_duplicates(pan)))
-    60
-    """
-    rows = np.asarray(rows, np.float32)
-    if len(rows) < 3:
-        return np.empty(0, np.int64)
-    squared, nearest = squared_distances(rows, rows, min(len(rows), MOST + 2))
-    close = np.sqrt(squared) < SHARE * _typical(rows)
-    return np.flatnonzero((close & (groups[nearest] != groups[:, None])).any(axis=1))
-
-
 def _typical(rows: np.ndarray) -> float:
     """The median distance of two images drawn at random."""
     pairs = np.random.default_rng(0).integers(len(rows), size=(2, 1000))
@@ -64,28 +44,40 @@ def _typical(rows: np.ndarray) -> float:
     return float(np.median(np.linalg.norm(rows[one] - rows[other], axis=1)))
 
 
-def near_duplicates(rows: np.ndarray) -> np.ndarray:
-    """The group of near-duplicates of each image, int64 (N,), from its thumbnail (N, d).
+def near_duplicates(rows: np.ndarray) -> tuple[np.ndarray, int]:
+    """The group of near-duplicates of each image, from its thumbnail (N, d); and a warning sign.
 
-    Groups are numbered from 0 in the order of their first image; most have one.
+    Returns
+    -------
+    groups : int64 array (N,)
+        Numbered from 0 in the order of their first image; most groups have one.
+    n_close : int
+        How many images are nearer than `SHARE` of the typical distance to one outside of their
+        group. In a long burst or a slow pan no gap tells the frames of one scene from all others,
+        and this is the only sign of it.
 
     Examples
     --------
     >>> near_duplicates(np.float32([[0, 0], [9, 0], [0, 0.1], [5, 7], [8, 8], [9.1, 0]]))
-    array([0, 1, 0, 2, 3, 1])
+    (array([0, 1, 0, 2, 3, 1]), 0)
+    >>> pan = np.arange(60.0)[:, None]
+    >>> near_duplicates(pan)[1]
+    60
     """
     rows, n = np.asarray(rows, np.float32), len(rows)
     if n < 3:
-        return np.arange(n)
+        return np.arange(n), 0
     n_near = min(n, MOST + 2)  # itself, the twins, and one more
     squared, nearest = squared_distances(rows, rows, n_near)
-    distances, typical = np.sqrt(squared), _typical(rows)
-    near, beyond = distances[:, 1:-1], distances[:, 2:]
-    gaps = (near * GAP < beyond) & (near < SHARE * typical)
+    distances = np.sqrt(squared)
+    alike = distances < SHARE * _typical(rows)
+    gaps = (distances[:, 1:-1] * GAP < distances[:, 2:]) & alike[:, 1:-1]
     twins = np.where(gaps.any(axis=1), gaps.shape[1] - gaps[:, ::-1].argmax(axis=1), 0)
     image, place = np.nonzero(np.arange(n_near) <= twins[:, None])
     links = coo_array((np.ones(len(image)), (image, nearest[image, place])), shape=(n, n))
-    return connected_components(links, directed=False)[1].astype(np.int64)
+    groups = connected_components(links, directed=False)[1].astype(np.int64)
+    close = alike & (groups[nearest] != groups[:, None])
+    return groups, int(close.any(axis=1).sum())
 
 
 def others_of_group(groups: np.ndarray, rows: Sequence[int]) -> list[np.ndarray]:

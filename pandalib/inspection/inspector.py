@@ -38,7 +38,6 @@ from pandalib.datasets.region import check_proportions, read_region
 from pandalib.datasets.tiles import tile_boxes, tile_side
 from pandalib.inspection import adapted, storage, tiled
 from pandalib.inspection.duplicates import (
-    close_to_others,
     near_duplicates,
     others_of_group,
     scores_without,
@@ -636,8 +635,7 @@ class Inspector(BaseEstimator):
 
     def _group(self) -> None:
         """Find near-duplicates. Raises ValueError if too few different images are left."""
-        self.groups_ = near_duplicates(self.thumbnails_)
-        n_close = len(close_to_others(self.thumbnails_, self.groups_))
+        self.groups_, n_close = near_duplicates(self.thumbnails_)
         if 2 * n_close > len(self.groups_):
             note = (
                 f"{n_close} of {len(self.groups_)} normal images are nearly the same as others, "

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from pandalib.datasets.images import ImageFolder, several_pages, take, upright_size
+from pandalib.datasets.listing import first_names
 from pandalib.methods.distances import height_and_width
 
 
@@ -48,9 +49,8 @@ def notes_of(images) -> list[str]:
     notes = [note for note in (listing.note, listing.warning) if note]
     pages = [Path(file).name for file in several_pages(images.files)]
     if pages:
-        more = f" and {len(pages) - 3} more" if len(pages) > 3 else ""
-        names = ", ".join(map(repr, pages[:3]))
-        notes.append(f"of files with several pages or frames the first is read: {names}{more}")
+        names = first_names(pages)
+        notes.append(f"of files with several pages or frames the first is read: {names}")
     return notes
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 import platform
 from collections.abc import Iterator
 from datetime import datetime
@@ -26,7 +25,7 @@ from markupsafe import Markup
 from scipy.ndimage import binary_dilation
 
 from pandalib.experiments.config import versions
-from pandalib.io import atomic_file, printable
+from pandalib.io import atomic_file, printable, real_path
 from pandalib.methods.distances import enlargement
 from pandalib.plots import MAP_COLOURS, data_address
 
@@ -114,7 +113,7 @@ def write_report(
         source=SOURCES.get(network.source, Path(network.source or "").name),
         versions=[f"{name} {version}" for name, version in found.items()],
     )
-    with atomic_file(Path(os.path.realpath(Path(path).expanduser()))) as file:
+    with atomic_file(real_path(path)) as file:
         for piece in page:
             file.write(piece.encode("utf-8", "backslashreplace"))
 

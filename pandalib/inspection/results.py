@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from pandalib.datasets.listing import Listing
-from pandalib.io import write_atomically
+from pandalib.io import real_path, write_atomically
 
 MAP_UNIT = 8192  # of a 16-bit map: the threshold; 65535 is eight times the threshold, and beyond
 COLUMNS = "rank file score relative alarm image place p_value hottest n_regions".split()
@@ -25,7 +25,7 @@ def check_file(path) -> None:
     """Raise OSError unless a file can be written under this name; "-" is standard output."""
     if path is None or str(path) == "-":
         return
-    name, path = str(Path(path).expanduser()), _real(path)
+    name, path = str(Path(path).expanduser()), real_path(path)
     if path.is_dir():
         raise IsADirectoryError(f"{name!r} is a folder: expected the name of a file.")
     if path.exists() and not path.is_file():
@@ -49,31 +49,24 @@ def check_targets(files: dict[str, str | None], maps, listing: Listing, model) -
     model : path
         The folder of the detector.
     """
-    images, taken = {_real(file): file for file in listing.files}, {}
+    images, taken = {real_path(file): file for file in listing.files}, {}
     for option, name in files.items():
         if name in (None, "-"):
             continue
-        path = _real(name)
+        path = real_path(name)
         if (other := taken.setdefault(path, option)) != option:
             raise ValueError(f"{option} and {other} name the same file, {name!r}: expected two.")
         if path in images:
             raise ValueError(f"{option} {name!r} is one of the images: choose another name.")
-        if path.is_relative_to(_real(model)):
+        if path.is_relative_to(real_path(model)):
             raise ValueError(f"{option} {name!r} lies in the detector's folder: choose another.")
     if maps is not None:
-        folder = _real(maps)
+        folder = real_path(maps)
         if str(maps) == "-" or any(image.is_relative_to(folder) for image in images):
             raise ValueError(
                 f"--maps {str(maps)!r}: expected a folder that holds none of the images, since "
                 "maps would be taken for images the next time."
             )
-
-
-def _real(path) -> Path:
-    """Where a file would be written: links followed."""
-    if str(path) == "":
-        raise IsADirectoryError("'' is a folder: expected the name of a file.")
-    return Path(os.path.realpath(Path(path).expanduser()))
 
 
 def check_folder(path) -> None:
@@ -90,7 +83,7 @@ def write_text(path, text: str) -> None:
     """Write a file as a whole, names in it as they are; "-" is standard output."""
     content = text.encode(errors="surrogateescape")
     if str(path) != "-":
-        write_atomically(_real(path), content)
+        write_atomically(real_path(path), content)
     elif hasattr(sys.stdout, "buffer"):  # as it is, whatever the terminal can show
         sys.stdout.flush()
         sys.stdout.buffer.write(content)
