@@ -33,8 +33,8 @@ BF16 = {"off": False, "on": True, "auto": "auto"}
 PAGE = """# An epoch of adaptation with re-scoring
 
 Made by `python bench/adaptation.py` on {machine}; {versions}. Medians of {rounds} alternating
-rounds of four epochs (two at 224 px, one of Wide-ResNet-50-2); the centre, computed once a run,
-counts for `fit_compactness` alone.
+rounds of four epochs (two of ResNet-18 and MobileNetV2, one of Wide-ResNet-50-2); the centre,
+computed once a run, counts for `fit_compactness` alone.
 
 {section}
 The plain loop runs the whole network on the pixels, for training and for scoring. `fit_compactness`
@@ -71,19 +71,20 @@ def plain_network(name: str) -> nn.Sequential:
 
         torch.manual_seed(0)
         network = torchvision.models.get_model(name, weights=None)
-    return nn.Sequential(cut_stages(network, EMBEDDED if name == "embedded" else name)[0]).eval()
+    stages, _ = cut_stages(network, EMBEDDED if name == "embedded" else name)
+    return nn.Sequential(*stages.values()).eval()
 
 
-def plain_epoch(network, centre, images, test, optimiser, order) -> np.ndarray:
+def plain_epoch(network, first, centre, images, test, optimiser, order) -> np.ndarray:
     """The definition: forward from the pixels for every batch, clip, step; then all images again
-    for the scores.
+    for the scores. `first` is the first of the stages that learn.
     """
     for rows in order.split(32):
         optimiser.zero_grad()
         compactness(
             network(normalise(images[rows.numpy()]).contiguous()).mean(dim=(2, 3)), centre
         ).backward()
-        torch.nn.utils.clip_grad_norm_(network[3:].parameters(), 0.1)
+        torch.nn.utils.clip_grad_norm_(network[first:].parameters(), 0.1)
         optimiser.step()
     with torch.no_grad():
         features = [
@@ -149,12 +150,14 @@ def compare(
 
     backbone = load_backbone() if name == "embedded" else load_backbone(name, "random")
     frozen, frozen_test = backbone.frozen_features(images), backbone.frozen_features(test)
+    first = len(backbone.frozen)
     trainable_macs = macs(copy.deepcopy(backbone.trainable), frozen[:1])
     rows, lines = [], []
     plain = plain_network(name)
     if name != "embedded":  # the same random weights on both sides
-        backbone_again = load_backbone(name, "random", adapt_from="conv")
-        plain.load_state_dict(backbone_again.trainable.state_dict())
+        backbone_again = load_backbone(name, "random", adapt_from=backbone.stages[0])
+        values = backbone_again.trainable.state_dict().values()
+        plain.load_state_dict(dict(zip(plain.state_dict(), values, strict=True)))
     start_state = copy.deepcopy(plain.state_dict())
     centre = torch.from_numpy(backbone.features_from(frozen).mean(axis=0))
     for variant, (bf16, wanted) in variants.items():
@@ -162,12 +165,12 @@ def compare(
         for number in range(rounds):
             plain.load_state_dict(start_state)
             plain.requires_grad_(False)
-            plain[3:].requires_grad_(True)
-            optimiser = torch.optim.SGD(plain[3:].parameters(), lr=0.08, momentum=0.9)
+            plain[first:].requires_grad_(True)
+            optimiser = torch.optim.SGD(plain[first:].parameters(), lr=0.08, momentum=0.9)
             start = time.perf_counter()
             for epoch in range(1, epochs + 1):
                 order = torch.from_numpy(np.random.default_rng((0, epoch)).permutation(len(images)))
-                expected = plain_epoch(plain, centre, images, test, optimiser, order)
+                expected = plain_epoch(plain, first, centre, images, test, optimiser, order)
             seconds["plain"].append((time.perf_counter() - start) / epochs)
             rescored = []
 
@@ -233,8 +236,8 @@ def compare(
 
 
 def main() -> None:
-    wanted = "a line in bfloat16 as well: off (default), on, or auto, where it pays; alone: auto"
-    choice = dict(nargs="?", choices=tuple(BF16), const="auto", default="off", help=wanted)
+    wanted = "a line in bfloat16 as well: off, on, or auto (default), where it pays; alone: on"
+    choice = dict(nargs="?", choices=tuple(BF16), const="on", default="auto", help=wanted)
     options = common.arguments(__doc__, 5, ("--bf16", choice))
     tiny, rounds = options.tiny, options.rounds
     task = load_task("pictograms:star", **(dict(n_train=64, n_test=4) if tiny else {}))
@@ -245,7 +248,7 @@ def main() -> None:
     network = TrainableCopy(backbone, BF16[options.bf16], batch)
     speed = network.bf16_ratio
     if network.bf16:
-        variants["bf16"] = (True, 6.0)
+        variants["bf16"] = (True, 4.0)
     trial = f" A step in bfloat16 is {speed:.2g} times as fast as in float32." if speed else ""
     parts = [compare("embedded", task.train, task.test, variants, rounds, epochs=1 if tiny else 4)]
     n = 4 if tiny else 64
@@ -255,6 +258,17 @@ def main() -> None:
             large[:n],
             large[n : n + n // 2],
             {"float32": (False, 2.4)},
+            rounds,
+            epochs=1 if tiny else 2,
+        )
+    )
+    small = large[:, :, :96, :96]
+    parts.append(
+        compare(
+            "mobilenet_v2",
+            small[:n],
+            small[n : n + n // 2],
+            {"float32": (False, 2.5)},
             rounds,
             epochs=1 if tiny else 2,
         )

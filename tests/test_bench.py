@@ -62,7 +62,7 @@ def test_adaptation_compares_the_same_training(backbone, images):
     optimiser = torch.optim.SGD(plain[3:].parameters(), lr=0.08, momentum=0.9)
     centre = torch.from_numpy(backbone.features_from(frozen).mean(axis=0))
     order = torch.from_numpy(np.random.default_rng((0, 1)).permutation(len(train)))
-    expected = adaptation.plain_epoch(plain, centre, train, test, optimiser, order)
+    expected = adaptation.plain_epoch(plain, 3, centre, train, test, optimiser, order)
     settings = dict(epochs=1, lr=0.08, max_grad_norm=0.1, progress=False)
     last = fit_compactness(backbone, frozen, **settings)[-1]
     found = knn_scores(last.features_from(frozen), last.features_from(frozen_test))
