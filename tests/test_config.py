@@ -154,7 +154,7 @@ def test_the_banner_says_what_the_numbers_are_made_with(capsys):
     digest = network.weights_sha256[:12]
     assert lines[0].startswith("tier      embedded")
     assert lines[1] == "images    pictograms:star: 5 normal to learn from, 20 to test"
-    assert lines[2] == f"network   glyphs_resnet4 up to layer4, weights SHA-256 {digest}"
+    assert lines[2] == f"backbone  glyphs_resnet4 up to layer4, weights SHA-256 {digest}"
     assert lines[3].startswith("versions  torch 2.")
 
 

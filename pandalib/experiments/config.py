@@ -180,7 +180,7 @@ def banner(tier: Tier, task=None, backbone=None) -> None:
         )
     if backbone is not None:
         print(
-            f"network   {backbone.name} up to {backbone.truncate_after}, "
+            f"backbone  {backbone.name} up to {backbone.truncate_after}, "
             f"weights SHA-256 {backbone.weights_sha256[:12]}"
         )
     if task is not None and task.credit:

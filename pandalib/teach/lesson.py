@@ -121,7 +121,7 @@ def report(name: str, value: float, low: float, high: float, *, digits: int = 3)
     OutOfBand
         Naming the result, its value and the band.
     """
-    rounded = f"{value:.{digits}f}"
+    rounded = f"{value:z.{digits}f}"
     inside = math.isfinite(value) and low <= value <= high
     if current_tier().name == "embedded" and not inside:
         band = {"low": f"{low:g}", "high": f"{high:g}"}
