@@ -1,4 +1,4 @@
-"""Images to be exposed to: reproducible, of four kinds, and nothing of the test among them."""
+"""Images to be exposed to: reproducible, of five kinds, and nothing of the test among them."""
 
 import numpy as np
 import pytest
@@ -36,6 +36,8 @@ def test_what_is_drawn():
     options = dict(split="outliers", seed=2, level="easy")
     for i in (0, 1, 20, 21, 24):
         assert (near[i] == Pictograms(OUTLIERS[i % len(OUTLIERS)], 25, **options)[i]).all()
+    single = load_outliers("single", 25, seed=2, level="easy")
+    assert (single == Pictograms(OUTLIERS[0], 25, **options)[:]).all()
     middle = glyphs.draw_batch(range(5), split="outliers", seed=2)[0]
     assert (load_outliers("middle", 5, seed=2) == middle).all()
     far = Pictograms(" ", 2, split="outliers", level="plain")[:]
@@ -53,7 +55,8 @@ def test_reproducible_and_a_prefix_of_more(kind):
 
 
 def test_kinds_differ_and_share_no_image_with_a_task():
-    drawn = {image.tobytes() for kind in KINDS for image in load_outliers(kind, 10)}
+    kinds = KINDS.keys() - {"single"}  # some of the near ones
+    drawn = {image.tobytes() for kind in kinds for image in load_outliers(kind, 10)}
     task = load_task("pictograms:star", n_train=10, n_test=10)
     assert len(drawn) == 40
     assert not drawn & {image.tobytes() for image in (*task.train, *task.test)}
@@ -62,7 +65,7 @@ def test_kinds_differ_and_share_no_image_with_a_task():
 @pytest.mark.parametrize(
     "options, words",
     [
-        (dict(kind="nearer"), "choose one of near, middle, far, noise"),
+        (dict(kind="nearer"), "choose one of near, single, middle, far, noise"),
         (dict(kind="near", n=0), "n=0"),
         (dict(kind="far", level="huge"), "level 'huge' is unknown"),
     ],

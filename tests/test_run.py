@@ -348,7 +348,7 @@ def test_outliers_of_a_data_set(monkeypatch):
         (
             "pictograms:star",
             "nearer",
-            "'nearer' is unknown: choose one of near, middle, far, noise",
+            "'nearer' is unknown: choose one of near, single, middle, far, noise",
         ),
         ("surfaces:weave", None, "needs outlier_images: a folder of images that are not normal"),
         ("surfaces:weave", "near", "near ones are known for pictograms and solar cells only"),

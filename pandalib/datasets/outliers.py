@@ -22,6 +22,7 @@ from pandalib.validation import check_counts
 
 KINDS = {
     "near": "other symbols, drawn as the ten are",
+    "single": "one such symbol, in every image",
     "middle": "letters and signs of the upstream task",
     "far": "backgrounds without any symbol",
     "noise": "random pixels",
@@ -38,7 +39,7 @@ def load_outliers(kind: str, n: int, *, seed: int = 0, level: str = DEFAULT_LEVE
     n : int
         How many; a smaller n gives the first images of a larger one.
     level : str
-        Difficulty of the pictograms, for "near" and "far"; "near" takes all symbols in turn.
+        Difficulty of "near", "single" and "far"; "near" takes all symbols in turn.
 
     Returns
     -------
@@ -62,10 +63,8 @@ def load_outliers(kind: str, n: int, *, seed: int = 0, level: str = DEFAULT_LEVE
     if kind == "noise":
         generators = (generator("noise", seed, number) for number in range(n))
         return np.stack([rng.integers(0, 256, (3, 64, 64), np.uint8) for rng in generators])
-    drawn = [
-        Pictograms(symbol, n, split="outliers", seed=seed, level=level)
-        for symbol in (OUTLIERS if kind == "near" else " ")
-    ]
+    symbols = {"near": OUTLIERS, "single": OUTLIERS[:1], "far": " "}[kind]
+    drawn = [Pictograms(symbol, n, split="outliers", seed=seed, level=level) for symbol in symbols]
     return np.stack([drawn[number % len(drawn)][number] for number in range(n)])
 
 
