@@ -134,16 +134,15 @@ def slider(draw: Callable, values: Sequence, *, start, label: str) -> None:
 MOST_TICKS = 9  # one at each value, where there are no more
 THUMBNAIL = 72  # pixels
 CHOICE = """<style>
-.{name} input {{position: absolute; opacity: 0}}
 .{name} .row {{display: flex; flex-wrap: wrap; gap: 6px; margin: 6px 0}}
-.{name} img {{display: block; width: {width}px; border: 3px solid}}
-.{name} .normal {{border-color: {normal}}}
-.{name} .anomalous {{border-color: {anomalous}; border-style: dashed}}
+.{name} label img {{display: block}}
 .{name} label {{cursor: pointer; padding: 2px; border-bottom: 4px solid transparent}}
 .{name} .beside {{display: none}}
+.{name} .beside p {{flex-basis: 100%; margin: 0}}
 {rules}
 </style>
 <div class="{name}">{inputs}<div class="row">{labels}</div>{panels}</div>"""
+HIDDEN = 'style="position: absolute; opacity: 0"'
 CHOSEN = """
 .{name} #{this}:checked ~ .row label[for={this}] {{border-color: currentColor}}
 .{name} #{this}:focus-visible ~ .row label[for={this}] {{outline: 2px solid}}
@@ -154,7 +153,8 @@ def click(images, beside, *, names: Sequence[str], anomalous, alt: str) -> None:
     """Images in a row; below them, what belongs to the one that is clicked.
 
     Plain HTML without a script: it needs no kernel, and works with the arrow keys. The first image
-    is chosen.
+    is chosen. JupyterLab strips the rules from a notebook that it does not trust: then all rows
+    stand below one another, each under its name.
 
     Parameters
     ----------
@@ -175,22 +175,25 @@ def click(images, beside, *, names: Sequence[str], anomalous, alt: str) -> None:
     inputs = labels = panels = rules = ""
     for i, (image, others) in enumerate(zip(images, beside)):
         this = f"{name}-{i}"
-        inputs += f'<input type="radio" name="{name}" id="{this}"{"" if i else " checked"}>'
+        inputs += (
+            f'<input type="radio" name="{name}" id="{this}"{"" if i else " checked"} {HIDDEN}>'
+        )
         kind = "anomalous" if anomalous[i] else "normal"
         labels += f'<label for="{this}">{_img(image, names[i], kind)}</label>'
         shown = [_img(one, f"{names[i]}, number {n}", "normal") for n, one in enumerate(others, 1)]
-        panels += f'<div class="row beside of-{i}">{"".join(shown)}</div>'
+        title = f"<p>{escape(names[i])}</p>"
+        panels += f'<div class="row beside of-{i}">{title}{"".join(shown)}</div>'
         rules += CHOSEN.format(name=name, this=this, i=i)
-    frames = dict(normal=NORMAL, anomalous=ANOMALOUS)
-    parts = dict(inputs=inputs, labels=labels, panels=panels, rules=rules)
-    page = CHOICE.format(name=name, width=THUMBNAIL, **frames, **parts)
+    page = CHOICE.format(name=name, inputs=inputs, labels=labels, panels=panels, rules=rules)
     display({"text/html": page, "text/plain": f"({len(names)} images to click)"}, raw=True)
     display(Markdown(f"*Figure: {alt}*"))
 
 
 def _img(image: np.ndarray, alt: str, kind: str) -> str:
     address = data_address(image.transpose(1, 2, 0), shrink=THUMBNAIL / max(image.shape))
-    return f'<img class="{kind}" alt="{escape(alt)}" src="{address}">'
+    frame = {"normal": f"solid {NORMAL}", "anomalous": f"dashed {ANOMALOUS}"}[kind]
+    style = f"width: {THUMBNAIL}px; border: 3px {frame}"
+    return f'<img class="{kind}" style="{style}" alt="{escape(alt)}" src="{address}">'
 
 
 def data_address(pixels: np.ndarray, shrink: float = 1) -> str:

@@ -182,9 +182,9 @@ def test_a_slider_moves_figure_and_sentence(page):
             page.call("Input.dispatchKeyEvent", type=kind, key=key, code=key)
 
     before = state()
-    assert before[2].startswith("Figure: With 5 in 100 false alarms allowed")
+    assert before[2].startswith("Figure: With a false-alarm rate of 5 in 100")
     press("ArrowRight")
-    until(lambda: "With 10 in 100 false alarms" in state()[2], PAGE, "the sentence to change")
+    until(lambda: "a false-alarm rate of 10 in 100" in state()[2], PAGE, "the sentence to change")
     until(lambda: state()[1] != before[1], PAGE, "the figure to change")
     assert state()[0] != before[0]
     press("ArrowLeft")
