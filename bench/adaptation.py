@@ -251,39 +251,15 @@ def main() -> None:
         variants["bf16"] = (True, 4.0)
     trial = f" A step in bfloat16 is {speed:.2g} times as fast as in float32." if speed else ""
     parts = [compare("embedded", task.train, task.test, variants, rounds, epochs=1 if tiny else 4)]
-    n = 4 if tiny else 64
-    parts.append(
-        compare(
-            "resnet18",
-            large[:n],
-            large[n : n + n // 2],
-            {"float32": (False, 2.4)},
-            rounds,
-            epochs=1 if tiny else 2,
-        )
-    )
     small = large[:, :, :96, :96]
-    parts.append(
-        compare(
-            "mobilenet_v2",
-            small[:n],
-            small[n : n + n // 2],
-            {"float32": (False, 2.5)},
-            rounds,
-            epochs=1 if tiny else 2,
-        )
-    )
-    n = 4 if tiny else 32
-    parts.append(
-        compare(
-            "wide_resnet50_2",
-            large[:n],
-            large[n : n + n // 2],
-            {"float32": (False, 1.0)},
-            1 if tiny else max(1, rounds - 2),
-            epochs=1,
-        )
-    )
+    for name, pictures, n, times, n_rounds, epochs in (
+        ("resnet18", large, 64, 2.4, rounds, 2),
+        ("mobilenet_v2", small, 64, 2.5, rounds, 2),
+        ("wide_resnet50_2", large, 32, 1.0, max(1, rounds - 2), 1),
+    ):
+        n, epochs = (4, 1) if tiny else (n, epochs)
+        images, test = pictures[:n], pictures[n : n + n // 2]
+        parts.append(compare(name, images, test, {"float32": (False, times)}, n_rounds, epochs))
     rows, lines = (sum(part, []) for part in zip(*parts))
     start = time.perf_counter()
     load_backbone().frozen_features(np.concatenate([task.train, task.test]))

@@ -273,7 +273,7 @@ def _grid(axis: Axes, which: str = "both") -> None:
 
 
 def _whole_ticks(axis: Axes, x) -> None:
-    """Where x counts something, such as epochs, ticks at its values, or at least none between."""
+    """Where x counts something, such as epochs, ticks at values of it, or at whole numbers."""
     if np.mod(x, 1).any():
         return
     if len(x) <= 3 * MOST_TICKS:

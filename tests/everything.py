@@ -72,7 +72,7 @@ def of_scores(gallery: np.ndarray, queries: np.ndarray) -> dict[str, np.ndarray]
 def of_checkpoints(checkpoints) -> np.ndarray:
     """Losses and all parameters of the last checkpoint."""
     parameters = checkpoints[-1].trainable.parameters()
-    return flat([checkpoints.losses, *(parameter.cpu().numpy() for parameter in parameters)])
+    return flat([checkpoints.losses, *(parameter.numpy() for parameter in parameters)])
 
 
 def of_training(network: Backbone, frozen: torch.Tensor, folder: Path) -> dict[str, np.ndarray]:
@@ -81,7 +81,7 @@ def of_training(network: Backbone, frozen: torch.Tensor, folder: Path) -> dict[s
     with_ewc = fit_compactness(network, frozen, penalty=penalty, **SETTINGS)
     found = {
         "adaptation": of_checkpoints(fit_compactness(network, frozen, **SETTINGS)),
-        "Fisher information": flat(value.cpu() for value in fisher.values.values()),
+        "Fisher information": flat(fisher.values.values()),
         "adaptation with EWC": of_checkpoints(with_ewc),
     }
     killed = folder / "killed"

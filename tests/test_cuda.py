@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from pictures import save
 
 from pandalib import load_task
 from pandalib.experiments.config import METHODS
@@ -68,10 +68,8 @@ def test_a_method_ranks_alike(both, method):
 def test_a_detector_fitted_on_a_gpu_scores_the_same_on_a_cpu(tmp_path):
     weave = load_task("surfaces:weave", n_train=24, n_test=3)
     for part, images in (("normal", weave.train), ("new", weave.test)):
-        (tmp_path / part).mkdir()
         for number, image in enumerate(images):
-            path = tmp_path / part / f"{number:02}.png"
-            Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))).save(path)
+            save(tmp_path / part / f"{number:02}.png", image.transpose(1, 2, 0))
     start = "-m", "pandalib"
     fit = "fit", tmp_path / "normal", "--out", tmp_path / "model", "--tier", "embedded"
     process(*start, *fit, gpu=True, folder=tmp_path)

@@ -407,7 +407,8 @@ class OutlierOptions(TrainingOptions):
     lr: float | None = option(None, RATE, pace="exposure_lr")
     max_grad_norm: float | None = option(None, CLIP, pace="exposure_max_grad_norm")
     outlier_images: str | None = option(
-        None, "near (default), single, middle, far or noise for pictograms; a folder; or a set"
+        None,
+        "near (default), single, middle, far or noise for pictograms; a folder; a set, as cifar100",
     )
     n_outliers: int | None = option(None, "number of outliers; default: 2000 drawn, or all")
 
