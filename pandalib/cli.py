@@ -75,7 +75,9 @@ def build_parser() -> argparse.ArgumentParser:
     parsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (add_arguments, command) in COMMANDS.items():
         words = command.__doc__
-        add_arguments(parsers.add_parser(name, help=words, description=words))
+        # Abbreviated, `run --out FILE` would choose the outlier images.
+        one = parsers.add_parser(name, help=words, description=words, allow_abbrev=False)
+        add_arguments(one)
     return parser
 
 
@@ -224,6 +226,8 @@ def _fit_arguments(parser: argparse.ArgumentParser) -> None:
     words = "with --add-to: the review that a report wrote, of images below the folder IMAGES"
     add("--reviewed", metavar="FILE", help=f"{words}; default: the folder that FILE lies in")
     add("--force", action="store_true", help="replace the detector in MODEL")
+    words = "with --out: write an HTML report of the strangest normal images, one file"
+    add("--report", metavar="FILE", help=words)
     add("--skip-unreadable", action="store_true", help="leave out files that are not images")
     _reading_arguments(parser)
     add("--tier", choices=TIERS, help="of the network; default: PANDALIB_TIER, then embedded")
@@ -260,10 +264,22 @@ def _fit_arguments(parser: argparse.ArgumentParser) -> None:
 
 def fit(options: argparse.Namespace) -> int:
     """fit a detector to normal images and save it"""
-    from pandalib.inspection.results import check_folder
+    from pandalib.datasets.layouts import images_to_fit
+    from pandalib.inspection.report import write_report
+    from pandalib.inspection.results import check_file, check_folder, check_targets
     from pandalib.inspection.storage import FACTS, check_target
 
     given = vars(options)
+    report = given.get("report")
+    if report is not None:
+        if "add_to" in given:
+            raise ValueError(
+                "--report needs all normal images, and --add-to reads the new ones only: fit all "
+                "with --out."
+            )
+        if report == "-":
+            raise ValueError("--report -: expected the name of a file.")
+        check_file(report)
     how = {name: name in given for name in ("recursive", "skip_unreadable")}
     before, copies = 0, 0
     if not options.images and "reviewed" not in given:
@@ -293,10 +309,16 @@ def fit(options: argparse.Namespace) -> int:
         check_folder(folder)
         check_target(folder)
         inspector = _new_inspector(given)
-        _say_cost(inspector, options.images, how["recursive"], normal=True)
-        inspector.fit(options.images, **how)
+        listing = images_to_fit(options.images, recursive=how["recursive"])
+        check_targets({"--report": report}, None, listing, target)
+        _say_cost(inspector, listing, how["recursive"], normal=True)
+        inspector.fit(listing, skip_unreadable=how["skip_unreadable"])
     inspector.save(target)
     _say_what_was_fitted(inspector, copies)
+    if report is not None:
+        ranking = inspector.rank_normal(listing)
+        title = f"Normal images: {_last_parts(options.images[0])}"
+        write_report(report, inspector, ranking, title=title, of_normal=True)
     network, n = inspector.backbone, len(inspector.features_)
     news = f"{n - before} added, " if before else ""
     print(
@@ -306,6 +328,11 @@ def fit(options: argparse.Namespace) -> int:
         f"{inspector.false_alarm_rate:g}"
     )
     return 0
+
+
+def _last_parts(path: str) -> str:
+    """The last two folders of a path, for a title."""
+    return "/".join(Path(path).expanduser().resolve().parts[-2:])
 
 
 def _learn_review(inspector, reviewed, folders: list[str]) -> None:
@@ -513,8 +540,7 @@ def score(options: argparse.Namespace) -> int:
     if options.json:
         write_text(options.json, as_json(inspector, ranking, rows, options.rate, listing.top))
     if options.report:
-        name = "/".join(Path(options.images[0]).expanduser().resolve().parts[-2:])
-        title = f"Anomaly report: {name}"
+        title = f"Anomaly report: {_last_parts(options.images[0])}"
         write_report(options.report, inspector, ranking, rate=options.rate, title=title)
     if not printed:
         print("rank  score / threshold  alarm  file")

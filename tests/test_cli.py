@@ -50,6 +50,13 @@ def test_without_a_command_one_screen_says_what_to_do(capsys):
     assert (done.returncode, done.stdout) == (0, words)
 
 
+def test_an_abbreviated_option_is_no_other_option(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["run", *STAR, "--method", "oe", "--out", "result.json"])
+    assert ended.value.code == 2
+    assert "unrecognized arguments: --out result.json" in capsys.readouterr().err
+
+
 def test_version_and_help(capsys):
     for arguments, words in (
         (["--version"], [f"pandalib {pandalib.__version__}\n"]),

@@ -501,6 +501,27 @@ def test_ranking(fitted):
         fitted.rank(pictures, top=0)
 
 
+def test_normal_images_are_ranked_each_among_the_others(backbone, fitted, tmp_path):
+    ranking = fitted.rank_normal(NORMAL, top=4)
+    shown = [f"image {number}" for number in fitted.sample_]
+    assert ranking.names == shown  # copies and what is not in the sample are not among them
+    for part, values in fitted.normal_parts_.items():
+        assert np.array_equal(ranking.parts[part], values)
+    assert [(ranking.names[one.number], ranking.scores[one.number]) for one in ranking.top] == [
+        (name, pytest.approx(times * np.median(fitted.normal_scores_)))
+        for name, times in fitted.strangest(4)
+    ]
+    for one in ranking.top:  # not the map of an image that finds itself
+        number = int(fitted.sample_[one.number])
+        assert np.array_equal(one.image, NORMAL[number])
+        assert one.map.max() == pytest.approx(ranking.parts["place"][one.number], rel=1e-6)
+    changed = NORMAL.copy()
+    changed[number, 0, 0, 0] ^= 1  # another file under the same name
+    assert f"image {number}" not in fitted.rank_normal(changed).names
+    with pytest.raises(ValueError, match="none of these images is among the normal ones"):
+        fitted.rank_normal(QUERIES)
+
+
 # --- defects among the normal images ---
 
 

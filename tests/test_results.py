@@ -84,9 +84,34 @@ def test_near_duplicates_and_strange_images_are_said(photos, tmp_path, capsys):
     assert "near-duplicates: 4 images in 2 groups" in said and "00.jpg" in said
     assert "the strangest normal images, in multiples of the median score" in said
     assert said.index("strange.png") > 0 and "images as " in said
-    assert main(["fit", *given, *rest, "--force", "--leave-out-above", "3"]) == 0
+    report = tmp_path / "reports" / "normal.html"
+    rest += ["--force", "--report", str(report)]
+    assert main(["fit", *given, *rest]) == 0
+    page = report.read_text(encoding="utf-8")
+    assert page.index("strange.png") < page.index("00.jpg") and "among the normal images?" in page
+    # Nothing to review: the file is moved, and the detector fitted again.
+    assert "<script" not in page and "verdict" not in page.lower()
+    assert main(["fit", *given, *rest, "--leave-out-above", "3"]) == 0
+    assert re.search(r"Left out before, as asked: <bdi>\S+strange.png", report.read_text("utf-8"))
     said = capsys.readouterr().err
     assert re.search(r"left out: \S+strange.png, [\d.]+ times the median normal score", said)
+
+
+def test_a_report_of_normal_images_that_cannot_be_written(photos, tmp_path, capsys):
+    folder, model = photos / "normal", tmp_path / "model"
+    first = sorted(folder.iterdir())[0]
+    for target, reason in (
+        ("-", "expected the name of a file"),
+        (str(first), "is one of the images"),
+        (str(model / "r.html"), "lies in the detector's folder"),
+        (str(tmp_path), "is a folder"),
+    ):
+        given = ["fit", str(folder), "--size", "48", "--out", str(model), "--report", target]
+        assert main(given) == 2 and reason in capsys.readouterr().err
+        assert not model.exists()
+    assert main(["fit", str(folder), "--size", "48", "--out", str(model)]) == 0
+    given = ["fit", str(folder), "--add-to", str(model), "--report", str(tmp_path / "r.html")]
+    assert main(given) == 2 and "fit all with --out" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------- nothing wrong without a word

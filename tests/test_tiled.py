@@ -47,6 +47,14 @@ def tiled(normal):
     return Inspector(load_backbone(), tile=120, overlap=20, **SETTINGS).fit(normal)
 
 
+def test_normal_images_are_ranked_each_among_the_others(normal, tiled):
+    ranking = tiled.rank_normal(normal, top=3)
+    assert ranking.names == [f"{number:02}.png" for number in range(10)]
+    assert np.array_equal(ranking.scores, tiled.normal_scores_)
+    for one in ranking.top:  # a small map keeps the peak
+        assert one.map.max() == pytest.approx(ranking.parts["place"][one.number], rel=1e-6)
+
+
 def test_a_small_defect_is_seen_in_tiles(normal, tiled):
     spot, clean = picture(50, (200, 90)), picture(51)
     whole = Inspector(load_backbone(), **SETTINGS).fit(normal)

@@ -588,21 +588,23 @@ class Inspector(BaseEstimator):
             whole = whole[self.sample_]
         else:
             whole = scores_without(gallery, self.sample_, twins, self.k)
-        if self.method == "spade":
-            row_of = {number: row for row, number in enumerate(self.sample_.tolist())}
-            copies = [
-                [row_of[number] for number in one.tolist() if number in row_of] for one in twins
-            ]
-            maps = self.places_.iter_leave_one_out_maps(copies=copies, progress=self.progress)
-            inside = self._inside
-            places = [
-                image_scores(batch if inside is None else np.where(inside, batch, 0))
-                for batch in maps
-            ]
-        else:
-            each = bar(range(len(self.sample_)), "leave one out", shown=self.progress, log=True)
-            places = [self._places(self.pyramids_[[row]], self._left_out(row))[1] for row in each]
+        places = [scores for _, scores in self._compared()]
         return {"image": whole, "place": np.concatenate(places)}
+
+    def _compared(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield maps (n, h, w) and raw scores (n,) of the sample, as `_leave_one_out` has them."""
+        if self.method == "bank":
+            each = bar(range(len(self.sample_)), "leave one out", shown=self.progress, log=True)
+            for row in each:
+                yield self._places(self.pyramids_[[row]], self._left_out(row))
+            return
+        row_of = {number: row for row, number in enumerate(self.sample_.tolist())}
+        twins = others_of_group(self.groups_, self.sample_)
+        copies = [[row_of[number] for number in one.tolist() if number in row_of] for one in twins]
+        inside = self._inside
+        for maps in self.places_.iter_leave_one_out_maps(copies=copies, progress=self.progress):
+            maps = maps if inside is None else np.where(inside, maps, np.float32(0))
+            yield maps, image_scores(maps)
 
     def _sampled(self, n: int) -> np.ndarray:
         """Which of n images to sample, none of those that the network was adapted to."""
@@ -776,14 +778,53 @@ class Inspector(BaseEstimator):
         names one. `rate` is that of the threshold for regions. `on_image` is called with what is
         seen of each image. Raises ValueError if no file could be read.
         """
-        check_counts(top=top)
-        threshold = self.threshold(rate)
-        names, parts, peaks, regions, best, known, unreadable = [], [], [], [], [], [], []
-        n_regions: list[int] = []
-        sizes: dict[str, None] = {}
+        unreadable: list[tuple[str, str]] = []
         found = self.inspect(
             images, recursive=recursive, unreadable=unreadable if skip_unreadable else None
         )
+        return self._ranked(found, top, rate, unreadable, on_image)
+
+    def rank_normal(self, images, *, top: int = 50, recursive: bool = False) -> Ranking:
+        """Rank the normal images, each compared with the others: is one of them a defect?
+
+        `images` as they were given to `fit`, since a detector does not keep them. The ranking holds
+        those of the sample whose pixels are still the same. Raises ValueError if there are none.
+        """
+        return self._ranked(self._inspect_normal(images, recursive), top, None, [], None)
+
+    def _inspect_normal(self, images, recursive: bool) -> Iterator[Seen]:
+        check_fitted(self, "features_")
+        images, names, size_of = self._open(images, recursive, normal=True)
+        row_of = {self.names_[number]: row for row, number in enumerate(self.sample_.tolist())}
+        chosen = [number for number, name in enumerate(names) if name in row_of]
+        images, names, size_of = part_of(images, names, size_of, chosen)
+
+        for name, image, whole, size, pixels in self._read_again(images, names, size_of, row_of):
+            row = row_of[name]
+            if _digest(pixels) == self.digests_[self.sample_[row]]:
+                parts = {part: float(self.normal_parts_[part][row]) for part in PARTS}
+                whole = whole / np.float32(self.scales_["place"])
+                yield Seen(name, image, parts, whole, size, True)
+
+    def _read_again(self, images, names, size_of, row_of) -> Iterator[tuple]:
+        """Yield name, picture, raw map, size and pixels of normal images of the sample."""
+        if self.tile_ is not None:
+            left_out = [self._left_out(row_of[name]) for name in names]
+            for name, image, _, whole, pixels in tiled.inspect(self, images, names, [], left_out):
+                yield name, image, whole, whole.shape, pixels
+            return
+        maps = np.concatenate([maps for maps, _ in self._compared()])
+        for numbers, batch in self._batches(images, names, size_of, None, [], "read again"):
+            for number, image in zip(numbers, batch, strict=True):
+                name = names[number]
+                yield name, image, maps[row_of[name]], tuple(size_of(number)), image
+
+    def _ranked(self, found, top: int, rate: float | None, unreadable, on_image) -> Ranking:
+        check_counts(top=top)
+        threshold = self.threshold(rate)
+        names, parts, peaks, regions, best, known = [], [], [], [], [], []
+        n_regions: list[int] = []
+        sizes: dict[str, None] = {}
         for number, seen in enumerate(found):
             if on_image is not None:
                 on_image(seen)
@@ -802,6 +843,11 @@ class Inspector(BaseEstimator):
             n_regions.append(len(above))
             known += [seen.name] if seen.fitted else []
             sizes[in_pixels(seen.size)] = None
+        if not names and not unreadable:
+            raise ValueError(
+                "none of these images is among the normal ones that set the threshold: expected "
+                "the images of `fit`, unchanged."
+            )
         if not names:
             name, reason = unreadable[0]
             raise ValueError(

@@ -53,6 +53,7 @@ def write_report(
     *,
     rate: float | None = None,
     title: str = "Anomaly report",
+    of_normal: bool = False,
     when: datetime | None = None,
 ) -> None:
     """Write the report of a ranking.
@@ -63,10 +64,12 @@ def write_report(
         The HTML file, which is replaced as a whole; OSError where it cannot be written.
     inspector : Inspector
     ranking : Ranking
-        What `inspector.rank` gave; its `top` is the gallery.
+        What `inspector.rank` or `rank_normal` gave; its `top` is the gallery.
     rate : float, optional
         False-alarm rate of the threshold, as for `Inspector.threshold`.
     title : str
+    of_normal : bool
+        The ranking is of the normal images (`rank_normal`): is a defect among them?
     when : datetime, optional
         Default: now.
     """
@@ -93,6 +96,7 @@ def write_report(
             for name, score in zip(inspector.check_names_, inspector.check())
         ],
         title=title,
+        of_normal=of_normal,
         n=len(relative),
         n_alarms=int((relative > 1).sum()),
         n_shown=len(ranking.top),

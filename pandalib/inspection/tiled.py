@@ -147,10 +147,15 @@ def _score_without(inspector, pooled: np.ndarray, left_out: list[int]) -> float:
     return float(squared_distances(others, pooled, inspector.k)[0].sum(axis=1).max())
 
 
-def inspect(inspector, images, names: list[str], unreadable: list | None) -> Iterator[tuple]:
-    """Yield name, thumbnail, raw parts, raw map, size and pixels of each image."""
+def inspect(
+    inspector, images, names: list[str], unreadable: list | None, left_out: Sequence = ()
+) -> Iterator[tuple]:
+    """Yield name, thumbnail, raw parts, raw map and pixels of each image.
+
+    `left_out` holds, for each image, numbers of normal images with which its map is not compared.
+    """
     for number, tiles in _readable(inspector, sources_of(images), names, unreadable, "score"):
-        whole, pooled = look(inspector, tiles)
+        whole, pooled = look(inspector, tiles, left_out[number] if left_out else ())
         raw = {"image": float(inspector.knn_.score(pooled).max()), "place": float(whole.max())}
         yield names[number], thumbnail(tiles.pixels), raw, whole, tiles.pixels
 
