@@ -369,7 +369,8 @@ def _as_binary(values: ArrayLike, name: str) -> np.ndarray:
     anomalous = values == 1
     unknown = values[~(anomalous | (values == 0))]
     if unknown.size:
-        raise ValueError(f"{name} hold {unknown[0]!r}: expected 0 (normal) or 1 (anomalous) only.")
+        first = unknown.tolist()[0]  # 255, not np.int64(255)
+        raise ValueError(f"{name} hold {first!r}: expected 0 (normal) or 1 (anomalous) only.")
     return anomalous
 
 

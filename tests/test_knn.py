@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from scipy.spatial.distance import cdist
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.pipeline import make_pipeline
@@ -14,6 +15,7 @@ from small import images, small_backbone
 from pandalib import DN2, FeatureCache, PixelKNN
 from pandalib.methods.knn import (
     KNN,
+    _candidates_by_numpy,
     kmeans_gallery,
     knn_scores,
     leave_one_out_scores,
@@ -181,6 +183,20 @@ def test_wrong_input_is_named(gallery, queries, k, message):
             function(gallery, queries, k)
 
 
+@pytest.mark.parametrize("function", [leave_one_out_scores, nearest_others])
+def test_a_wrong_gallery_is_named(function):
+    with pytest.raises(ValueError, match="^Input gallery contains NaN"):
+        function(GOOD * np.nan, 1)
+
+
+@pytest.mark.parametrize("n", [1, 7, 40])
+def test_without_faiss_the_candidates_are_the_same(n):
+    gallery, queries = normal(40, 6), normal(9, 6, 1)
+    found = _candidates_by_numpy(queries, gallery, n)
+    expected = cdist(queries, gallery).argsort(axis=1)[:, :n]
+    np.testing.assert_array_equal(np.sort(found), np.sort(expected))
+
+
 def test_leave_one_out_needs_k_others():
     assert leave_one_out_scores(GOOD, 4).shape == (5,)
     for call in (lambda: nearest_others(GOOD, 5), KNN(k=5).fit(GOOD).leave_one_out):
@@ -230,7 +246,8 @@ def test_each_step_of_knn_does_what_it_says():
     model = KNN(n_centres=7, seed=5).fit(gallery)
     np.testing.assert_array_equal(model.gallery_, kmeans_gallery(gallery, 7, seed=5))
     np.testing.assert_array_equal(model.score(queries), knn_scores(model.gallery_, queries))
-    with pytest.raises(ValueError, match="n_centres=7: leave-one-out"):
+    words = "n_centres=7: leave-one-out.*, since each image has shaped the k"
+    with pytest.raises(ValueError, match=words):
         model.leave_one_out()
 
 

@@ -229,7 +229,15 @@ def test_paired_interval_is_that_of_the_difference_on_the_same_resamples():
 
 @pytest.mark.parametrize(
     "n, rate, rank",
-    [(19, 0.05, 19), (39, 0.05, 38), (9, 0.7, 3), (9, 1 - 0.9, 9), (99, 0.29, 71), (1, 0.5, 1)],
+    [
+        (19, 0.05, 19),
+        (39, 0.05, 38),
+        (9, 0.7, 3),
+        (9, 1 - 0.9, 9),
+        (99, 0.29, 71),
+        (1, 0.5, 1),
+        (5000, 0.3, 3501),
+    ],
 )
 def test_threshold_is_the_conformal_order_statistic(n, rate, rank):
     scores = np.random.default_rng(n).permutation(np.arange(1.0, n + 1))  # the r-th smallest is r
@@ -244,6 +252,12 @@ def test_thresholds_that_cannot_be():
     for rate in (0, 1, np.nan):
         with pytest.raises(ValueError, match="false_alarm_rate=.*between 0 and 1"):
             threshold_at(np.arange(100), rate)
+    with pytest.raises(ValueError, match="rate of 0.1 or more"):
+        threshold_at(np.arange(9), 0.01)
+    with pytest.raises(
+        ValueError, match=r"^normal_scores are float64 \(0,\): .* of shape \(n,\)\."
+    ):
+        threshold_at([], 0.5)
     with pytest.raises(ValueError, match="normal_scores"):
         threshold_at([1.0, np.nan], 0.5)
 
@@ -390,6 +404,12 @@ def test_masks_and_maps_that_cannot_be(function, masks, maps, message):
         with pytest.raises(ValueError, match="limit=.*between 0 and 1"):
             pro(MASKS, MAPS, limit=limit)
     assert not regions(MASKS * 0).any()  # normal images alone are not an error here
+    with pytest.raises(ValueError, match="^masks hold 255"):
+        regions(MASKS * 255)
+    with pytest.raises(
+        ValueError, match=r"^maps are .*: expected real numbers of shape \(n, H, W\)\."
+    ):
+        function(MASKS, MAPS[0])
     with pytest.raises(ValueError, match=r"masks are of shape \(2, 3\)"):
         regions(MASKS[0])
 

@@ -124,6 +124,26 @@ def test_one_seed_one_result(backbone, frozen):
     assert all(map(torch.equal, parameters(first[-1]), parameters(again[-1])))
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(lr=0.4),
+        dict(max_grad_norm=0.004),
+        dict(momentum=0.8),
+        dict(weight_decay=1e-4),
+        dict(batch_size=11),
+        dict(penalty=lambda trainable: next(trainable.parameters()).sum() * 0),
+        dict(seed=1),
+        dict(bf16=True),
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_a_folder_of_another_run_is_refused(backbone, frozen, changes, tmp_path):
+    fit_compactness(backbone, frozen, folder=tmp_path, **SETTINGS)
+    with pytest.raises(ValueError, match=f"holds checkpoints of another run.*{[*changes][0]}"):
+        fit_compactness(backbone, frozen, folder=tmp_path, **SETTINGS | changes)
+
+
 def test_what_cannot_be(backbone, frozen, tmp_path):
     for name, value in (
         *(("lr", value) for value in (0.0, math.nan)),
@@ -173,6 +193,7 @@ def test_hold_out_has_a_seed():
     [(260, 400, 32, 20), (2300, 5000, 32, 15), (1, 5000, 32, 1), (10, 33, 32, 5), (10, 20, 4, 2)],
 )
 def test_epochs_for(minibatches, n, batch_size, expected):
+    assert epochs_for(110, 330) == 10  # 11 batches of 32, but 10 of 33
     assert epochs_for(minibatches, n, batch_size) == expected
 
 
@@ -201,7 +222,11 @@ def test_sample_wise_takes_the_largest_ratio(n_checkpoints, n, m, data):
         (np.ones((3, 4)), np.ones((2, 4)), r"scores are \(3, 4\) and \(2, 4\): expected one row"),
         (np.ones(3), np.ones((3, 4)), r"test_scores are float64 \(3,\)"),
         ([[1.0, 2.0]], [[np.inf]], "held_out_scores contains infinity"),
-        (np.ones((2, 4)), [[1.0, 1.0], [0.0, 0.0]], "held-out images score 0 on average"),
+        (
+            np.ones((2, 4)),
+            [[1.0, 1.0], [0.0, 0.0]],
+            "score 0 on average: they are in the gallery, or the features have collapsed to one",
+        ),
     ],
 )
 def test_sample_wise_scores_refuse(test, held_out, words):
@@ -258,6 +283,25 @@ def test_panda_ses_is_the_definition(backbone, frozen):
     np.testing.assert_allclose(detector.curves(QUERIES), curves, rtol=1e-3)
     ratios = np.array([curve / one.mean() for curve, one in zip(curves, typical)])
     np.testing.assert_allclose(detector.score(QUERIES), ratios.max(axis=0), rtol=1e-3)
+
+
+@pytest.mark.parametrize("kind", [PANDA, PANDASES])
+def test_every_option_reaches_its_place(backbone, kind, tmp_path):
+    options = dict(epochs=2, checkpoint_every=1, seed=4, k=3, normalise=True, progress=False)
+    cache = FeatureCache(tmp_path / "cache")
+    detector = kind(backbone, folder=tmp_path / "run", cache=cache, **options, **PACE).fit(IMAGES)
+    detector.score(QUERIES)
+    assert len(list((tmp_path / "cache").iterdir())) == 2  # of the normal and of the new images
+    assert any((tmp_path / "run").iterdir())
+    if kind is PANDASES:
+        assert np.array_equal(detector.held_out_, hold_out(len(IMAGES), 0.1, seed=4)[1])
+        scorers = detector.scorers_
+        assert len(scorers) == 3
+    else:
+        features = detector.checkpoints_[2].features(IMAGES)
+        np.testing.assert_allclose(detector.backbone_.features(IMAGES), features, rtol=1e-4)
+        scorers = [detector.scorer_]
+    assert all((scorer.k, scorer.normalise) == (3, True) for scorer in scorers)
 
 
 @pytest.mark.parametrize("cached", [False, True])
