@@ -144,11 +144,15 @@ def test_computing_it_moves_nothing():
 @pytest.mark.parametrize(
     ("network", "arguments", "words"),
     [
-        ({}, dict(pictures=IMAGES[:0]), "there are no images"),
+        ({}, dict(pictures=IMAGES[:0]), "^there are no images"),
         ({}, dict(labels=[0, 1]), r"labels are \(2,\): expected one for each of 6"),
         ({}, dict(labels=[0, 1, -2, 3, 4, 4]), "labels run from -2 to 4"),
         (dict(n_classes=2), dict(labels=[0, 1, 2, 0, 0, 0]), "from 0 to 2: expected 0 to 1"),
-        (dict(truncate_after="layer3"), {}, r"has no classifier: .*linear_probe"),
+        (
+            dict(truncate_after="layer3"),
+            {},
+            r"has no classifier: expected the whole network, or classifier=",
+        ),
     ],
 )
 def test_what_cannot_be_computed(network, arguments, words):
@@ -190,7 +194,8 @@ def test_another_network_or_other_stages_are_refused(backbone, fisher):
         (dict(adapt_from="layer4"), "has weights .*, layer4 to layer4"),
         (dict(truncate_after="layer3"), "has weights .*, layer3 to layer3"),
     ):
-        with pytest.raises(ValueError, match=f"{ours}; the backbone {words}"):
+        words = f"{ours}; the backbone {words}.*: compute it with pandalib"
+        with pytest.raises(ValueError, match=words):
             EWC(small_backbone(**options), 1.0, fisher)
     wrong_shapes = dataclasses.replace(fisher, values={"layer3.0.bn1.bias": torch.ones(3)})
     with pytest.raises(ValueError, match="belongs to"):
@@ -213,6 +218,29 @@ def test_saved_and_read_back(backbone, fisher, tmp_path):
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match=rf"{path} is damaged, or holds no Fisher"):
             Fisher.load(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("n_samples", "6"), ("recipe", 3), ("adapt_from", None)),
+        *(("square", -1.0), ("square", np.nan), ("square", np.inf), ("type", torch.float64)),
+    ],
+)
+def test_squares_and_origins_that_cannot_be_are_refused(fisher, name, value, tmp_path):
+    facts = {fact: known for fact, known in vars(fisher).items() if fact != "values"}
+    values = {parameter: squares.clone() for parameter, squares in fisher.values.items()}
+    last = [*values][-1]
+    if name == "square":
+        values[last].view(-1)[-1] = value
+    elif name == "type":
+        values[last] = values[last].to(value)
+    else:
+        facts[name] = value
+    ewc.write_tensors(tmp_path / "f", values, facts)
+    words = "or holds no Fisher information: compute it with pandalib.fisher_information."
+    with pytest.raises(ValueError, match=words):
+        Fisher.load(tmp_path / "f")
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ def test_a_folder_of_labelled_images(tmp_path, truncate_after):
     pictures = np.concatenate([images(4, seed=4), images(5, seed=5)])
     probe = None
     if network.classifier is None:
-        probe = linear_probe(network, pictures, [0] * 4 + [1] * 5, seed=2)
+        probe = linear_probe(network, pictures, [0] * 4 + [1] * 5)
     expected = fisher_information(network, pictures, classifier=probe, seed=2, progress=False)
     found = fisher_of(network, IMAGES, images=tmp_path, seed=2, progress=False)
     assert difference(found, expected) < 1e-5 and found.recipe == expected.recipe

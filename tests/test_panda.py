@@ -124,26 +124,6 @@ def test_one_seed_one_result(backbone, frozen):
     assert all(map(torch.equal, parameters(first[-1]), parameters(again[-1])))
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        dict(lr=0.4),
-        dict(max_grad_norm=0.004),
-        dict(momentum=0.8),
-        dict(weight_decay=1e-4),
-        dict(batch_size=11),
-        dict(penalty=lambda trainable: next(trainable.parameters()).sum() * 0),
-        dict(seed=1),
-        dict(bf16=True),
-    ],
-    ids=lambda changes: next(iter(changes)),
-)
-def test_a_folder_of_another_run_is_refused(backbone, frozen, changes, tmp_path):
-    fit_compactness(backbone, frozen, folder=tmp_path, **SETTINGS)
-    with pytest.raises(ValueError, match=f"holds checkpoints of another run.*{[*changes][0]}"):
-        fit_compactness(backbone, frozen, folder=tmp_path, **SETTINGS | changes)
-
-
 def test_what_cannot_be(backbone, frozen, tmp_path):
     for name, value in (
         *(("lr", value) for value in (0.0, math.nan)),

@@ -209,6 +209,10 @@ def test_a_run_that_goes_on_keeps_its_precision(backbone, frozen, tmp_path, monk
     ("changes", "words"),
     [
         (dict(max_grad_norm=None), "max_grad_norm was 0.005, now None"),
+        (dict(lr=0.4), "lr was 0.5, now 0.4"),
+        (dict(momentum=0.8), "momentum was 0.9, now 0.8"),
+        (dict(weight_decay=0.01), "weight_decay was 0.001, now 0.01"),
+        (dict(bf16="auto"), "bf16 was False, now 'auto'"),
         (dict(batch_size=8), "batch_size was 16, now 8"),
         (dict(seed=1), "seed was 0, now 1"),
         (dict(checkpoint_every=2), "checkpoint_every was 1, now 2"),

@@ -138,7 +138,7 @@ def fisher_of(
         pictures, labels = labelled_images(images, size=np.shape(normal_images[:1])[-1])
         probe = None
         if backbone.classifier is None:
-            probe = linear_probe(backbone, pictures, labels, seed=seed)
+            probe = linear_probe(backbone, pictures, labels)
         fisher = fisher_information(backbone, pictures, classifier=probe, seed=seed, **how)
     elif backbone.classifier is None:
         raise ValueError(

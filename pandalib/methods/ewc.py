@@ -83,14 +83,15 @@ class Fisher:
         facts = {name: value for name, value in vars(self).items() if name != "values"}
         write_tensors(path, self.values, facts)
 
-    def _check_kinds(self) -> None:
-        """Raise TypeError or ValueError for what no Fisher information can be."""
+    def _is_possible(self) -> bool:
+        """Whether the origin is told in words, and the squares are finite and not below 0."""
         texts = (self.weights_sha256, self.adapt_from, self.truncate_after, self.recipe)
-        if not all(isinstance(text, str) for text in texts) or not isinstance(self.n_samples, int):
-            raise TypeError("its origin is not told in words")
-        for value in self.values.values():
-            if value.dtype != torch.float32 or not ((value >= 0) & value.isfinite()).all():
-                raise ValueError("squares are finite and not below 0")
+        return (
+            all(isinstance(text, str) for text in texts)
+            and isinstance(self.n_samples, int)
+            and all(value.dtype == torch.float32 for value in self.values.values())
+            and all(((value >= 0) & value.isfinite()).all() for value in self.values.values())
+        )
 
     @staticmethod
     def load(path: Path | str, backbone: Backbone | None = None) -> Fisher:
@@ -104,12 +105,13 @@ class Fisher:
         try:
             values, facts = read_tensors(path)
             fisher = Fisher(values, **facts)
-            fisher._check_kinds()
         except (TypeError, ValueError):
+            fisher = None
+        if fisher is None or not fisher._is_possible():
             raise ValueError(
                 f"{path} is damaged, or holds no Fisher information: compute it with "
                 "pandalib.fisher_information."
-            ) from None
+            )
         if backbone is not None:
             fisher.check(backbone)
         return fisher
@@ -220,7 +222,7 @@ def fisher_information(
     )
 
 
-def linear_probe(backbone: Backbone, images, labels: ArrayLike, *, seed: int = 0) -> nn.Module:
+def linear_probe(backbone: Backbone, images, labels: ArrayLike) -> nn.Module:
     """A linear classifier of pooled features: a pretraining task for a network that has none.
 
     Parameters
@@ -229,7 +231,6 @@ def linear_probe(backbone: Backbone, images, labels: ArrayLike, *, seed: int = 0
     images : array, shape (n, 3, H, W), uint8
         Of any two or more labelled classes, but never those that the detector is tested on.
     labels : array, shape (n,)
-    seed : int
 
     Returns
     -------
@@ -245,7 +246,7 @@ def linear_probe(backbone: Backbone, images, labels: ArrayLike, *, seed: int = 0
         )
     features = backbone.features(images)
     scale = StandardScaler().fit(features)
-    fit = LogisticRegression(max_iter=500, random_state=seed).fit(scale.transform(features), labels)
+    fit = LogisticRegression(max_iter=500).fit(scale.transform(features), labels)
     weight = fit.coef_ / scale.scale_
     bias = fit.intercept_ - weight @ scale.mean_
     if len(weight) == 1:  # two classes: scikit-learn keeps one row, the log-odds of the second
@@ -288,7 +289,6 @@ class EWC:
     def __init__(self, backbone: Backbone, ewc_lambda: float, fisher: Fisher | None):
         if not (np.isfinite(ewc_lambda) and ewc_lambda >= 0):
             raise ValueError(f"ewc_lambda={ewc_lambda!r}: expected a number of at least 0.")
-        self.backbone = backbone
         self.ewc_lambda = float(ewc_lambda)
         self.fisher = fisher
         start = {name: p.detach() for name, p in backbone.trainable.named_parameters()}
