@@ -51,7 +51,7 @@ test: install ## install, then run every test and every notebook with the networ
 test-fast: install ## as test, in two minutes: no notebook, and without what tests/slow.txt names
 	OMP_NUM_THREADS=1 $(RUN) tools/offline.py $(RUN) -m pytest tests -o addopts= -p no:nbval -m "not slow" $(ARGS)
 
-mutate: install ## change the library in small ways and see whether its tests notice: hours, and a package index once
+mutate: install ## change the library in small ways and see whether its tests notice: half an hour, and a package index once
 	$(RUN) tools/mutate.py $(ARGS)
 
 notebooks: install ## execute all notebooks again, in place

@@ -26,7 +26,7 @@ from torchvision.models.resnet import BasicBlock, ResNet
 
 from pandalib.cache import FeatureCache, content_key
 from pandalib.io import sha256_of
-from pandalib.timm_backbones import TIMM, check_cut, create, cut
+from pandalib.timm_backbones import TIMM, check_cut, create, cut, in_sequence
 from pandalib.validation import as_images
 from pandalib.weights import (
     EMBEDDED,
@@ -167,8 +167,8 @@ class Backbone(nn.Module):
         self.adapt_from = adapt_from
         self.map_layers = tuple(layer for layer in map_layers if layer in names)
         self.mean, self.std, self.size = tuple(mean), tuple(std), size
-        self.frozen = _sequential(stages, names[:cut])
-        self.trainable = _sequential(stages, names[cut:])
+        self.frozen = in_sequence({stage: stages[stage] for stage in names[:cut]})
+        self.trainable = in_sequence({stage: stages[stage] for stage in names[cut:]})
         self.classifier = classifier
         self.pooling, self.pool, self.as_map = pooling, pool, as_map or nn.Identity()
         self.n_classes = n_classes
@@ -242,7 +242,7 @@ class Backbone(nn.Module):
 
     def pooled(self, x: torch.Tensor) -> torch.Tensor:
         """From the last stage's output (B, C, h, w) to the pooled feature (B, d)."""
-        return pool(self.as_map(x)) if self.pooling is None else self.pooling(x)
+        return self.as_map(x).mean(dim=(2, 3)) if self.pooling is None else self.pooling(x)
 
     @torch.no_grad()
     def features(self, images, *, cache: FeatureCache | None = None) -> np.ndarray:
@@ -328,11 +328,6 @@ class Backbone(nn.Module):
             yield normalise(batch, self.mean, self.std).to(self.device)
 
 
-def pool(feature_map: torch.Tensor) -> torch.Tensor:
-    """Global average pooling: (B, C, h, w) -> (B, C)."""
-    return feature_map.mean(dim=(2, 3))
-
-
 def normalise(images, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> torch.Tensor:
     """(images / 255 - mean) / std, as the network expects: uint8 (B, 3, H, W) -> float32.
 
@@ -346,11 +341,6 @@ def normalise(images, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) 
     offset = torch.tensor([-m / s for m, s in zip(mean, std)], device=device)
     images = images.to(memory_format=torch.channels_last).float()
     return torch.addcmul(offset.view(1, 3, 1, 1), images, scale)
-
-
-def _sequential(stages: dict[str, nn.Module], names: list[str]) -> nn.Sequential:
-    """The stages one after the other; torch allows no point in a module's name."""
-    return nn.Sequential(OrderedDict((name.replace(".", "_"), stages[name]) for name in names))
 
 
 def load_backbone(
@@ -501,17 +491,13 @@ def embedded_network(n_classes: int) -> ResNet:
 
 def cut_stages(network: nn.Module, name: str) -> tuple[OrderedDict[str, nn.Module], nn.Module]:
     """The stages and the classifier of one of torchvision's networks, sharing its tensors."""
+    added = {"pool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten()}
 
-    added = {"pool": lambda: nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten}
-
-    def joined(modules: list[str]) -> nn.Module:
-        if len(modules) == 1:
-            return network.get_submodule(modules[0])
-        parts = OrderedDict()
-        for module in modules:
-            part = added[module]() if module in added else network.get_submodule(module)
-            parts[module] = part
-        return nn.Sequential(parts)
+    def joined(names: list[str]) -> nn.Module:
+        if len(names) == 1:
+            return network.get_submodule(names[0])
+        parts = ((one, added.get(one) or network.get_submodule(one)) for one in names)
+        return nn.Sequential(OrderedDict(parts))
 
     family = _family(name)
     stages = OrderedDict((stage, joined(modules)) for stage, modules in family.stages.items())

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pandalib
 from pandalib import doctor as checks
+from pandalib.datasets.listing import counted, describe
 from pandalib.experiments.config import (
     METHODS,
     TIERS,
@@ -23,6 +24,7 @@ from pandalib.experiments.config import (
     options_of,
     tier_named,
 )
+from pandalib.io import printable, write_atomically
 
 WELCOME = """pandalib finds the odd one out: it learns from normal images what is anomalous.
 
@@ -56,13 +58,13 @@ def main(arguments: list[str] | None = None) -> int:
         return COMMANDS[command][1](options)
     except KeyboardInterrupt:
         again = ": the same command goes on from here" if command == "sweep" else ""
-        print(f"pandalib: stopped{again}", file=sys.stderr)
+        _say(f"pandalib: stopped{again}")
         return 130
     except (ValueError, OSError, FloatingPointError) as error:
-        print(f"pandalib: {error}", file=sys.stderr)
+        _say(f"pandalib: {error}")
     except (ImportError, RuntimeError) as error:  # a broken torch shows as one of these
-        print(f"pandalib: {error}", file=sys.stderr)
-        print("`python -m pandalib doctor` says what is missing.", file=sys.stderr)
+        _say(f"pandalib: {error}")
+        _say("`python -m pandalib doctor` says what is missing.")
     return 2
 
 
@@ -75,10 +77,15 @@ def build_parser() -> argparse.ArgumentParser:
     parsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (add_arguments, command) in COMMANDS.items():
         words = command.__doc__
-        # Abbreviated, `run --out FILE` would choose the outlier images.
+        # With abbreviations, `run --out FILE` would mean --outlier-images FILE.
         one = parsers.add_parser(name, help=words, description=words, allow_abbrev=False)
         add_arguments(one)
     return parser
+
+
+def _say(text: str) -> None:
+    """Print beside the results, on standard error."""
+    print(text, file=sys.stderr)
 
 
 # ---------------------------------------------------------------- doctor
@@ -141,7 +148,6 @@ def run(options: argparse.Namespace) -> int:
     """run one method on one task"""
     from pandalib.experiments.run import run
     from pandalib.inspection.results import check_file
-    from pandalib.io import write_atomically
 
     given = vars(options)
     target, method = given.pop("json"), given["method"]
@@ -191,7 +197,7 @@ def export(options: argparse.Namespace) -> int:
         f"{task.name}  {len(task.train)} images to learn from, {len(task.test)} to test  {folder}"
     )
     if task.credit:
-        print(task.credit, file=sys.stderr)
+        _say(task.credit)
     return 0
 
 
@@ -266,7 +272,7 @@ def fit(options: argparse.Namespace) -> int:
     """fit a detector to normal images and save it"""
     from pandalib.datasets.layouts import images_to_fit
     from pandalib.inspection.report import write_report
-    from pandalib.inspection.results import check_file, check_folder, check_targets
+    from pandalib.inspection.results import check_folder, check_targets
     from pandalib.inspection.storage import FACTS, check_target
 
     given = vars(options)
@@ -274,12 +280,10 @@ def fit(options: argparse.Namespace) -> int:
     if report is not None:
         if "add_to" in given:
             raise ValueError(
-                "--report needs all normal images, and --add-to reads the new ones only: fit all "
-                "with --out."
+                "--report needs all the normal images, but --add-to reads only the new ones: fit "
+                "all with --out."
             )
-        if report == "-":
-            raise ValueError("--report -: expected the name of a file.")
-        check_file(report)
+        _check_report(report)
     how = {name: name in given for name in ("recursive", "skip_unreadable")}
     before, copies = 0, 0
     if not options.images and "reviewed" not in given:
@@ -310,8 +314,9 @@ def fit(options: argparse.Namespace) -> int:
         check_target(folder)
         inspector = _new_inspector(given)
         listing = images_to_fit(options.images, recursive=how["recursive"])
-        check_targets({"--report": report}, None, listing, target)
-        _say_cost(inspector, listing, how["recursive"], normal=True)
+        if report is not None:
+            check_targets({"--report": report}, None, listing, target)
+        _say_cost(inspector, listing, looks=2 if report is None else 3)
         inspector.fit(listing, skip_unreadable=how["skip_unreadable"])
     inspector.save(target)
     _say_what_was_fitted(inspector, copies)
@@ -330,14 +335,22 @@ def fit(options: argparse.Namespace) -> int:
     return 0
 
 
+def _check_report(report) -> None:
+    """Raise ValueError or OSError unless a report can be written there."""
+    from pandalib.inspection.results import check_file
+
+    if report == "-":
+        raise ValueError("--report -: expected the name of a file.")
+    check_file(report)
+
+
 def _last_parts(path: str) -> str:
-    """The last two folders of a path, for a title."""
+    """The last two parts of a path, for a title."""
     return "/".join(Path(path).expanduser().resolve().parts[-2:])
 
 
 def _learn_review(inspector, reviewed, folders: list[str]) -> None:
     """Add confirmed normal images, keep confirmed defects to check."""
-    from pandalib.inspection.inspector import counted
     from pandalib.inspection.review import read_review
 
     review = read_review(reviewed, *folders)
@@ -345,20 +358,15 @@ def _learn_review(inspector, reviewed, folders: list[str]) -> None:
         inspector.add(review.normal)
     if review.defects:
         inspector.add_defects(review.defects, review.defect_names)
-    print(
+    _say(
         f"reviewed: {counted(len(review.normal), 'image')} confirmed normal, "
-        f"{len(review.defects)} confirmed as defects",
-        file=sys.stderr,
+        f"{len(review.defects)} confirmed as defects"
     )
     _say_check(inspector)
 
 
 def _say_check(inspector, rate: float | None = None) -> None:
     """Whether the confirmed defects are found, and at which rate they would be."""
-    from pandalib.datasets.listing import describe
-    from pandalib.inspection.inspector import counted
-    from pandalib.io import printable
-
     names = inspector.check_names_
     if not names:
         return
@@ -368,62 +376,51 @@ def _say_check(inspector, rate: float | None = None) -> None:
         if score <= inspector.threshold(rate)
     ]
     found = f"check set: {len(names) - len(missed)} of {counted(len(names), 'confirmed defect')}"
-    print(f"{found} found", file=sys.stderr)
+    _say(f"{found} found")
     if missed:
-        print(f"  missed: {printable(describe(missed)[len('left out: ') :])}", file=sys.stderr)
+        _say(f"  missed: {printable(describe(missed)[len('left out: ') :])}")
         proposed = inspector.rate_that_finds_all()
         if proposed is not None:
-            print(
+            _say(
                 f"  --rate {proposed:.3g} would find all of them. This rate is chosen by these "
                 f"{len(names)} defects and {len(inspector.sample_)} normal images: it promises "
-                "nothing about other defects.",
-                file=sys.stderr,
+                "nothing about other defects."
             )
 
 
-def _say_cost(inspector, images, recursive: bool, normal: bool = False) -> None:
+def _say_cost(inspector, listing, looks: int = 1) -> None:
     """With tiles, how many images' worth of work lies ahead; before it begins."""
-    n_tiles = inspector.n_tiles(images, recursive=recursive, normal=normal)
+    n_tiles = inspector.n_tiles(listing)
     if n_tiles:
-        twice = ", each looked at twice" if normal else ""
-        print(
-            f"{n_tiles} tiles ahead{twice}: each takes as long as an image without tiles",
-            file=sys.stderr,
-            flush=True,
-        )
+        often = {1: "", 2: ", each looked at twice", 3: ", each looked at up to three times"}[looks]
+        _say(f"{n_tiles} tiles ahead{often}: each takes as long as an image without tiles")
 
 
 def _say_what_was_fitted(inspector, copies: int) -> None:
     """What a user should know about the normal images, on standard error."""
-    from pandalib.inspection.inspector import counted
-    from pandalib.io import printable
-
-    def say(text):
-        print(text, file=sys.stderr)
-
     for note in inspector.notes_:
-        say(printable(note))
-    say(f"images as {inspector.read_as}")
+        _say(printable(note))
+    _say(f"images as {inspector.read_as}")
     for name, reason in inspector.unreadable_:
-        say(f"left out: {printable(name)} is not an image: {reason}")
+        _say(f"left out: {printable(name)} is not an image: {reason}")
     if inspector.n_copies_ > copies:
-        say(f"left out: {counted(inspector.n_copies_ - copies, 'copy', 'copies')} of others")
+        _say(f"left out: {counted(inspector.n_copies_ - copies, 'copy', 'copies')} of others")
     for name, times in inspector.left_out_:
-        say(f"left out: {printable(name)}, {times:.2f} times the median normal score")
+        _say(f"left out: {printable(name)}, {times:.2f} times the median normal score")
     twins = inspector.near_duplicates()
     if twins:
         n, first = sum(map(len, twins)), ", ".join(map(printable, twins[0][:3]))
-        say(
+        _say(
             f"near-duplicates: {n} images in {counted(len(twins), 'group')}, as {first}; an image "
             "is compared with the others outside of its group"
         )
     n, of = len(inspector.sample_), len(inspector.features_) - len(inspector.adapted_)
     some = "" if n == of else f", among {n} drawn from {of} (--n-maps {of} looks at all)"
-    say(f"the strangest normal images{some}, in multiples of the median score; is one a defect?")
+    _say(f"the strangest normal images{some}, in multiples of the median score; is one a defect?")
     for name, times in inspector.strangest():
-        say(f"  {times:6.2f}  {printable(name)}")
+        _say(f"  {times:6.2f}  {printable(name)}")
     if inspector.backbone.source == "embedded":
-        say("note: for real photographs use --tier standard")
+        _say("note: for real photographs use --tier standard")
 
 
 def _check_reading(given: dict) -> None:
@@ -500,7 +497,6 @@ def _score_arguments(parser: argparse.ArgumentParser) -> None:
 def score(options: argparse.Namespace) -> int:
     """score images with a saved detector: a ranking, alarms, a report"""
     from pandalib.datasets.layouts import images_to_score
-    from pandalib.inspection.inspector import counted
     from pandalib.inspection.report import ranked_rows, write_report
     from pandalib.inspection.results import (
         MapFolder,
@@ -511,14 +507,12 @@ def score(options: argparse.Namespace) -> int:
         check_targets,
         write_text,
     )
-    from pandalib.io import printable
 
     printed = [name for name in ("csv", "json") if getattr(options, name) == "-"]
     if len(printed) == 2:
         raise ValueError("--csv - and --json -: expected one of them on standard output.")
-    if options.report == "-":
-        raise ValueError("--report -: expected the name of a file.")
-    for target in (options.report, options.csv, options.json):
+    _check_report(options.report)
+    for target in (options.csv, options.json):
         check_file(target)
     if options.maps:
         check_folder(options.maps)
@@ -527,7 +521,7 @@ def score(options: argparse.Namespace) -> int:
     listing = images_to_score(options.images, recursive=options.recursive)
     targets = {f"--{name}": getattr(options, name) for name in ("report", "csv", "json")}
     check_targets(targets, options.maps, listing, options.model)
-    _say_cost(inspector, listing, options.recursive)
+    _say_cost(inspector, listing)
     maps = MapFolder(options.maps, inspector, threshold) if options.maps else None
     ranking = inspector.rank(
         listing, top=options.top, rate=options.rate, skip_unreadable=True, on_image=maps
@@ -549,30 +543,26 @@ def score(options: argparse.Namespace) -> int:
             print(f"{row['rank']:4}  {row['relative']:17.3f}  {alarm:>5}  {printable(row['file'])}")
         if len(rows) > options.top:
             print(f"... and {len(rows) - options.top} more")
-        raising = (
-            f"{alarms} of {counted(len(rows), 'image')} {'raises' if alarms == 1 else 'raise'}"
-        )
-        print(f"{raising} an alarm (score above {threshold:.4g})")
+        raising = f"{counted(len(rows), 'image')} {'raises' if alarms == 1 else 'raise'} an alarm"
+        print(f"{alarms} of {raising} (score above {threshold:.4g})")
     for note in (*notes, f"images as {inspector.read_as}"):
-        print(printable(note), file=sys.stderr)
+        _say(printable(note))
     _say_check(inspector, options.rate)
     if ranking.fitted:
         few = ", ".join(map(printable, ranking.fitted[:3]))
-        print(
+        _say(
             f"note: {counted(len(ranking.fitted), 'image')} among the normal images that the "
-            f"detector was fitted with, whose scores are too low: {few}",
-            file=sys.stderr,
+            f"detector was fitted with, whose scores are too low: {few}"
         )
     if ranking.other_sizes:
-        print(
+        _say(
             f"note: images of {', '.join(ranking.other_sizes[:3])} pixels, and normal ones of "
-            f"{', '.join(inspector.sizes_[:3])}: at another scale, fine texture alone can alarm",
-            file=sys.stderr,
+            f"{', '.join(inspector.sizes_[:3])}: at another scale, fine texture alone can alarm"
         )
     for name, reason in ranking.unreadable:
-        print(f"pandalib: {printable(name)} is not an image: {reason}", file=sys.stderr)
+        _say(f"pandalib: {printable(name)} is not an image: {reason}")
     for name, reason in maps.failed if maps else ():
-        print(f"pandalib: the map {printable(name)} was not written: {reason}", file=sys.stderr)
+        _say(f"pandalib: the map {printable(name)} was not written: {reason}")
     if ranking.unreadable or (maps and maps.failed):
         return 1
     return ALARM if options.fail_on_alarm and alarms else 0
@@ -596,23 +586,21 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
 def evaluate(options: argparse.Namespace) -> int:
     """measure a detector on labelled images: precision, recall, F1, ROC-AUC, with intervals"""
     from pandalib.inspection.evaluate import FEW, evaluate_files, labelled_images
-    from pandalib.inspection.inspector import counted
     from pandalib.inspection.results import check_file, write_text
-    from pandalib.io import printable
 
     check_file(options.json)
     files, labels, note = labelled_images(options.folder)
-    print(printable(note), file=sys.stderr)
+    _say(printable(note))
     models = [model for model in (options.model, options.against) if model]
     inspectors = [_loaded(model, vars(options)) for model in models]
     found = evaluate_files(inspectors, files, labels, rate=options.rate)
     for name, reason in found["unreadable"].items():
-        print(f"pandalib: {name!r} is not an image: {reason}", file=sys.stderr)
+        _say(f"pandalib: {name!r} is not an image: {reason}")
     found["models"] = [{"model": model, **one} for model, one in zip(models, found["models"])]
     for one in found["models"]:
         if one["fitted"]:
             words = counted(len(one["fitted"]), "image")
-            print(f"left out: {words} that {one['model']} was fitted with", file=sys.stderr)
+            _say(f"left out: {words} that {one['model']} was fitted with")
     if options.json:
         write_text(options.json, json.dumps(found, indent=1) + "\n")
     if options.json != "-":
@@ -624,7 +612,7 @@ def evaluate(options: argparse.Namespace) -> int:
                 print(f"  {name:16} {value:.3f}  ({low:.3f} to {high:.3f})")
         if min(found["n_normal"], found["n_anomalous"]) < FEW:
             few = f"below {FEW} images of a kind the intervals of roc_auc and f1 are too short"
-            print(f"note: {few}", file=sys.stderr)
+            _say(f"note: {few}")
         if options.against:
             value, low, high = found["roc_auc_difference"]
             verdict = "more than chance explains" if low > 0 or high < 0 else "may be chance"

@@ -477,18 +477,14 @@ def scatter_strip(points: dict, labels, *, shared: bool, xlabel: str, ylabel: st
     size = dict(width=3.1 * len(points), height=3.2)
     fig, axes = figure(1, len(points), sharex=shared, sharey=shared, squeeze=False, **size)
     for axis, (title, where) in zip(axes[0], points.items()):
-        _scatter(axis, where, labels, sizes={"anomalous": 12, "normal": 20})
+        for name, rows in _by_class(labels).items():
+            look = dict(marker=STYLES[name]["marker"], s=12 if name == "anomalous" else 20)
+            axis.scatter(*where[rows].T, label=name, linewidths=0.7, **look, **AREAS[name])
         axis.set(title=title, xlabel=xlabel)
     axes[0, 0].set_ylabel(ylabel)
     handles = axes[0, 0].get_legend_handles_labels()
     fig.legend(*handles, frameon=False, fontsize=FONT - 1, ncols=2, loc="outside upper center")
     return fig
-
-
-def _scatter(axis: Axes, points: np.ndarray, labels, sizes: dict[str, int]) -> None:
-    for name, rows in _by_class(labels).items():
-        look = dict(marker=STYLES[name]["marker"], linewidths=0.7, s=sizes[name])
-        axis.scatter(*points[rows].T, label=name, **look, **AREAS[name])
 
 
 # ---------------------------------------------------------------- curves

@@ -67,7 +67,9 @@ def create(name: str, state: dict[str, torch.Tensor], *, hub: bool) -> nn.Module
         ) from None
     options = {}
     if state:
-        rows = state.get(f"{_classifiers(config)[0]}.weight")
+        head = config.classifier  # the layer of the logits; a distilled network has two
+        head = head if isinstance(head, str) else (head or ("head",))[0]
+        rows = state.get(f"{head}.weight")
         options["num_classes"] = 0 if rows is None or not rows.ndim else len(rows)
     if hub and not config.has_weights:
         raise ValueError(f"timm has no weights of {name}: choose weights='random' or a file.")
@@ -86,12 +88,6 @@ def create(name: str, state: dict[str, torch.Tensor], *, hub: bool) -> nn.Module
             f"fetch their file elsewhere, from {page or config.url}, and name it as weights= "
             "(--weights FILE)."
         ) from None
-
-
-def _classifiers(config) -> tuple[str, ...]:
-    """The names of the layers that give the logits; a distilled network has two."""
-    names = config.classifier
-    return (names,) if isinstance(names, str) else tuple(names or ("head",))
 
 
 # ---------------------------------------------------------------- tokens as a map
@@ -349,10 +345,8 @@ def _tried(network: nn.Module, size) -> tuple[torch.Tensor, torch.Tensor]:
 def check_cut(name: str, network: nn.Module, stages: OrderedDict[str, nn.Module]) -> None:
     """ValueError unless the stages, one after the other, give what the network gives."""
     images, expected = probe(network)
-    found = images
     with torch.no_grad():
-        for stage in stages.values():
-            found = stage(found)
+        found = nn.Sequential(*stages.values())(images)
     if expected.ndim == 3:
         found = unpack(found, getattr(network, "num_prefix_tokens", 0))
     if not _close(found, expected):
@@ -435,7 +429,7 @@ def _sequence(
             parts = OrderedDict()
         if done:
             modules = {name: list(one) for name, one in stages.items()}
-            joined = (_joined(one) for one in stages.values())
+            joined = map(in_sequence, stages.values())
             return OrderedDict(zip(stages, joined)), modules
     return OrderedDict(), {}
 
@@ -450,7 +444,8 @@ def _in_order(module: nn.Module, ends: list[str], prefix: str = "") -> Iterator:
             yield path, child
 
 
-def _joined(parts: OrderedDict[str, nn.Module]) -> nn.Sequential:
+def in_sequence(parts: dict[str, nn.Module]) -> nn.Sequential:
+    """One module after the other; torch allows no point in their names."""
     return nn.Sequential(OrderedDict((path.replace(".", "_"), one) for path, one in parts.items()))
 
 

@@ -504,7 +504,7 @@ def test_ranking(fitted):
 def test_normal_images_are_ranked_each_among_the_others(backbone, fitted, tmp_path):
     ranking = fitted.rank_normal(NORMAL, top=4)
     shown = [f"image {number}" for number in fitted.sample_]
-    assert ranking.names == shown  # copies and what is not in the sample are not among them
+    assert ranking.names == shown  # what is not in the sample is not among them
     for part, values in fitted.normal_parts_.items():
         assert np.array_equal(ranking.parts[part], values)
     assert [(ranking.names[one.number], ranking.scores[one.number]) for one in ranking.top] == [
@@ -518,8 +518,32 @@ def test_normal_images_are_ranked_each_among_the_others(backbone, fitted, tmp_pa
     changed = NORMAL.copy()
     changed[number, 0, 0, 0] ^= 1  # another file under the same name
     assert f"image {number}" not in fitted.rank_normal(changed).names
-    with pytest.raises(ValueError, match="none of these images is among the normal ones"):
+    with pytest.raises(ValueError, match="none of these images is one of the normal images"):
         fitted.rank_normal(QUERIES)
+    with pytest.raises(ValueError, match="none of these images is one of the normal images"):
+        fitted.rank_normal(write(tmp_path / "other names", NORMAL))  # not one name in common
+
+
+def test_normal_images_in_two_folders_with_the_same_names(backbone, tmp_path):
+    folders = [write(tmp_path / "a", NORMAL[:20]), write(tmp_path / "b", NORMAL[20:])]
+    both = new(backbone, n_maps=30).fit(folders[0]).add(folders[1])
+    both.save(tmp_path / "model")
+    again = Inspector.load(tmp_path / "model", backbone=backbone)
+    assert len(again.rank_normal(folders[0]).names) == 20
+    assert again.rank_normal(folders[1]).names == [f"{number:03}.png" for number in range(10)]
+    (folders[1] / "003.png").write_bytes(b"broken since")
+    found = again.rank_normal(folders[1])
+    assert len(found.names) == 9 and found.unreadable[0][0] == "003.png"
+
+
+def test_normal_images_in_a_region_of_interest(backbone, tmp_path):
+    folder = write(tmp_path / "normal", NORMAL)
+    some = new(backbone, region="0,0 20,0 20,20 0,20").fit(folder)
+    ranking = some.rank_normal(folder, top=3)
+    assert np.array_equal(ranking.scores, some.normal_scores_)
+    for one in ranking.top:
+        assert one.map.max() == pytest.approx(ranking.parts["place"][one.number], rel=1e-6)
+        assert not one.map[21:].any()
 
 
 # --- defects among the normal images ---

@@ -53,6 +53,7 @@ def detector(source="imagenet", n=30):
         adapt="ewc",
         adapted_=[0, 1, 2],
         check_names_=[],
+        left_out_=[],
         check=lambda: [],
         layers_=["layer1", "layer2"],
         n_images=50,
@@ -247,6 +248,22 @@ def test_names_cannot_become_markup(tmp_path):
     # Cards, table, verdicts, list of failures, title and heading.
     assert page.words().count(EVIL) == 3 + 8 + 8 + 2 + 2
     assert sum(EVIL in image["alt"] for image in page.all("img")) == 6
+
+
+def test_the_report_of_normal_images(tmp_path):
+    one = detector()
+    one.left_out_ = [("a.png", 4.0), (EVIL, 3.5), ("c.png", 3.2)]
+    page = Page(written(tmp_path, one, ranking(), of_normal=True))
+    assert [th["scope"] for th in page.all("th")] == ["col"] * 7 + ["row"] * 8
+    assert len(page.all("td")) == 6 * 8
+    assert not page.all("fieldset") + page.all("script") + page.all("button")
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert all(given.get("aria-labelledby", ids[0]) in ids for _, given in page.elements)
+    words = page.words()
+    assert f"a.png (4.00 times the median), {EVIL} (3.50 times the median), c.png" in words
+    assert "Only 30 images, drawn from 87, were looked at" in words  # of 90, 3 were adapted to
+    assert "The 3 images that the network was adapted to are not among these" in words
+    assert "Missing here: 22 images, changed or unreadable" in words
 
 
 def test_every_picture_has_a_sentence(text):

@@ -92,7 +92,8 @@ def test_near_duplicates_and_strange_images_are_said(photos, tmp_path, capsys):
     # Nothing to review: the file is moved, and the detector fitted again.
     assert "<script" not in page and "verdict" not in page.lower()
     assert main(["fit", *given, *rest, "--leave-out-above", "3"]) == 0
-    assert re.search(r"Left out before, as asked: <bdi>\S+strange.png", report.read_text("utf-8"))
+    words = r"Already left out, by <code>--leave-out-above</code>:\s+<bdi>\S+strange.png"
+    assert re.search(words, report.read_text("utf-8"))
     said = capsys.readouterr().err
     assert re.search(r"left out: \S+strange.png, [\d.]+ times the median normal score", said)
 

@@ -95,6 +95,8 @@ def main(arguments: list[str]) -> None:
     if options.again:
         tried = {name: code for module in modules for name, code in results(module).items()}
         names = [name for name, code in tried.items() if code is None or code in SURVIVED]
+        if not names:
+            sys.exit("nothing survived last time, or nothing was tried: leave out --again.")
     else:
         shutil.rmtree(WORK, ignore_errors=True)
     prepare()

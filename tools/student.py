@@ -77,22 +77,21 @@ def student_copy(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     return copy
 
 
+def run(notebook: nbformat.NotebookNode, folder: Path, seconds: int = 600) -> None:
+    """Execute a notebook in place, to its end whatever fails; `seconds` are the most for a cell."""
+    from nbclient import NotebookClient
+
+    how = dict(kernel_name="python3", record_timing=False, allow_errors=True)
+    resources = {"metadata": {"path": str(folder)}}
+    NotebookClient(notebook, timeout=seconds, resources=resources, **how).execute()
+
+
 def execute(notebook: nbformat.NotebookNode, folder: Path) -> list[str]:
     """Run a students' copy as its reader first meets it, in place; what fails beside the checks of
     stubs, one line each.
     """
-    from nbclient import NotebookClient
-
     os.environ["PANDALIB_QUIET"] = "1"
-    client = NotebookClient(
-        notebook,
-        timeout=600,
-        kernel_name="python3",
-        resources={"metadata": {"path": str(folder)}},
-        record_timing=False,
-        allow_errors=True,
-    )
-    client.execute()
+    run(notebook, folder)
     problems = []
     for cell in notebook.cells:
         errors = [output for output in cell.get("outputs", []) if output.output_type == "error"]

@@ -28,12 +28,11 @@ from difflib import SequenceMatcher
 from pathlib import Path
 
 import nbformat
-from nbclient import NotebookClient
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
-from student import BEGIN, student_copy
+from student import BEGIN, run, student_copy
 
 from pandalib.io import write_atomically
 
@@ -133,17 +132,9 @@ def grade(notebook, folder: Path, seconds: int = SECONDS) -> tuple[dict[str, flo
     checks = [number for number, cell in enumerate(notebook.cells) if is_check(cell)]
     notebook = nbformat.from_dict(notebook)
     del notebook.cells[max(checks) + 1 :]
-    client = NotebookClient(
-        notebook,
-        timeout=seconds,
-        kernel_name="python3",
-        resources={"metadata": {"path": str(folder)}},
-        record_timing=False,
-        allow_errors=True,
-    )
     remarks = []
     try:
-        client.execute()
+        run(notebook, folder, seconds)
     except CellTimeoutError:
         remarks.append(f"A cell took longer than {seconds} s: what follows it was not run.")
     except DeadKernelError:
@@ -215,7 +206,8 @@ def main(arguments: list[str]) -> int:
         try:
             notebook, remarks = mend(read(path), lesson)
             if options.mend:
-                target = options.mend / (path.relative_to(common_folder(paths)))
+                top = os.path.commonpath([one.parent for one in paths])
+                target = options.mend / path.relative_to(top)
                 write_atomically(target, (nbformat.writes(notebook) + "\n").encode())
             else:
                 points, more = grade(notebook, path.resolve().parent, options.seconds)
@@ -231,10 +223,6 @@ def main(arguments: list[str]) -> int:
         writer.writerows([["submission", *checks, "all", "remarks"], *rows])
         write_atomically(options.csv, table.getvalue().encode())
     return 0
-
-
-def common_folder(paths: list[Path]) -> Path:
-    return Path(os.path.commonpath([path.parent for path in paths]))
 
 
 if __name__ == "__main__":

@@ -14,13 +14,12 @@ from pandalib.datasets.images import Geometry, ImageFolder
 from pandalib.datasets.layouts import (
     CLASSES,
     Found,
-    counted,
     images_to_fit,
     images_to_score,
     plain_classes,
     read_layout,
 )
-from pandalib.datasets.listing import Listing, describe, find_images
+from pandalib.datasets.listing import Listing, counted, describe, find_images
 from pandalib.datasets.task import OneClassTask, choose
 from pandalib.io import atomic_folder
 from pandalib.validation import as_images
@@ -80,15 +79,8 @@ def load_task(
             kind: files if kind == normal else [file for file in files if masks[file]]
             for kind, files in tests.items()
         }
-    train, test, kinds = choose(
-        found.train,
-        tests,
-        normal,
-        seed=seed,
-        n_train=n_train,
-        n_test=n_test,
-        where=repr(str(found.root)),
-    )
+    sample = dict(seed=seed, n_train=n_train, n_test=n_test)
+    train, test, kinds = choose(found.train, tests, normal, where=repr(str(found.root)), **sample)
     geometry = Geometry.for_images(found.train, size, fit, resize)
     stack = None
     if masks:
@@ -139,9 +131,7 @@ def _require_masks(masks: dict[Path, list[Path]], folder: Path) -> None:
         )
 
 
-def labelled_images(
-    path, *, size: int, resize: int | None = None, fit: str | None = None
-) -> tuple[ImageFolder, np.ndarray]:
+def labelled_images(path, *, size: int) -> tuple[ImageFolder, np.ndarray]:
     """Images and class numbers of a folder with one folder of images per class.
 
     Returns
@@ -161,7 +151,7 @@ def labelled_images(
         raise ValueError(f"{str(root)!r} holds {len(files)} class folder(s): expected at least 2.")
     labels = np.repeat(np.arange(len(files)), [len(names) for names in files.values()])
     files = [file for names in files.values() for file in names]
-    return ImageFolder(files, Geometry.for_images(files, size, fit, resize)), labels
+    return ImageFolder(files, Geometry.for_images(files, size)), labels
 
 
 def open_images(
@@ -201,15 +191,12 @@ def open_images(
     FileNotFoundError, ValueError
         There are no images, or something else was given.
     """
-    listing = None
+    if isinstance(images, (str, os.PathLike)) or _are_paths(images):
+        images = (images_to_fit if normal else images_to_score)(images, recursive=recursive)
     if isinstance(images, Listing):
-        listing = images
-    elif isinstance(images, (str, os.PathLike)) or _are_paths(images):
-        listing = (images_to_fit if normal else images_to_score)(images, recursive=recursive)
-    if listing is not None:
         if not isinstance(geometry, Geometry):
-            geometry = Geometry.for_images(listing.files, geometry, fit, resize)
-        return ImageFolder(listing.files, geometry, listing), listing.names
+            geometry = Geometry.for_images(images.files, geometry, fit, resize)
+        return ImageFolder(images.files, geometry, images), images.names
     images = as_images(images)
     if isinstance(images, ImageFolder):
         return images, images.listing.names

@@ -437,12 +437,16 @@ def _grey_16(image: Image.Image) -> np.ndarray:
 
 
 class LazyImages(Sequence):
-    """Images that are made when they are needed; a subclass has `shape`, `__len__` and `_read`.
+    """Images that are made when they are needed; a subclass has `__len__` and `_read`.
 
     `images[3]` is uint8 (3, H, W); `images[10:20]` and `images[[4, 1]]` have four dimensions.
     """
 
-    shape: tuple[int, int, int, int]
+    geometry: Geometry  # or, in a subclass without one, a `shape` of its own
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        return len(self), 3, self.geometry.height, self.geometry.width
 
     def __getitem__(self, index) -> np.ndarray:
         numbers = np.arange(len(self))[index]  # numpy's own rules for masks, negatives and errors
@@ -454,9 +458,8 @@ class LazyImages(Sequence):
         return np.stack(images) if images else np.empty((0, *self.shape[1:]), np.uint8)
 
     def __repr__(self) -> str:
-        return (
-            f"{type(self).__name__}({len(self)} images, {self.shape[2]} x {self.shape[3]} pixels)"
-        )
+        n, _, height, width = self.shape
+        return f"{type(self).__name__}({n} images, {height} x {width} pixels)"
 
     def iter_batches(self, batch_size: int, *, workers: int | None = None) -> Iterator[np.ndarray]:
         """Yield uint8 (n, 3, H, W) in order, decoded ahead while the caller computes.
@@ -533,15 +536,7 @@ def _default_workers(n_images: int) -> int:
     return min(4, (os.cpu_count() or 1) - 1)
 
 
-class _FittedImages(LazyImages):
-    geometry: Geometry
-
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        return len(self), 3, self.geometry.height, self.geometry.width
-
-
-class ImageFolder(_FittedImages):
+class ImageFolder(LazyImages):
     """Image files, each decoded when it is needed and not kept in memory.
 
     Parameters
@@ -581,7 +576,7 @@ class ImageFolder(_FittedImages):
         return whole.hexdigest()
 
 
-class ImageArray(_FittedImages):
+class ImageArray(LazyImages):
     """Small images held at their own size: 50,000 of 32 x 32 are 150 MB, at 224 x 224 7.5 GB.
 
     Parameters

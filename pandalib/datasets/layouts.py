@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from pandalib.datasets.listing import MASKS, Listing, find_images, image_files, subfolders
+from pandalib.datasets.listing import MASKS, Listing, counted, find_images, image_files, subfolders
 from pandalib.datasets.task import split_80_20
 
 
@@ -132,11 +132,6 @@ def images_to_score(arguments, *, recursive: bool = False) -> Listing:
 def plain_classes(folder) -> list[str]:
     """Names of the folders in a folder that can be classes: masks are none."""
     return [name for name in subfolders(folder) if name.lower() not in MASKS]
-
-
-def counted(n: int, one: str) -> str:
-    """A number with its noun: 1 image, 2 images."""
-    return f"{n} {one}" if n == 1 else f"{n} {one}s"
 
 
 def _one_folder(arguments) -> Path | None:

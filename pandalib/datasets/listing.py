@@ -42,6 +42,11 @@ class Listing(NamedTuple):
         return describe(self.left_out)
 
 
+def counted(n: int, one: str, many: str = "") -> str:
+    """A number with its noun: 1 image, 2 images."""
+    return f"{n} {one if n == 1 else many or one + 's'}"
+
+
 def first_names(names: list[str]) -> str:
     """Names in quotes; of many the first three, and how many more there are."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
@@ -53,9 +58,7 @@ def describe(left_out: list[tuple[str, str]]) -> str:
     reasons = {}
     for name, reason in left_out:
         reasons.setdefault(reason, []).append(name)
-    parts = []
-    for reason, names in reasons.items():
-        parts.append(f"{first_names(names)} ({reason})")
+    parts = [f"{first_names(names)} ({reason})" for reason, names in reasons.items()]
     return f"left out: {'; '.join(parts)}" if parts else ""
 
 
@@ -88,45 +91,38 @@ def find_images(arguments, *, recursive: bool = False) -> Listing:
         arguments = [arguments]
     files, left_out, paths = [], [], []
     for argument in arguments:
-        path = Path(argument)
-        there = os.fspath(argument) and os.path.lexists(path)  # Path("") is the current folder
-        if not there:  # a file may be called ~name.png
+        path, others = Path(argument), []
+        if not os.path.lexists(path):  # a file may be called ~name.png
             path = _at_home(path)
-            there = os.fspath(argument) and os.path.lexists(path)
         paths.append(path)
+        there = os.fspath(argument) and os.path.lexists(path)  # Path("") is the current folder
         if there and path.is_dir():
             found, others = _search(path, path, recursive)
-            files += found
-            left_out += others
         elif there and path.suffix.lower() == ".csv":
-            files += _in_table(path)
+            found = _in_table(path)
         elif there:  # a broken link too: reading it says so
-            files.append(path)
+            found = [path]
         elif glob.has_magic(str(path)):
             found, others = _matched(path)
-            files += found
-            left_out += others
         else:
             raise FileNotFoundError(
                 f"there is no file or folder {str(argument)!r}: check the path."
             )
+        files += found
+        left_out += others
     once: dict[str, Path] = {}
     for file in files:
         if once.setdefault(os.path.abspath(file), file) is not file:
             left_out.append((str(file), "named more than once"))
     files = list(once.values())
     if not files:
-        listing = Listing([], left_out, Path())
         raise ValueError(
             f"{', '.join(repr(str(path)) for path in paths) or 'an empty list'} holds no "
             f"images: expected files ending in {' '.join(ENDINGS)}"
-            + (f"; {listing.warning}." if left_out else ".")
+            + (f"; {describe(left_out)}." if left_out else ".")
         )
-    if len(paths) == 1 and paths[0].is_dir():
-        top = paths[0]
-    else:
-        top = common_folder(files)
-    return Listing(files, left_out, top)
+    alone = len(paths) == 1 and paths[0].is_dir()
+    return Listing(files, left_out, paths[0] if alone else common_folder(files))
 
 
 def _matched(pattern: Path) -> tuple[list[Path], list[tuple[str, str]]]:

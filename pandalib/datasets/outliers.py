@@ -7,11 +7,11 @@ them is a test image.
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import numpy as np
 
+from pandalib.cache import content_key
 from pandalib.datasets.images import Geometry, ImageFolder
 from pandalib.datasets.listing import image_files, subfolders
 from pandalib.datasets.synthetic.drawing import generator
@@ -98,9 +98,9 @@ def outlier_folder(path, n: int | None = None, *, geometry: Geometry, seed: int 
 
 def check_unseen(outliers, task: OneClassTask) -> None:
     """Raise ValueError if an outlier equals a test image pixel for pixel."""
-    tested = {_digest(image): number for number, image in enumerate(task.test)}
+    tested = {content_key(image): number for number, image in enumerate(task.test)}
     for place, image in enumerate(outliers):
-        number = tested.get(_digest(image))
+        number = tested.get(content_key(image))
         if number is not None:
             outlier = getattr(outliers, "files", range(len(outliers)))[place]
             image = number if task.files is None else task.files[number]
@@ -108,7 +108,3 @@ def check_unseen(outliers, task: OneClassTask) -> None:
                 f"outlier {str(outlier)!r} is test image {str(image)!r} ({task.kinds[number]}): "
                 "remove it, since nothing may be learned from what is tested."
             )
-
-
-def _digest(image: np.ndarray) -> bytes:
-    return hashlib.sha256(np.ascontiguousarray(image)).digest()

@@ -57,10 +57,6 @@ class Tiles(LazyImages):
     def __len__(self) -> int:
         return len(self.boxes)
 
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        return len(self), 3, self.geometry.height, self.geometry.width
-
     def _read(self, number: int) -> np.ndarray:
         top, left, bottom, right = self.boxes[number]
         return self.geometry.read(self.pixels[top:bottom, left:right])
@@ -73,11 +69,8 @@ class Tiles(LazyImages):
         whole = np.zeros(self.pixels.shape[:2], np.float32)
         rows, columns = {}, {}  # the sum of products of weights is a product of sums: a full grid
         for (top, left, bottom, right), one in zip(self.boxes, maps, strict=True):
-            down, across = (
-                _weights(bottom - top, self.overlap),
-                _weights(right - left, self.overlap),
-            )
-            rows[top], columns[left] = down, across
+            rows[top] = down = _weights(bottom - top, self.overlap)
+            columns[left] = across = _weights(right - left, self.overlap)
             restored = self.geometry.restore(one, bottom - top, right - left)
             whole[top:bottom, left:right] += restored * down[:, None] * across
         for weights, axis in ((rows, 0), (columns, 1)):

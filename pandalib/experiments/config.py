@@ -430,6 +430,7 @@ class SVDDOptions(ImageOptions):
 class MapOptions(NetworkOptions):
     """Options of the methods that give a map for each image."""
 
+    compared: ClassVar[slice] = slice(None)  # by default, of the network's layers for maps
     layers: str | None = option(None, "layers that are compared, as layer1,layer2")
     sigma: float = option(4.0, "Gaussian blur of the maps, in pixels")
 
@@ -442,11 +443,7 @@ class MapOptions(NetworkOptions):
                 f"{network.name} up to {network.truncate_after} has no layer for maps: choose a "
                 "later truncate_after, or layers."
             )
-        return {"layers": self.chosen(network.map_layers)}
-
-    def chosen(self, layers: tuple[str, ...]) -> tuple[str, ...]:
-        """Of the network's layers for maps, those that the method compares by default."""
-        return layers
+        return {"layers": network.map_layers[self.compared]}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -464,11 +461,9 @@ class PatchCoreOptions(MapOptions):
     """PatchCore: each position against a memory bank of patches"""
 
     detector = "PatchCore"
+    compared = slice(-2, None)
     coreset_ratio: float = option(0.1, "fraction of the patches kept in the memory bank")
     reweight: bool = option(False, "multiply the score of an image by the paper's weight")
-
-    def chosen(self, layers: tuple[str, ...]) -> tuple[str, ...]:
-        return layers[-2:]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -484,10 +479,8 @@ class PCAOptions(MapOptions):
     """PCA residual: each position against the subspace of normal patches"""
 
     detector = "PCAResidual"
+    compared = slice(-2, None)
     explained: float = option(0.99, "share of the variance that the subspace explains")
-
-    def chosen(self, layers: tuple[str, ...]) -> tuple[str, ...]:
-        return layers[-2:]
 
 
 METHODS: dict[str, type[ImageOptions]] = {

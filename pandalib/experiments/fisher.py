@@ -111,7 +111,7 @@ def fisher_of(
         The definition; squares of the mean gradient of 32 images, up to 32 times too small; the
         mean of F for every parameter, which is plain L2.
     seed : int
-        Of drawn labels and of the linear classifier.
+        Of drawn labels and drawn images.
     progress : bool
 
     Returns

@@ -81,26 +81,21 @@ def settings_of(name: str, runs: list[dict], results: list[dict]) -> dict:
                 )
     tiers = [result["tier_defaults"] for result in results if "tier_defaults" in result]
     tier = tiers[-1] if tiers else {}
-    if "pace" in tier:
-        paces = _paces(runs)
-        tier = tier | {"pace": {key: tier["pace"][key] for key in paces if key in tier["pace"]}}
+    if "pace" in tier:  # what it decides: the options that some run leaves out
+        used = {
+            option.metadata["pace"]
+            for run in runs
+            for name, option in options_of(run["method"]).items()
+            if name not in run
+        }
+        pace = {key: tier["pace"][key] for key in sorted(used & tier["pace"].keys())}
+        tier = tier | {"pace": pace}
     return {
         "grid": name,
         "runs": _hash_of_runs(runs),
         "defaults": {method: defaults[method] for method in sorted(defaults)},
         "tier": tier,
     }
-
-
-def _paces(runs: list[dict]) -> list[str]:
-    """What the tier's pace decides: the options that some run leaves out."""
-    used = {
-        option.metadata["pace"]
-        for run in runs
-        for name, option in options_of(run["method"]).items()
-        if name not in run
-    }
-    return sorted(used - {None})
 
 
 def outdated(found: dict, runs: list[dict]) -> list[str]:

@@ -108,8 +108,9 @@ def run(
         progress=progress,
     )
     detector = chosen.build(setup).fit(data.train)
-    if hasattr(detector, "maps") and _has_both(data.masks):  # all at once: metrics sort all pixels
-        maps, scores = detector.maps_with_scores(data.test)
+    masks = data.masks  # metrics of maps need normal and anomalous pixels
+    if hasattr(detector, "maps") and masks is not None and masks.any() and not masks.all():
+        maps, scores = detector.maps_with_scores(data.test)  # at once: metrics sort all pixels
     else:
         maps, scores = None, detector.score(data.test)
     tried = hasattr(detector, "bf16_")
@@ -317,11 +318,6 @@ class Recorder:
             normal_distance=float(scores[~anomalous].mean()),
             anomalous_distance=float(scores[anomalous].mean()),
         )
-
-
-def _has_both(masks: np.ndarray | None) -> bool:
-    """Whether there are normal and anomalous pixels."""
-    return masks is not None and masks.any() and not masks.all()
 
 
 def _network_name(network: Backbone, options: ImageOptions) -> str:

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import binomtest
 
-from pandalib.datasets.layouts import CLASSES, counted, read_layout
-from pandalib.datasets.listing import Listing, common_folder, describe
+from pandalib.datasets.layouts import CLASSES, read_layout
+from pandalib.datasets.listing import Listing, common_folder, counted, describe
 from pandalib.metrics import bootstrap_interval, paired_interval, roc_auc
 
 
@@ -68,7 +68,7 @@ def share(of, among) -> tuple[float, float, float]:
     return found / n, float(ends.low), float(ends.high)
 
 
-def evaluate(labels: np.ndarray, scores: np.ndarray, threshold: float, *, seed: int = 0) -> dict:
+def evaluate(labels: np.ndarray, scores: np.ndarray, threshold: float) -> dict:
     """ROC-AUC, and precision, recall, F1 and false-alarm rate of score > threshold.
 
     Parameters
@@ -77,8 +77,6 @@ def evaluate(labels: np.ndarray, scores: np.ndarray, threshold: float, *, seed: 
         True: anomalous.
     scores : array (n,)
     threshold : float
-    seed : int
-        Of the bootstrap.
 
     Returns
     -------
@@ -92,20 +90,19 @@ def evaluate(labels: np.ndarray, scores: np.ndarray, threshold: float, *, seed: 
     >>> [found[name][0] for name in ("roc_auc", "precision", "recall")]
     [0.75, 0.6666666666666666, 1.0]
     """
-    found = {"roc_auc": (roc_auc(labels, scores), *bootstrap_interval(labels, scores, seed=seed))}
+    found = {"roc_auc": (roc_auc(labels, scores), *bootstrap_interval(labels, scores))}
     alarms = scores > threshold
     found |= {name: share(*rate(labels, alarms)) for name, rate in RATES.items()}
-    low, high = bootstrap_interval(  # the alarms, 1 or 0, stand in the place of scores
-        labels, alarms, metric=lambda y, a: f1(y, a > 0), seed=seed
-    )
-    found["f1"] = (f1(labels, alarms), low, high)
+    # The alarms, 1 or 0, stand in the place of scores.
+    interval = bootstrap_interval(labels, alarms, metric=lambda y, a: f1(y, a > 0))
+    found["f1"] = (f1(labels, alarms), *interval)
     return found
 
 
 def evaluate_files(
     inspectors: Sequence, files, labels: np.ndarray, *, rate: float | None = None
 ) -> dict:
-    """`evaluate` for each inspector on the same files, and `compare` where there are two.
+    """`evaluate` for each inspector on the same files; for two, the difference in ROC-AUC.
 
     A file that cannot be read, or that one of the inspectors was fitted with, counts for none.
 
@@ -123,8 +120,8 @@ def evaluate_files(
     -------
     found : dict
         "n_normal", "n_anomalous"; "models", for each inspector its "threshold", what `evaluate`
-        returns and "fitted", the files that it was fitted with; for two inspectors
-        "roc_auc_difference", the first minus the second; "unreadable", the reason by file.
+        returns and "fitted", the files that it was fitted with; "unreadable", the reason by file;
+        for two inspectors "roc_auc_difference", the first minus the second, with its interval.
 
     Raises
     ------
@@ -154,12 +151,7 @@ def evaluate_files(
         "models": models,
         "unreadable": unreadable,
     }
-    if len(scores) == 2:
-        found["roc_auc_difference"] = compare(labels, *scores)
+    if len(models) == 2:
+        one, other = (model["roc_auc"][0] for model in models)
+        found["roc_auc_difference"] = (one - other, *paired_interval(labels, *scores))
     return found
-
-
-def compare(labels, scores, others, *, seed: int = 0) -> tuple[float, float, float]:
-    """ROC-AUC of `scores` - that of `others` on the same images, and its paired 95 % interval."""
-    low, high = paired_interval(labels, scores, others, seed=seed)
-    return roc_auc(labels, scores) - roc_auc(labels, others), low, high

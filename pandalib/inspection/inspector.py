@@ -34,6 +34,7 @@ from sklearn.base import BaseEstimator
 from pandalib.backbones import PIXELS_PER_BATCH, Backbone
 from pandalib.datasets.folder import open_images
 from pandalib.datasets.images import FITS, Geometry, ImageFolder, LazyImages, upright_size
+from pandalib.datasets.listing import counted
 from pandalib.datasets.region import check_proportions, read_region
 from pandalib.datasets.tiles import tile_boxes, tile_side
 from pandalib.inspection import adapted, storage, tiled
@@ -378,12 +379,8 @@ class Inspector(BaseEstimator):
         """Check the settings, and set what follows from them and from the network."""
         check_counts(n_maps=self.n_maps, n_images=self.n_images, k=self.k)
         self.backbone_, self.adapted_ = self.backbone, np.empty(0, np.int64)
-        options = (
-            ("method", METHODS),
-            ("framing", (None, *FITS)),
-            ("adapt", (None, *adapted.KINDS)),
-        )
-        for name, choices in options:
+        options = {"method": METHODS, "framing": (None, *FITS), "adapt": (None, *adapted.KINDS)}
+        for name, choices in options.items():
             if getattr(self, name) not in choices:
                 expected = ", ".join(map(repr, choices))
                 raise ValueError(f"{name}={getattr(self, name)!r}: expected one of {expected}.")
@@ -473,23 +470,19 @@ class Inspector(BaseEstimator):
         return None if self.region_ is None else self.geometry_.fit_mask(self.region_)
 
     def _open_first(self, images, recursive: bool) -> tuple:
-        """Normal images, names and sizes; their folder decides about the geometry."""
+        """Normal images, names and sizes; their folder, or the arrays' size, sets the geometry."""
         size = self.geometry_.height
         how = size, self.geometry_.fit, self.geometry_.resize
         frames = frames_of(images)
         if frames is not None:
             self.geometry_ = Geometry.for_images(frames, *how)
-            self.notes_ = []
             return self._read_frames(frames)
         images, names = open_images(images, size, fit=how[1], recursive=recursive, normal=True)
         self.notes_ = notes_of(images)
         if isinstance(images, ImageFolder) and self.resize is not None:
             geometry = Geometry.for_images(images.files, *how)
             images = ImageFolder(images.files, geometry, images.listing)
-        if hasattr(images, "geometry"):
-            self.geometry_ = images.geometry
-        else:  # arrays, at their own size
-            self.geometry_ = Geometry(*height_and_width(images))
+        self.geometry_ = getattr(images, "geometry", None) or Geometry(*height_and_width(images))
         return images, names, sizes_of(images)
 
     def _open(
@@ -498,7 +491,6 @@ class Inspector(BaseEstimator):
         """Images, names, and a function from number to the original's height and width."""
         frames = frames_of(images)
         if frames is not None:
-            self.notes_ = []
             return self._read_frames(frames)
         images, names = open_images(images, self.geometry_, recursive=recursive, normal=normal)
         if self.tile_ is None:
@@ -507,6 +499,7 @@ class Inspector(BaseEstimator):
         return images, names, sizes_of(images)
 
     def _read_frames(self, frames: list) -> tuple:
+        self.notes_ = []
         names = [f"image {number}" for number in range(len(frames))]
         sizes = [upright_size(frame)[::-1] for frame in frames]
         if self.tile_ is None:
@@ -608,8 +601,7 @@ class Inspector(BaseEstimator):
 
     def _sampled(self, n: int) -> np.ndarray:
         """Which of n images to sample, none of those that the network was adapted to."""
-        sample = _sample(n, self.n_maps + len(self.adapted_), self.seed, by_key=True)
-        return np.sort(sample[~np.isin(sample, self.adapted_)][: self.n_maps])
+        return _sample(n, self.n_maps, self.seed, without=self.adapted_)
 
     def _left_out(self, row: int) -> list[int]:
         """The numbers of an image of the sample and, after it, of its near-duplicates."""
@@ -753,14 +745,9 @@ class Inspector(BaseEstimator):
             parts = {part: raw[part] / self.scales_[part] for part in PARTS}
             maps = maps / np.float32(self.scales_["place"])
             for row, number in enumerate(numbers):
-                yield Seen(
-                    names[number],
-                    batch[row],
-                    {part: float(values[row]) for part, values in parts.items()},
-                    maps[row],
-                    tuple(size_of(number)),
-                    _digest(batch[row]) in known,
-                )
+                image, size = batch[row], tuple(size_of(number))
+                own = {part: float(values[row]) for part, values in parts.items()}
+                yield Seen(names[number], image, own, maps[row], size, _digest(image) in known)
 
     def rank(
         self,
@@ -790,34 +777,50 @@ class Inspector(BaseEstimator):
         `images` as they were given to `fit`, since a detector does not keep them. The ranking holds
         those of the sample whose pixels are still the same. Raises ValueError if there are none.
         """
-        return self._ranked(self._inspect_normal(images, recursive), top, None, [], None)
+        unreadable = list(self.unreadable_)
+        found = self._inspect_normal(images, recursive, unreadable)
+        return self._ranked(found, top, None, unreadable, None)
 
-    def _inspect_normal(self, images, recursive: bool) -> Iterator[Seen]:
+    def _inspect_normal(self, images, recursive: bool, unreadable: list) -> Iterator[Seen]:
+        """Yield what is seen of the sample's images, each compared with the others."""
         check_fitted(self, "features_")
         images, names, size_of = self._open(images, recursive, normal=True)
-        row_of = {self.names_[number]: row for row, number in enumerate(self.sample_.tolist())}
-        chosen = [number for number, name in enumerate(names) if name in row_of]
-        images, names, size_of = part_of(images, names, size_of, chosen)
+        sample = self.sample_.tolist()
+        wanted = {self.names_[number] for number in sample}  # after `add` a name can occur twice
+        chosen = [number for number, name in enumerate(names) if name in wanted]
+        part = part_of(images, names, size_of, chosen)
+        row_of = {int(self.digests_[number]): row for row, number in enumerate(sample)}
+        row = None
+        for row, name, image, whole, size in self._read_again(*part, row_of, unreadable):
+            parts = {part: float(self.normal_parts_[part][row]) for part in PARTS}
+            yield Seen(name, image, parts, whole / np.float32(self.scales_["place"]), size, True)
+        if row is None:
+            raise ValueError(
+                "none of these images is one of the normal images that set the threshold: expected "
+                "the images that were given to `fit`, unchanged."
+            )
 
-        for name, image, whole, size, pixels in self._read_again(images, names, size_of, row_of):
-            row = row_of[name]
-            if _digest(pixels) == self.digests_[self.sample_[row]]:
-                parts = {part: float(self.normal_parts_[part][row]) for part in PARTS}
-                whole = whole / np.float32(self.scales_["place"])
-                yield Seen(name, image, parts, whole, size, True)
+    def _read_again(self, images, names, size_of, row_of, unreadable) -> Iterator[tuple]:
+        """Yield row of the sample, name, picture, raw map and size of images that are in it.
 
-    def _read_again(self, images, names, size_of, row_of) -> Iterator[tuple]:
-        """Yield name, picture, raw map, size and pixels of normal images of the sample."""
+        `row_of` goes from the digest of an image's pixels to its row.
+        """
         if self.tile_ is not None:
-            left_out = [self._left_out(row_of[name]) for name in names]
-            for name, image, _, whole, pixels in tiled.inspect(self, images, names, [], left_out):
-                yield name, image, whole, whole.shape, pixels
+
+            def others(pixels):
+                row = row_of.get(_digest(pixels))
+                return () if row is None else self._left_out(row)
+
+            found = tiled.inspect(self, images, names, unreadable, others)
+            for name, image, _, whole, pixels in found:
+                if (row := row_of.get(_digest(pixels))) is not None:
+                    yield row, name, image, whole, whole.shape
             return
         maps = np.concatenate([maps for maps, _ in self._compared()])
-        for numbers, batch in self._batches(images, names, size_of, None, [], "read again"):
+        for numbers, batch in self._batches(images, names, size_of, None, unreadable, "read again"):
             for number, image in zip(numbers, batch, strict=True):
-                name = names[number]
-                yield name, image, maps[row_of[name]], tuple(size_of(number)), image
+                if (row := row_of.get(_digest(image))) is not None:
+                    yield row, names[number], image, maps[row], tuple(size_of(number))
 
     def _ranked(self, found, top: int, rate: float | None, unreadable, on_image) -> Ranking:
         check_counts(top=top)
@@ -843,11 +846,6 @@ class Inspector(BaseEstimator):
             n_regions.append(len(above))
             known += [seen.name] if seen.fitted else []
             sizes[in_pixels(seen.size)] = None
-        if not names and not unreadable:
-            raise ValueError(
-                "none of these images is among the normal ones that set the threshold: expected "
-                "the images of `fit`, unchanged."
-            )
         if not names:
             name, reason = unreadable[0]
             raise ValueError(
@@ -962,23 +960,15 @@ class Inspector(BaseEstimator):
         return storage.load(cls, folder, weights=weights, backbone=backbone, device=device)
 
 
-def counted(n: int, one: str, many: str = "") -> str:
-    """A number with its noun: 1 image, 2 images."""
-    return f"{n} {one if n == 1 else many or one + 's'}"
-
-
-def _sample(n: int, n_maps: int, seed: int, by_key: bool = False) -> np.ndarray:
+def _sample(n: int, n_maps: int, seed: int, without: Sequence[int] = ()) -> np.ndarray:
     """Which of n images to sample: those with the smallest of n random keys, in ascending order.
-
-    `by_key`: in the order of the keys.
 
     The key of an image depends only on seed and number, so an image that left the sample never
     returns, and images can be added at any time. The raw stream of a generator is the same in
     every version of numpy.
     """
-    keys = np.random.Philox(seed).random_raw(n)
-    drawn = np.argsort(keys, kind="stable")[:n_maps]
-    return drawn if by_key else np.sort(drawn)
+    order = np.argsort(np.random.Philox(seed).random_raw(n), kind="stable")
+    return np.sort(order[~np.isin(order, without)][:n_maps])
 
 
 def _digest(image: np.ndarray) -> int:

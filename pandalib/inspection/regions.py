@@ -42,18 +42,9 @@ def regions_above(anomaly_map, threshold: float) -> list[Region]:
         inside = numbered[rows, columns] == number
         values = np.where(inside, anomaly_map[rows, columns], -np.inf)
         y, x = np.unravel_index(values.argmax(), values.shape)
-        found.append(
-            Region(
-                columns.start,
-                rows.start,
-                columns.stop,
-                rows.stop,
-                int(inside.sum()),
-                float(values[y, x]),
-                int(columns.start + x),
-                int(rows.start + y),
-            )
-        )
+        box = columns.start, rows.start, columns.stop, rows.stop
+        peak = float(values[y, x]), int(columns.start + x), int(rows.start + y)
+        found.append(Region(*box, int(inside.sum()), *peak))
     return sorted(found, key=lambda region: -region.peak)
 
 

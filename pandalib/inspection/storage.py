@@ -34,6 +34,7 @@ from pandalib.validation import check_fitted
 FORMAT = {"format": "pandalib detector", "version": 3}
 OLDER = FORMAT | {"version": 1}  # SPADE on the central square; read, no longer written
 FACTS = "detector.json"
+ARRAYS = "features digests groups thumbnails check_images adapted".split()  # attributes, less the _
 LARGEST = np.float32(1e15)  # squared and summed, it is still finite
 SETTINGS = ("n_maps", "n_images", "sigma", "k", "false_alarm_rate", "seed")
 OWN = "trainable."  # the tensors of an adapted network
@@ -53,17 +54,9 @@ def save(inspector, folder) -> None:
     """See `Inspector.save`."""
     check_fitted(inspector, "features_")
     folder = check_target(folder)
-    tensors = {
-        "features": inspector.features_,
-        "kept": inspector.sample_,
-        "digests": inspector.digests_,
-        "groups": inspector.groups_,
-        "thumbnails": inspector.thumbnails_,
-        "normal_image": inspector.normal_parts_["image"],
-        "normal_place": inspector.normal_parts_["place"],
-        "check_images": inspector.check_images_,
-        "adapted": inspector.adapted_,
-    }
+    tensors = {name: getattr(inspector, f"{name}_") for name in ARRAYS}
+    tensors |= {f"normal_{part}": values for part, values in inspector.normal_parts_.items()}
+    tensors["kept"] = inspector.sample_
     if inspector.adapt is not None:
         trainable = inspector.backbone_.trainable.state_dict()
         tensors |= {f"{OWN}{name}": value.cpu().numpy() for name, value in trainable.items()}
@@ -305,15 +298,12 @@ def _rebuilt(cls, network: Backbone, facts: dict, tensors: dict[str, np.ndarray]
     if shapes != expected or len(names) != n:
         raise ValueError(f"its tensors have the shapes {shapes}, expected {expected}.")
     _check_numbers(tensors, facts)
-    inspector.adapted_ = tensors["adapted"]
+    for name in ARRAYS:
+        setattr(inspector, f"{name}_", tensors[name])
+    inspector.sample_ = tensors["kept"]
     inspector.names_, inspector.check_names_, inspector.sizes_ = names, check_names, sizes
-    inspector.check_images_ = tensors["check_images"]
     inspector.n_copies_ = facts["n_copies"]
     inspector.unreadable_, inspector.notes_, inspector.left_out_ = [], [], []
-    inspector.groups_, inspector.thumbnails_ = tensors["groups"], tensors["thumbnails"]
-    inspector.features_ = tensors["features"]
-    inspector.sample_ = tensors["kept"]
-    inspector.digests_ = tensors["digests"]
     inspector.scales_ = {part: facts["usual"][part] for part in ("image", "place")}
     inspector.normal_parts_ = {part: tensors[f"normal_{part}"] for part in inspector.scales_}
     if inspector.method == "bank":

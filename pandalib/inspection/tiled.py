@@ -13,6 +13,7 @@ second time to be compared, and a detector with tiles cannot learn more later.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -44,10 +45,8 @@ def number_of_tiles(sources: Sequence, tile: int, overlap: int) -> int:
     """How many tiles all images have, by their headers; unreadable files are passed over."""
     total = 0
     for source in sources:
-        try:
+        with suppress(ImageError):
             total += len(tile_boxes(*upright_size(source)[::-1], tile, overlap))
-        except ImageError:
-            continue
     return total
 
 
@@ -148,14 +147,15 @@ def _score_without(inspector, pooled: np.ndarray, left_out: list[int]) -> float:
 
 
 def inspect(
-    inspector, images, names: list[str], unreadable: list | None, left_out: Sequence = ()
+    inspector, images, names: list[str], unreadable: list | None, left_out=lambda pixels: ()
 ) -> Iterator[tuple]:
     """Yield name, thumbnail, raw parts, raw map and pixels of each image.
 
-    `left_out` holds, for each image, numbers of normal images with which its map is not compared.
+    `left_out` gives, for an image's pixels, the numbers of the normal images that its map is not
+    compared with.
     """
     for number, tiles in _readable(inspector, sources_of(images), names, unreadable, "score"):
-        whole, pooled = look(inspector, tiles, left_out[number] if left_out else ())
+        whole, pooled = look(inspector, tiles, left_out(tiles.pixels))
         raw = {"image": float(inspector.knn_.score(pooled).max()), "place": float(whole.max())}
         yield names[number], thumbnail(tiles.pixels), raw, whole, tiles.pixels
 

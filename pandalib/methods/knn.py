@@ -33,8 +33,8 @@ if TYPE_CHECKING:  # torch, which a browser lacks as well
 # same in any batch:
 # 1. The mean of the gallery is subtracted first, in float64. Distances do not change, but the terms
 #    that cancel do: with a common offset of 1000 in 512 dimensions faiss alone is wrong by 80 %.
-# 2. faiss only proposes: a few candidates more than k, whose distances are computed again from the
-#    differences, squared and summed in float64. So a duplicate is at exactly 0.
+# 2. faiss only proposes: a few candidates more than k, whose distances are computed again from
+#    the differences in float64. So a duplicate is at exactly 0.
 _SPARE = 4
 _BLOCK = 1024
 
@@ -93,10 +93,11 @@ class _Gallery:
         return candidates
 
     def _exact_distances(self, queries: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+        queries = queries.astype(np.float64)
         exact = np.empty(candidates.shape)
         for column, rows in enumerate(candidates.T):
-            difference = self.features[rows] - queries  # float32, rounded once
-            exact[:, column] = np.einsum("nd,nd->n", difference, difference, dtype=np.float64)
+            difference = self.features[rows] - queries
+            exact[:, column] = np.einsum("nd,nd->n", difference, difference)
         return exact
 
 

@@ -47,6 +47,7 @@ from pandalib.validation import as_images, check_counts
 
 PORTION = 16384  # patches that one coreset is chosen from: its time grows with their square
 NEIGHBOURS = 9  # of a patch in the bank, for `reweight`
+PROJECTED = 128  # dimensions in which a coreset measures its distances
 
 
 @dataclass(eq=False, repr=False)
@@ -242,28 +243,22 @@ def _joined(pairs: list[tuple]) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.cat(patches), torch.cat(owners)
 
 
-def coreset(
-    features: torch.Tensor,
-    n_kept: int,
-    *,
-    n_projected: int = 128,
-    seed: int = 0,
-) -> torch.Tensor:
+def coreset(features: torch.Tensor, n_kept: int, *, seed: int = 0) -> torch.Tensor:
     """Choose `n_kept` of the rows (n, d) such that each row has a chosen one nearby.
 
     Greedy k-centre (Sener and Savarese 2018): each step takes the row that is farthest from all
-    those chosen so far. Distances are taken in a random projection to `n_projected` dimensions,
-    which nearly preserves them (Johnson and Lindenstrauss). Returns int64 row numbers (n_kept,), in
-    the order of choice.
+    those chosen so far. Distances are taken in a random projection to 128 dimensions, which nearly
+    preserves them (Johnson and Lindenstrauss). Returns int64 row numbers (n_kept,), in the order of
+    choice.
     """
     n, d = features.shape
     if not 1 <= n_kept <= n:
         raise ValueError(f"n_kept={n_kept}: expected 1 to {n}, the number of features.")
     generator = torch.Generator().manual_seed(seed)
     features = features - features.mean(dim=0)
-    if d > n_projected:
-        projection = torch.randn(d, n_projected, generator=generator)
-        features = features @ projection / n_projected**0.5
+    if d > PROJECTED:
+        projection = torch.randn(d, PROJECTED, generator=generator)
+        features = features @ projection / PROJECTED**0.5
     norms = features.square().sum(dim=1)
     distances = torch.full_like(norms, torch.inf)  # squared, to the nearest chosen row
     farthest = int(torch.randint(n, (), generator=generator))

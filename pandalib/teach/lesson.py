@@ -86,19 +86,15 @@ def reveal(key: str) -> None:
     entry = text("predict", key)
     answer = {"right": entry["right"], "option": entry["options"][entry["right"]]}
     choice = session.predictions.get(key)
-    if choice is None:
-        opening = say("no_prediction", **answer)
-    elif choice == entry["right"]:
-        opening = say("predicted_right", right=choice)
-    else:
-        opening = say("predicted_wrong", choice=choice, reply=entry["replies"][choice], **answer)
     if choice is None:  # folded, or "Run All Cells" would give every answer away
+        opening = say("no_prediction", **answer)
         summary = say("fold_answer")
-        show(
-            f"<details><summary>{summary}</summary>", f"{opening} {entry['why']}", "", "</details>"
-        )
-        return
+        folded = f"<details><summary>{summary}</summary>", f"{opening} {entry['why']}"
+        return show(*folded, "", "</details>")
     session.shown.setdefault(key, choice)  # what is changed later is hindsight
+    opening = say("predicted_right", right=choice)
+    if choice != entry["right"]:
+        opening = say("predicted_wrong", choice=choice, reply=entry["replies"][choice], **answer)
     show(f"{opening} {entry['why']}")
 
 

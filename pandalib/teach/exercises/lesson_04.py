@@ -44,13 +44,13 @@ class FisherFromDefinition(Exercise):
             yield rng.normal(size=(n, d)) + 0.3, 1.5 * rng.normal(size=(n_classes, d))
 
     def solution(self, x, weights):
-        p, squares = self._parts(x, weights)
-        return (p.T[:, :, None, None] * squares).sum(axis=0).mean(axis=0)
+        p, gradients = self._parts(x, weights)
+        return (p.T[:, :, None, None] * gradients**2).sum(axis=0).mean(axis=0)
 
     def mistakes(self, x, weights):
-        p, squares = self._parts(x, weights)  # (n, c) and (c, n, c, d): label, sample, parameter
+        p, gradients = self._parts(x, weights)  # (n, c) and (c, n, c, d): label, sample, parameter
+        squares = gradients**2
         each = p.T[:, :, None, None] * squares
-        gradients = np.sqrt(squares) * self._signs(x, weights)
         likeliest = p.argmax(axis=1)
         mixed = (p.T[:, :, None, None] * gradients).mean(axis=1)
         return {
@@ -64,15 +64,10 @@ class FisherFromDefinition(Exercise):
             "weights_squared": (p.T[:, :, None, None] * each).sum(axis=0).mean(axis=0),
         }
 
-    def _signs(self, x, weights):
-        p = _softmax(x @ weights.T)
-        labels = np.eye(len(weights))[:, None, :]
-        return np.sign((labels - p)[..., None] * x[:, None, :])
-
     def _parts(self, x, weights):
         p = _softmax(x @ weights.T)
         labels = np.eye(len(weights))[:, None, :]  # one row for each label
-        return p, ((labels - p)[..., None] * x[:, None, :]) ** 2
+        return p, (labels - p)[..., None] * x[:, None, :]
 
 
 def _softmax(logits):

@@ -161,33 +161,26 @@ class GreedyCoreset(Exercise):
             centres = rng.normal(size=(5, d)) * 6
             yield centres[rng.integers(5, size=n)] + rng.normal(size=(n, d)), n_kept
 
-    def solution(self, patches, n_kept):
-        kept, nearest = [0], self._to(patches, 0)
+    def solution(self, patches, n_kept, update=np.minimum):
+        kept, distances = [0], self._to(patches, 0)
         while len(kept) < n_kept:
-            kept.append(int(nearest.argmax()))
-            nearest = np.minimum(nearest, self._to(patches, kept[-1]))
+            kept.append(int(distances.argmax()))
+            distances = update(distances, self._to(patches, kept[-1]))
         return np.array(kept)
 
     def mistakes(self, patches, n_kept):
-        def greedy(update, pick=np.argmax, steps=n_kept - 1):
-            kept, distances = [0], self._to(patches, 0)
-            for _ in range(steps):
-                kept.append(int(pick(distances)))
-                distances = update(distances, self._to(patches, kept[-1]))
-            return np.array(kept)
-
         from_first = np.argsort(-self._to(patches, 0), kind="stable")
         nearest = np.sort(np.argsort(self._to(patches, 0), kind="stable")[:n_kept])
         return {
-            "to_the_last": greedy(lambda old, new: new),
-            "sum": greedy(lambda old, new: old + new),
-            "farthest_from_all": greedy(np.maximum),
+            "to_the_last": self.solution(patches, n_kept, lambda old, new: new),
+            "sum": self.solution(patches, n_kept, np.add),
+            "farthest_from_all": self.solution(patches, n_kept, np.maximum),
             "from_the_first": np.array([0, *from_first[: n_kept - 1]]),
             "nearest_ones": nearest,
             "first_rows": np.arange(n_kept),
-            "one_too_many": greedy(np.minimum, steps=n_kept),
-            "one_too_few": greedy(np.minimum, steps=n_kept - 2),
-            "without_the_first": greedy(np.minimum, steps=n_kept)[1:],
+            "one_too_many": self.solution(patches, n_kept + 1),
+            "one_too_few": self.solution(patches, n_kept - 1),
+            "without_the_first": self.solution(patches, n_kept + 1)[1:],
             "rows_themselves": patches[self.solution(patches, n_kept)],
         }
 
