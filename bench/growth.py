@@ -39,7 +39,7 @@ searched. k-means: {centres} centres, all points, the library's own.
 |---|---|---|---|---|---|---|---|
 {gallery}
 
-pandalib asks faiss for 4 candidates more than k and works their distances out again in float64;
+pandalib asks faiss for 2 candidates more than k and works their distances out again in float64;
 that, and taking the mean off the queries, is what it needs beyond faiss alone. Its second copy of
 the gallery, without the mean, is its memory.
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:  # torch, which a browser lacks as well
 #    that cancel do: with a common offset of 1000 in 512 dimensions faiss alone is wrong by 80 %.
 # 2. faiss only proposes: a few candidates more than k, whose distances are computed again from
 #    the differences in float64. So a duplicate is at exactly 0.
-_SPARE = 4
+_SPARE = 2
 _BLOCK = 1024
 
 
@@ -113,7 +113,7 @@ def squared_distances(
     """Squared Euclidean distances to the k nearest gallery features, exact to float32.
 
     Every pair is compared. Two neighbours are ranked rightly if their squared distances differ by
-    about 1e-6 of the gallery's squared spread; by less, if both are among the k + 4 nearest.
+    about 1e-6 of the gallery's squared spread; by less, if both are among the k + 2 nearest.
 
     Parameters
     ----------
@@ -127,7 +127,7 @@ def squared_distances(
     distances : ndarray, shape (n, k), float32
         Ascending; the same bits for a query alone and in any batch.
     indices : ndarray, shape (n, k), int64
-        Rows of the gallery; at equal distances the lower row first, among those k + 4 nearest.
+        Rows of the gallery; at equal distances the lower row first, among those k + 2 nearest.
 
     Raises
     ------
