@@ -367,7 +367,7 @@ def test_it_is_an_estimator(backbone, fitted):
     assert detector.get_params()["n_images"] == 5 and detector.n_maps == 22
     assert detector.size is None and detector.layers is None
     assert repr(detector).startswith("Inspector(")
-    for call in (detector.score, detector.add, detector.maps, detector.rank):
+    for call in (detector.score, detector.add, detector.maps, detector.rank, detector.rank_normal):
         with pytest.raises(NotFittedError):
             call(QUERIES)
     with pytest.raises(NotFittedError):

@@ -777,13 +777,13 @@ class Inspector(BaseEstimator):
         `images` as they were given to `fit`, since a detector does not keep them. The ranking holds
         those of the sample whose pixels are still the same. Raises ValueError if there are none.
         """
+        check_fitted(self, "features_")
         unreadable = list(self.unreadable_)
         found = self._inspect_normal(images, recursive, unreadable)
         return self._ranked(found, top, None, unreadable, None)
 
     def _inspect_normal(self, images, recursive: bool, unreadable: list) -> Iterator[Seen]:
         """Yield what is seen of the sample's images, each compared with the others."""
-        check_fitted(self, "features_")
         images, names, size_of = self._open(images, recursive, normal=True)
         sample = self.sample_.tolist()
         wanted = {self.names_[number] for number in sample}  # after `add` a name can occur twice
